@@ -1,0 +1,7 @@
+"""Advection-diffusion of images on the lattice, with turbulence: batched NVIDIA Warp kernels, zero-copy to and from torch."""
+
+from lbm_warp.advection_diffusion import AdvectionDiffusion
+from lbm_warp.schedule import Schedule
+from lbm_warp.turbulence import CurlNoise, SpectralTurbulence, Turbulence
+
+__all__ = ["AdvectionDiffusion", "CurlNoise", "Schedule", "SpectralTurbulence", "Turbulence"]

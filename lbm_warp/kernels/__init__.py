@@ -1,0 +1,1 @@
+"""Warp kernels. Nothing here knows torch: arrays in, arrays out."""

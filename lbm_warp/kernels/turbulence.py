@@ -1,0 +1,209 @@
+"""Stream functions from noise and from waves, and their discrete curl.
+
+A stream function psi lives on the corners of the cells, [height + 1, width + 1], and on a wall it is zero. The velocity across a
+cell face is the difference of psi along it, and a cell's velocity is the mean over its two opposite faces:
+
+    u_x = mean_x (psi[y + 1] - psi[y]),      u_y = -mean_y (psi[x + 1] - psi[x]).
+
+What flows into a cell flows out of it, and nothing crosses a wall, to rounding and whatever psi is.
+"""
+
+import warp as wp
+
+from lbm_warp.kernels.hashing import TWO_PI, absorb, uniform
+
+wp.set_module_options({"enable_backward": False})
+
+SQRT_2 = wp.constant(1.4142135623730951)
+SQRT_6 = wp.constant(2.449489742783178)
+
+
+@wp.func
+def fade(t: wp.float32) -> wp.float32:
+    """Perlin's quintic: 0 to 1 with zero slope and curvature at both ends, so the velocity is smooth."""
+    return t * t * t * (t * (t * 6.0 - 15.0) + 10.0)
+
+
+@wp.func
+def symmetric(state: wp.uint64, counter: wp.int32) -> wp.float32:
+    """A random number in (-1, 1)."""
+    return 2.0 * uniform(absorb(state, counter)) - 1.0
+
+
+@wp.kernel
+def noise_nodes_kernel(
+    seed: wp.array[wp.int64],
+    octave: wp.int32,
+    time: wp.float32,
+    periodic: wp.bool,
+    # outputs
+    nodes: wp.array4d[wp.float32],
+):
+    """Value and gradient of one octave of noise at its lattice nodes, at one moment.
+
+    The noise is three-dimensional: (x, y, time). Along time it is evaluated here, which leaves a plane noise of value a and gradient
+    (gx, gy) per node. On a wall a = 0 and the gradient is normal to the wall, so the interpolant vanishes all along it.
+    """
+    n, j, i = wp.tid()
+    ny = nodes.shape[2] - 1
+    nx = nodes.shape[3] - 1
+    # The last node of a periodic axis is the first one.
+    jj = wp.where(periodic, j % ny, j)
+    ii = wp.where(periodic, i % nx, i)
+    slab = wp.floor(time)
+    phase = time - slab
+    node = wp.vec3f(0.0, 0.0, 0.0)
+    for side in range(2):
+        state = absorb(absorb(absorb(absorb(wp.uint64(seed[n]), octave), jj), ii), wp.int32(slab) + side)
+        ahead = phase - wp.float32(side)
+        weight = wp.where(side == 0, 1.0 - fade(phase), fade(phase))
+        # Gradients sqrt(6) times the values give the nodes and the middles of the cells the same variance.
+        value = symmetric(state, 0) + SQRT_6 * symmetric(state, 3) * ahead
+        node += weight * wp.vec3f(value, SQRT_6 * symmetric(state, 1), SQRT_6 * symmetric(state, 2))
+    if not periodic:
+        if i == 0 or i == nx:
+            node = wp.vec3f(0.0, node[1], 0.0)
+        if j == 0 or j == ny:
+            node = wp.vec3f(0.0, 0.0, node[2])
+    for part in range(3):
+        nodes[n, part, j, i] = node[part]
+
+
+@wp.kernel
+def add_octave_kernel(
+    nodes: wp.array4d[wp.float32],
+    amplitude: wp.float32,
+    # outputs
+    psi: wp.array3d[wp.float32],
+):
+    """Add one octave of noise to psi: every corner blends what the four nodes around it extrapolate to it."""
+    n, y, x = wp.tid()
+    ny = nodes.shape[2] - 1
+    nx = nodes.shape[3] - 1
+    py = wp.float32(y) / wp.float32(psi.shape[1] - 1) * wp.float32(ny)
+    px = wp.float32(x) / wp.float32(psi.shape[2] - 1) * wp.float32(nx)
+    j = wp.min(wp.int32(py), ny - 1)
+    i = wp.min(wp.int32(px), nx - 1)
+    fy = py - wp.float32(j)
+    fx = px - wp.float32(i)
+    value = wp.float32(0.0)
+    for dj in range(2):
+        for di in range(2):
+            wy = wp.where(dj == 0, 1.0 - fade(fy), fade(fy))
+            wx = wp.where(di == 0, 1.0 - fade(fx), fade(fx))
+            extrapolated = (
+                nodes[n, 0, j + dj, i + di]
+                + nodes[n, 1, j + dj, i + di] * (fx - wp.float32(di))
+                + nodes[n, 2, j + dj, i + di] * (fy - wp.float32(dj))
+            )
+            value += wy * wx * extrapolated
+    psi[n, y, x] = psi[n, y, x] + amplitude * value
+
+
+@wp.kernel
+def wave_amplitudes_kernel(
+    seed: wp.array[wp.int64],
+    component: wp.int32,
+    ky: wp.array[wp.float32],
+    kx: wp.array[wp.float32],
+    key_y: wp.array[wp.int32],
+    key_x: wp.array[wp.int32],
+    exponent: wp.float32,
+    k_max: wp.float32,
+    time: wp.float32,
+    # outputs
+    amplitude: wp.array3d[wp.float32],
+):
+    """Amplitude k^exponent cos(phase + omega t) of every wave (q along y, p along x), phase random, omega ~ k^(2/3).
+
+    k counts waves per shorter image side; k = 0 (no velocity) and k > k_max are left out.
+    """
+    n, q, p = wp.tid()
+    k = wp.sqrt(ky[q] * ky[q] + kx[p] * kx[p])
+    value = wp.float32(0.0)
+    if k > 0.0 and k <= k_max:
+        state = absorb(absorb(absorb(wp.uint64(seed[n]), component), key_y[q]), key_x[p])
+        phase = TWO_PI * (uniform(state) + wp.pow(k, 2.0 / 3.0) * time)
+        value = wp.pow(k, exponent) * wp.cos(phase)
+    amplitude[n, q, p] = value
+
+
+@wp.kernel
+def sum_waves_y_kernel(
+    amplitude: wp.array3d[wp.float32],
+    basis_y: wp.array2d[wp.float32],
+    # outputs
+    rows: wp.array3d[wp.float32],
+):
+    """rows[n, y, p] = sum_q amplitude[n, q, p] basis_y[q, y]."""
+    n, y, p = wp.tid()
+    value = wp.float32(0.0)
+    for q in range(amplitude.shape[1]):
+        value += amplitude[n, q, p] * basis_y[q, y]
+    rows[n, y, p] = value
+
+
+@wp.kernel
+def sum_waves_x_kernel(
+    rows: wp.array3d[wp.float32],
+    basis_x: wp.array2d[wp.float32],
+    # outputs
+    field: wp.array3d[wp.float32],
+):
+    """field[n, y, x] = sum_p rows[n, y, p] basis_x[p, x]."""
+    n, y, x = wp.tid()
+    value = wp.float32(0.0)
+    for p in range(rows.shape[2]):
+        value += rows[n, y, p] * basis_x[p, x]
+    field[n, y, x] = value
+
+
+@wp.kernel
+def curl_kernel(
+    psi: wp.array3d[wp.float32],
+    # outputs
+    velocity: wp.array4d[wp.float32],
+):
+    """Cell velocities (u_x, u_y) from psi on the corners."""
+    n, y, x = wp.tid()
+    a = psi[n, y, x]
+    b = psi[n, y, x + 1]
+    c = psi[n, y + 1, x]
+    d = psi[n, y + 1, x + 1]
+    velocity[n, 0, y, x] = 0.5 * ((c - a) + (d - b))
+    velocity[n, 1, y, x] = -0.5 * ((b - a) + (d - c))
+
+
+@wp.kernel
+def row_energy_kernel(
+    velocity: wp.array4d[wp.float32],
+    # outputs
+    energy: wp.array2d[wp.float64],
+):
+    """Sum of u_x^2 + u_y^2 over each row of cells."""
+    n, y = wp.tid()
+    total = wp.float64(0.0)
+    for x in range(velocity.shape[3]):
+        total += wp.float64(velocity[n, 0, y, x] * velocity[n, 0, y, x] + velocity[n, 1, y, x] * velocity[n, 1, y, x])
+    energy[n, y] = total
+
+
+@wp.kernel
+def normalise_kernel(
+    energy: wp.array2d[wp.float64],
+    # outputs
+    velocity: wp.array4d[wp.float32],
+):
+    """Scale both components of every image's field by one factor, so that the mean of (u_x^2 + u_y^2) / 2 is one."""
+    n, y = wp.tid()
+    height = velocity.shape[2]
+    width = velocity.shape[3]
+    total = wp.float64(0.0)
+    for row in range(height):
+        total += energy[n, row]
+    factor = wp.float32(0.0)
+    if total > wp.float64(0.0):
+        factor = wp.float32(wp.sqrt(wp.float64(2 * height * width) / total))
+    for x in range(width):
+        velocity[n, 0, y, x] = velocity[n, 0, y, x] * factor
+        velocity[n, 1, y, x] = velocity[n, 1, y, x] * factor

@@ -1,0 +1,64 @@
+"""The corruption schedule: how much blur each level stands for, levels 0..K inclusive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Blur width of every corruption level.
+
+    Level 0 is the clean image, level K the most corrupted one. A Gaussian blur of standard deviation sigma is
+    heat flow for alpha t = sigma^2 / 2, so the blur width is a clock: every level is one moment of one trajectory.
+
+    Args:
+        sigma: blur width of levels 0..K [pixels], shape [K + 1], sigma[0] = 0, strictly increasing, finite.
+
+    Raises:
+        ValueError: if ``sigma`` is not such a sequence.
+    """
+
+    sigma: np.ndarray
+
+    def __post_init__(self) -> None:
+        sigma = np.array(self.sigma, dtype=np.float64)
+        if sigma.ndim != 1 or len(sigma) < 2:
+            raise ValueError(f"a schedule needs sigma for level 0 and at least one more, got shape {sigma.shape}")
+        if not np.isfinite(sigma).all() or sigma[0] != 0.0 or (np.diff(sigma) <= 0.0).any():
+            raise ValueError("sigma must be finite, start at 0 for the clean image and grow with every level")
+        sigma.setflags(write=False)
+        object.__setattr__(self, "sigma", sigma)
+
+    @classmethod
+    def geometric(cls, sigma_min: float = 0.5, sigma_max: float = 20.0, levels: int = 200) -> Schedule:
+        """Blur widths in geometric progression, the schedule of inverse heat dissipation (Rissanen et al. 2023).
+
+        Args:
+            sigma_min: blur width of level 1 [pixels], > 0.
+            sigma_max: blur width of level K [pixels], >= sigma_min (equal only for a single level).
+            levels: K >= 1; level 0 comes on top.
+
+        Raises:
+            ValueError: if a value is out of its range.
+        """
+        if levels < 1:
+            raise ValueError(f"levels must be at least 1, got {levels}")
+        if not 0.0 < sigma_min < np.inf:
+            raise ValueError(f"sigma_min must be positive, got {sigma_min}")
+        if not sigma_min <= sigma_max < np.inf:
+            raise ValueError(f"sigma_max must be at least sigma_min = {sigma_min:g} px, got {sigma_max:g} px")
+        if levels == 1:
+            return cls(np.array([0.0, sigma_max]))
+        return cls(np.concatenate([[0.0], np.geomspace(sigma_min, sigma_max, levels)]))
+
+    @property
+    def levels(self) -> int:
+        """K, the number of the most corrupted level."""
+        return len(self.sigma) - 1
+
+    def fourier(self, length: int) -> np.ndarray:
+        """Fourier number alpha t / L^2 = sigma^2 / (2 L^2) of levels 0..K for an image of shorter side ``length`` px."""
+        return 0.5 * (self.sigma / length) ** 2
