@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lbm_warp.checks import as_batch, check_boundary, check_images, check_number
+from lbm_warp.checks import InputError, as_batch, check_boundary, check_images, check_number
 from lbm_warp.interop import launch
 from lbm_warp.kernels.advection_diffusion import advance_kernel, cpu_kernels, read_kernel
 from lbm_warp.lattice import March
@@ -27,9 +27,9 @@ Integers = int | Sequence[int] | torch.Tensor
 class AdvectionDiffusion:
     """Advection-diffusion of a batch of images up to the levels of a schedule, by a D2Q9 lattice Boltzmann scheme.
 
-    The scheme (relaxation time 1, adjustable lattice temperature, see ``lbm_warp.lattice``) conserves mass per channel, keeps values
-    inside the input's range while the flow is resolved (Pe < L / 3 or so), and treats every image alone: results do not depend, bit
-    for bit on the CPU, on what else is in the batch.
+    The scheme (relaxation time 1, adjustable lattice temperature, see ``lbm_warp.lattice``) conserves mass per channel, keeps
+    values inside the input's range while the flow is resolved (Pe < L / 3 or so), and treats every image alone: results do not
+    depend, bit for bit on the CPU, on what else is in the batch.
 
     Args:
         schedule: blur width of every level.
@@ -128,7 +128,7 @@ class AdvectionDiffusion:
     def _levels(self, level: Integers, batch: int, lowest: int) -> torch.Tensor:
         levels = as_batch("level", level, batch)
         if batch and not (lowest <= int(levels.min()) and int(levels.max()) <= self.schedule.levels):
-            raise ValueError(
+            raise InputError(
                 f"level must be from {lowest} to {self.schedule.levels}, got {int(levels.min())} to {int(levels.max())}"
             )
         return levels
@@ -140,10 +140,8 @@ class _Flow:
     def __init__(self, operator: AdvectionDiffusion, u0: torch.Tensor, seed: Integers) -> None:
         check_images(u0)
         if u0.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                "images require gradients, which the operator does not pass on: detach them or use torch.no_grad()"
-            )
-        batch, channels, height, width = u0.shape
+            raise InputError("images require gradients, which the operator does not pass on: detach them or use torch.no_grad()")
+        batch, _, height, width = u0.shape
         seeds = as_batch("seed", seed, batch)
         if operator.peclet > 0.0:
             self.velocity = operator.velocity(seeds, height, width, u0.device).contiguous()

@@ -25,9 +25,7 @@ def view(tensor: torch.Tensor) -> wp.array:
         ValueError: if the tensor is not contiguous or of another type.
     """
     if tensor.dtype not in _DTYPES or not tensor.is_contiguous():
-        raise ValueError(
-            f"expected a contiguous tensor of {list(_DTYPES)}, got {tensor.dtype}, strides {tensor.stride()}"
-        )
+        raise ValueError(f"expected a contiguous tensor of {list(_DTYPES)}, got {tensor.dtype}, strides {tensor.stride()}")
     return wp.array(
         ptr=tensor.data_ptr(), shape=tuple(tensor.shape), dtype=_DTYPES[tensor.dtype], device=warp_device(tensor.device)
     )

@@ -11,9 +11,7 @@ from lbm_warp.interop import launch
 from lbm_warp.kernels.hashing import normal_kernel
 
 
-def normal(
-    seed: int | Sequence[int] | torch.Tensor, shape: Sequence[int], device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def normal(seed: int | Sequence[int] | torch.Tensor, shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
     """Standard normal numbers, the same whatever batch or device (up to rounding) they are drawn in.
 
     Args:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lbm_warp.checks import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
@@ -26,9 +28,9 @@ class Schedule:
     def __post_init__(self) -> None:
         sigma = np.array(self.sigma, dtype=np.float64)
         if sigma.ndim != 1 or len(sigma) < 2:
-            raise ValueError(f"a schedule needs sigma for level 0 and at least one more, got shape {sigma.shape}")
+            raise InputError(f"a schedule needs sigma for level 0 and at least one more, got shape {sigma.shape}")
         if not np.isfinite(sigma).all() or sigma[0] != 0.0 or (np.diff(sigma) <= 0.0).any():
-            raise ValueError("sigma must be finite, start at 0 for the clean image and grow with every level")
+            raise InputError("sigma must be finite, start at 0 for the clean image and grow with every level")
         sigma.setflags(write=False)
         object.__setattr__(self, "sigma", sigma)
 
@@ -45,11 +47,11 @@ class Schedule:
             ValueError: if a value is out of its range.
         """
         if levels < 1:
-            raise ValueError(f"levels must be at least 1, got {levels}")
+            raise InputError(f"levels must be at least 1, got {levels}")
         if not 0.0 < sigma_min < np.inf:
-            raise ValueError(f"sigma_min must be positive, got {sigma_min}")
+            raise InputError(f"sigma_min must be positive, got {sigma_min}")
         if not sigma_min <= sigma_max < np.inf:
-            raise ValueError(f"sigma_max must be at least sigma_min = {sigma_min:g} px, got {sigma_max:g} px")
+            raise InputError(f"sigma_max must be at least sigma_min = {sigma_min:g} px, got {sigma_max:g} px")
         if levels == 1:
             return cls(np.array([0.0, sigma_max]))
         return cls(np.concatenate([[0.0], np.geomspace(sigma_min, sigma_max, levels)]))

@@ -189,12 +189,10 @@ class SpectralTurbulence:
         return field
 
 
-def _wave_basis(
-    kind: str, size: int, length: int, k_max: float, corners: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _wave_basis(kind: str, size: int, length: int, k_max: float, corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Waves along an axis: wavenumber [waves per shorter side], key for the random numbers, values [waves, positions].
 
-    A wall axis carries half waves (sines vanish on the walls, cosines have no slope there), a periodic one whole waves of both kinds.
+    A wall axis carries half waves (sines vanish on the walls, cosines have no slope there), a periodic one whole waves.
     """
     x = np.arange(size + 1) / size if corners else (np.arange(size) + 0.5) / size
     waves_per_side = length / size

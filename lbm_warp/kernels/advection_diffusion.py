@@ -76,20 +76,14 @@ def weights(
 ) -> vec9:
     """What the nine neighbours (row by row) hand to a cell, per unit of their density."""
     return vec9(
-        phi_plus(row.low_scale * vy[row.low, column.low], theta)
-        * phi_plus(column.low_scale * vx[row.low, column.low], theta),
+        phi_plus(row.low_scale * vy[row.low, column.low], theta) * phi_plus(column.low_scale * vx[row.low, column.low], theta),
         phi_plus(row.low_scale * vy[row.low, column.here], theta) * phi_zero(scale * vx[row.low, column.here], theta),
-        phi_plus(row.low_scale * vy[row.low, column.high], theta)
-        * phi_minus(column.high_scale * vx[row.low, column.high], theta),
-        phi_zero(scale * vy[row.here, column.low], theta)
-        * phi_plus(column.low_scale * vx[row.here, column.low], theta),
+        phi_plus(row.low_scale * vy[row.low, column.high], theta) * phi_minus(column.high_scale * vx[row.low, column.high], theta),
+        phi_zero(scale * vy[row.here, column.low], theta) * phi_plus(column.low_scale * vx[row.here, column.low], theta),
         phi_zero(scale * vy[row.here, column.here], theta) * phi_zero(scale * vx[row.here, column.here], theta),
-        phi_zero(scale * vy[row.here, column.high], theta)
-        * phi_minus(column.high_scale * vx[row.here, column.high], theta),
-        phi_minus(row.high_scale * vy[row.high, column.low], theta)
-        * phi_plus(column.low_scale * vx[row.high, column.low], theta),
-        phi_minus(row.high_scale * vy[row.high, column.here], theta)
-        * phi_zero(scale * vx[row.high, column.here], theta),
+        phi_zero(scale * vy[row.here, column.high], theta) * phi_minus(column.high_scale * vx[row.here, column.high], theta),
+        phi_minus(row.high_scale * vy[row.high, column.low], theta) * phi_plus(column.low_scale * vx[row.high, column.low], theta),
+        phi_minus(row.high_scale * vy[row.high, column.here], theta) * phi_zero(scale * vx[row.high, column.here], theta),
         phi_minus(row.high_scale * vy[row.high, column.high], theta)
         * phi_minus(column.high_scale * vx[row.high, column.high], theta),
     )
@@ -217,9 +211,7 @@ def cpu_kernels(channels: int, height: int, width: int, periodic: bool) -> tuple
             w = weights(vx, vy, row, column, scale, theta)
             divergence_source = offset * (total(w) - 1.0)
             for c in range(channels):
-                target[c * height + row.here, end * right] = gather(
-                    source, w, row, column, c * height, divergence_source
-                )
+                target[c * height + row.here, end * right] = gather(source, w, row, column, c * height, divergence_source)
         for x in range(1, right):
             column = Neighbours(x - 1, x, x + 1, scale, scale)
             w = weights(vx, vy, row, column, scale, theta)

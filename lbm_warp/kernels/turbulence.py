@@ -41,8 +41,8 @@ def noise_nodes_kernel(
 ):
     """Value and gradient of one octave of noise at its lattice nodes, at one moment.
 
-    The noise is three-dimensional: (x, y, time). Along time it is evaluated here, which leaves a plane noise of value a and gradient
-    (gx, gy) per node. On a wall a = 0 and the gradient is normal to the wall, so the interpolant vanishes all along it.
+    The noise is three-dimensional: (x, y, time). Along time it is evaluated here, which leaves a plane noise of value a and
+    gradient (gx, gy) per node. On a wall a = 0 and the gradient is normal to the wall, so the interpolant vanishes all along it.
     """
     n, j, i = wp.tid()
     ny = nodes.shape[2] - 1

@@ -1,0 +1,1 @@
+"""Embedded pictures and data; LICENSES.md names their authors and licences."""

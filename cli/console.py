@@ -1,0 +1,65 @@
+"""What the commands share towards the person in front of them: arguments, devices, errors of one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import tyro
+import warp as wp
+
+from lbm_warp.checks import InputError
+
+Config = TypeVar("Config")
+
+
+def run(command: Callable[[Config], None], config: type[Config], module: str) -> None:
+    """Parse the command line into ``config`` and run ``command`` on it; bad input ends in one line and exit code 2."""
+    arguments = tyro.cli(config, prog=f"python -m cli.{module}", description=sys.modules[command.__module__].__doc__)
+    try:
+        _start_warp()
+        command(arguments)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device called ``name``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: if there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        if device.index >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu or auto")
+    return device
+
+
+def _start_warp() -> None:
+    """Start Warp without its banner, and without its native warning about a missing driver, which no CPU user needs."""
+    wp.config.log_level = wp.LOG_WARNING
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
+        try:
+            wp.init()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,0 +1,161 @@
+"""Corrupt a picture with turbulence and blur, and show how it happens."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from cli import console, render
+from diffusion.data import read_image, resize_shorter
+from diffusion.files import write_json
+from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence, Turbulence
+from lbm_warp.checks import InputError, check_number
+
+TURBULENCE: dict[str, Turbulence] = {
+    "curl-noise": CurlNoise(),
+    "spectral": SpectralTurbulence(),
+    "compressible": SpectralTurbulence(compressible=True),
+}
+# A larger picture is brought to this shorter side unless --size says otherwise: the work grows with its fourth power.
+DEFAULT_SIZE = 384
+VIDEO_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """Options of ``python -m cli.corrupt``."""
+
+    image: Annotated[Path | None, tyro.conf.Positional] = None
+    """The picture, anything Pillow reads; the bundled photograph of a cat if left out."""
+    peclet: float = 300.0
+    """Advection against diffusion, V L / alpha. 0 is pure blur."""
+    sigma_min: str = "0.5"
+    """Blur of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
+    sigma_max: str = "0.08L"
+    """Blur of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
+    levels: int = 200
+    """Number of levels K; sigma grows geometrically from level 1 to level K."""
+    seed: int = 0
+    """Seed of the velocity field."""
+    turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
+    """Kind of velocity field. The first two have no divergence; the third is that of the published research code."""
+    offset: float = 0.0
+    """Background the flow acts on; felt by a compressible flow only (9.5 in the published research code)."""
+    boundary: Literal["wall", "periodic"] = "wall"
+    """What happens at the border."""
+    video: bool = False
+    """Write trajectory.mp4 as well."""
+    frames: int = 240
+    """Frames of the video from clean to fully corrupted."""
+    fps: int = 30
+    """Frames per second of the video."""
+    columns: int = 8
+    """Pictures in the strip."""
+    size: int | None = None
+    """Shorter side in pixels the picture is brought to; by default its own, but at most 384."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    out: Path | None = None
+    """Folder for the results; outputs/<name of the picture> if left out."""
+
+
+def corrupt(options: Corrupt) -> None:
+    """Read the picture, march it along one trajectory, write the results."""
+    device = console.pick_device(options.device)
+    for name, lowest in (("columns", 2), ("frames", 2), ("fps", 1), ("levels", 1)):
+        check_number(f"--{name}", getattr(options, name), lowest)
+    if options.size is not None:
+        check_number("--size", options.size, 2)
+    check_number("--seed", options.seed, -(2**63), 2**63 - 1)
+
+    path = options.image or Path(str(resources.files("assets") / "chelsea.png"))
+    image = read_image(path)
+    length = options.size or min(*image.shape[1:], DEFAULT_SIZE)
+    if length != min(image.shape[1:]):
+        image = resize_shorter(image, length)
+    u0 = torch.from_numpy(image)[None].to(device)
+    _, channels, height, width = u0.shape
+
+    schedule = Schedule.geometric(pixels(options.sigma_min, length), pixels(options.sigma_max, length), options.levels)
+    # Levels are crowded where a picture still looks clean; the strip spaces its pictures by what the eye sees.
+    strip_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
+    columns = np.unique(np.abs(schedule.sigma[:, None] - strip_sigma).argmin(axis=0))
+    # The video's clock runs by blur width, a little slower at first, when there is most to see.
+    frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.frames if options.video else 1) ** 1.15
+    moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
+    operator = AdvectionDiffusion(
+        moments, options.peclet, TURBULENCE[options.turbulence], options.boundary, options.offset
+    )
+    shown: dict[float, np.ndarray] = {}
+    iterations = int(operator.march(height, width).anchor[-1])
+    print(f"{path.name}: {width} x {height} px, {iterations} lattice iterations on {device}")
+    trajectory = operator.trajectory(u0, options.seed)
+    for moment, u in tqdm(trajectory, total=moments.levels + 1, desc="corrupting", unit="level"):
+        shown[float(moments.sigma[moment])] = render.to_pixels(u[0])
+
+    out = options.out or Path("outputs") / path.stem
+    fourier = schedule.fourier(length)
+    captions = [
+        f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
+    ]
+    flow = f"Pe = {options.peclet:g}, {options.turbulence}, seed {options.seed}"
+    written = [out / "strip.png", out / "corrupted.png", out / "corruption.json"]
+    render.save_figure(written[0], render.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{path.stem}   {flow}"))
+    render.save_image(written[1], shown[schedule.sigma[-1]])
+    if options.peclet > 0:
+        velocity = operator.velocity(options.seed, height, width)[0].numpy()
+        written.append(out / "velocity.png")
+        render.save_figure(written[-1], render.velocity_figure(velocity, f"Velocity field   {flow}"))
+    if options.video:
+        hold = [0] * (options.fps // 2), [options.frames - 1] * options.fps
+        order = [*hold[0], *range(options.frames), *hold[1]]
+        frames = (render.enlarged(shown[frame_sigma[index]], VIDEO_SIZE) for index in order)
+        written.append(out / "trajectory.mp4")
+        render.save_video(written[-1], tqdm(frames, total=len(order), desc="encoding", unit="frame"), options.fps)
+    write_json(
+        out / "corruption.json",
+        {
+            "command": shlex.join(["python", "-m", "cli.corrupt", *sys.argv[1:]]),
+            "options": asdict(options) | {"image": str(options.image or path.name), "out": str(out)},
+            "image": {
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "channels": channels,
+                "height": height,
+                "width": width,
+            },
+            "length_px": length,
+            "sigma_px": schedule.sigma.tolist(),
+            "fourier": fourier.tolist(),
+            "lattice_iterations": iterations,
+            "device": str(device),
+            "versions": {name: metadata.version(name) for name in ("beyond-blur", "warp-lang", "torch", "numpy", "pillow")},
+        },
+    )
+    print("wrote " + ", ".join(str(file) for file in written))
+
+
+def pixels(text: str, length: int) -> float:
+    """A blur width in pixels from ``20``, ``20px`` or ``0.16L`` (a fraction of the shorter side).
+
+    Raises:
+        InputError: if it is none of these.
+    """
+    unit = length if text.endswith("L") else 1.0
+    try:
+        return float(text.removesuffix("L").removesuffix("px")) * unit
+    except ValueError:
+        raise InputError(f"a blur width is a number of pixels (20) or of shorter sides (0.16L), got {text!r}") from None
+
+
+if __name__ == "__main__":
+    console.run(corrupt, Corrupt, "corrupt")

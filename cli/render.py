@@ -1,0 +1,119 @@
+"""Pictures and videos for people: strips with captions, velocity fields, grids, H.264."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import imageio.v2 as imageio
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+
+from diffusion.files import whole_file
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+INK = "#20242c"
+
+
+def to_pixels(image: torch.Tensor) -> np.ndarray:
+    """uint8 [H, W, 3] from a float image [C, H, W], clipped to [0, 1]; grey becomes three equal channels."""
+    rgb = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
+    return (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy()
+
+
+def enlarged(pixels: np.ndarray, shorter: int) -> np.ndarray:
+    """The picture with a shorter side of at least ``shorter`` pixels: tiny ones by whole pixels, others smoothly."""
+    height, width = pixels.shape[:2]
+    factor = shorter / min(height, width)
+    if factor <= 1.0:
+        return pixels
+    if factor >= 4.0:
+        return pixels.repeat(round(factor), axis=0).repeat(round(factor), axis=1)
+    size = (round(width * factor), round(height * factor))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as an image file."""
+    with whole_file(path) as aside:
+        Image.fromarray(pixels).save(aside)
+
+
+def save_figure(path: Path, figure: plt.Figure, dpi: int = 160) -> None:
+    """Write a figure and close it."""
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=dpi, facecolor="white")
+    plt.close(figure)
+
+
+def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> plt.Figure:
+    """Pictures in one row, a caption under each."""
+    height, width = images[0].shape[:2]
+    panel = 2.1
+    margin, gap, head, foot = 0.15, 0.08, 0.5, 0.62
+    columns = len(images)
+    panel_height = panel * height / width
+    size = (2 * margin + columns * panel + (columns - 1) * gap, head + panel_height + foot)
+    figure = plt.figure(figsize=size)
+    figure.text(margin / size[0], 1 - 0.5 * head / size[1], title, ha="left", va="center", fontsize=11, color=INK)
+    for column, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
+        left = margin + column * (panel + gap)
+        axes = figure.add_axes((left / size[0], foot / size[1], panel / size[0], panel_height / size[1]))
+        axes.imshow(pixels, interpolation="nearest" if min(height, width) < 64 else "antialiased")
+        axes.set_axis_off()
+        figure.text(
+            (left + panel / 2) / size[0],
+            (foot - 0.08) / size[1],
+            caption,
+            ha="center",
+            va="top",
+            fontsize=9,
+            linespacing=1.35,
+            color=INK,
+        )
+    return figure
+
+
+def velocity_figure(velocity: np.ndarray, title: str) -> plt.Figure:
+    """Speed of a velocity field [2, H, W] in colour, the way it goes as streamlines."""
+    _, height, width = velocity.shape
+    speed = np.hypot(*velocity)
+    figure, axes = plt.subplots(figsize=(7.6, 0.6 + 6.4 * height / width), layout="constrained")
+    shown = axes.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    axes.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
+    bar.set_label("speed / V", color=INK)
+    bar.outline.set_visible(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
+    """Write uint8 frames [H, W, 3] as H.264 that browsers play; odd sizes gain a repeated row or column."""
+    options = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2, "ffmpeg_log_level": "error"}
+    # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
+    with whole_file(path) as aside, imageio.get_writer(
+        aside, fps=fps, quality=None, output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart"], **options
+    ) as writer:
+        for frame in frames:
+            padding = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
+            writer.append_data(np.pad(frame, padding, mode="edge"))
+
+
+def grid(images: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+    """Pictures of one size side by side, uint8 [H, W, 3], on white."""
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
+    for index, pixels in enumerate(images):
+        top, left = (gap + (height + gap) * (index // columns)), (gap + (width + gap) * (index % columns))
+        sheet[top : top + height, left : left + width] = pixels
+    return sheet
