@@ -18,16 +18,13 @@ from tqdm import tqdm
 from cli import console, render
 from diffusion.data import read_image, resize_shorter
 from diffusion.files import write_json
-from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence, Turbulence
+from diffusion.process import TURBULENCE
+from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import InputError, check_number
 
-TURBULENCE: dict[str, Turbulence] = {
-    "curl-noise": CurlNoise(),
-    "spectral": SpectralTurbulence(),
-    "compressible": SpectralTurbulence(compressible=True),
-}
 # A larger picture is brought to this shorter side unless --size says otherwise: the work grows with its fourth power.
 DEFAULT_SIZE = 384
+DEFAULT_PECLET = 300.0
 VIDEO_SIZE = 512
 
 
@@ -37,8 +34,9 @@ class Corrupt:
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
     """The picture, anything Pillow reads; the bundled photograph of a cat if left out."""
-    peclet: float = 300.0
-    """Advection against diffusion, V L / alpha. 0 is pure blur."""
+    peclet: float | None = None
+    """Advection against diffusion, V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less:
+    a stronger flow draws finer detail than the picture can carry, which shows as ripples."""
     sigma_min: str = "0.5"
     """Blur of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
     sigma_max: str = "0.08L"
@@ -93,9 +91,8 @@ def corrupt(options: Corrupt) -> None:
     # The video's clock runs by blur width, a little slower at first, when there is most to see.
     frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.frames if options.video else 1) ** 1.15
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
-    operator = AdvectionDiffusion(
-        moments, options.peclet, TURBULENCE[options.turbulence], options.boundary, options.offset
-    )
+    peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
+    operator = AdvectionDiffusion(moments, peclet, TURBULENCE[options.turbulence], options.boundary, options.offset)
     shown: dict[float, np.ndarray] = {}
     iterations = int(operator.march(height, width).anchor[-1])
     print(f"{path.name}: {width} x {height} px, {iterations} lattice iterations on {device}")
@@ -108,11 +105,11 @@ def corrupt(options: Corrupt) -> None:
     captions = [
         f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
     ]
-    flow = f"Pe = {options.peclet:g}, {options.turbulence}, seed {options.seed}"
+    flow = f"Pe = {peclet:g}, {options.turbulence}, seed {options.seed}"
     written = [out / "strip.png", out / "corrupted.png", out / "corruption.json"]
     render.save_figure(written[0], render.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{path.stem}   {flow}"))
     render.save_image(written[1], shown[schedule.sigma[-1]])
-    if options.peclet > 0:
+    if peclet > 0:
         velocity = operator.velocity(options.seed, height, width)[0].numpy()
         written.append(out / "velocity.png")
         render.save_figure(written[-1], render.velocity_figure(velocity, f"Velocity field   {flow}"))
@@ -133,6 +130,7 @@ def corrupt(options: Corrupt) -> None:
                 "height": height,
                 "width": width,
             },
+            "peclet": peclet,
             "length_px": length,
             "sigma_px": schedule.sigma.tolist(),
             "fourier": fourier.tolist(),

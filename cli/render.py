@@ -100,9 +100,12 @@ def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 frames [H, W, 3] as H.264 that browsers play; odd sizes gain a repeated row or column."""
     options = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
-    with whole_file(path) as aside, imageio.get_writer(
-        aside, fps=fps, quality=None, output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart"], **options
-    ) as writer:
+    with (
+        whole_file(path) as aside,
+        imageio.get_writer(
+            aside, fps=fps, quality=None, output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart"], **options
+        ) as writer,
+    ):
         for frame in frames:
             padding = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
             writer.append_data(np.pad(frame, padding, mode="edge"))
@@ -117,3 +120,14 @@ def grid(images: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray
         top, left = (gap + (height + gap) * (index // columns)), (gap + (width + gap) * (index % columns))
         sheet[top : top + height, left : left + width] = pixels
     return sheet
+
+
+def grid_columns(count: int) -> int:
+    """Columns of a grid that is about as wide as high."""
+    return max(1, round(count**0.5))
+
+
+def save_grid(path: Path, images: torch.Tensor) -> None:
+    """Write images [N, C, H, W] as one sheet, enlarged so that small ones can be seen."""
+    pictures = [enlarged(to_pixels(image), 64) for image in images]
+    save_image(path, grid(pictures, grid_columns(len(pictures)), gap=4))

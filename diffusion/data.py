@@ -26,6 +26,7 @@ Image.init()
 _FORMATS = tuple(name for name in Image.ID if name not in {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _EXTENSIONS = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+_CHANNELS = {"L": 1, "RGB": 3}
 _ACCEPTED = "a folder of images, a .zip archive of images, 'digits' or 'ffhq'"
 _CACHE_BYTES = 2**30
 
@@ -64,7 +65,7 @@ def read_image(
     name = name or (os.fspath(path) if is_path else "image")
     with _as_data_error(name), open(path, "rb") if is_path else nullcontext(path) as file:
         pixels = _pixels(_open_image(file, name), name)
-    return pixels if mode is None else _with_channels(pixels, {"L": 1, "RGB": 3}[mode])
+    return pixels if mode is None else _with_channels(pixels, _CHANNELS[mode])
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -154,7 +155,9 @@ def _as_data_error(name: str) -> Iterator[None]:
     """Turn whatever opening and decoding the file `name` raises into a DataError."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns above its pixel limit and raises above twice that; both could exhaust the memory.
+            # Pillow's remarks on odd metadata do not concern the pixels. Its warning above a number of pixels does: it
+            # raises only above twice that, when decoding may already have exhausted the memory.
+            warnings.filterwarnings("ignore", module="PIL")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except DataError:
@@ -307,7 +310,7 @@ class _Files(Sequence[np.ndarray]):
 
     @property
     def channels(self) -> int:
-        return len(self.mode)
+        return _CHANNELS[self.mode]
 
     def __len__(self) -> int:
         return len(self.names)

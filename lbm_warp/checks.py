@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 
 
-
 class InputError(ValueError):
     """Something the caller can mend: one line that says what was wrong and what was expected."""
 

@@ -1,0 +1,1 @@
+"""Generative diffusion on the advection-diffusion operator: processes, network, training, sampling."""

@@ -1,0 +1,44 @@
+"""Seeds from counters: every random number of a run is a function of the run's seed, a stream's name and a count.
+
+Nothing has to be stored to resume a run, and nothing depends on batches, workers or devices.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014)."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def seeds(seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.ndarray = 0) -> torch.Tensor:
+    """Independent 63-bit seeds.
+
+    Args:
+        seed: the run's seed, or one seed an image.
+        stream: what the seeds are for; streams of different names are independent.
+        index: count within the stream, one or many; broadcast against ``seed``.
+
+    Returns:
+        int64 tensor on the CPU, of the broadcast shape (at least one entry), each >= 0.
+    """
+    base = np.atleast_1d(np.asarray(seed)).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        state = _mix(base + _GOLDEN_GAMMA)
+        state = _mix((state ^ np.uint64(zlib.crc32(stream.encode()))) + _GOLDEN_GAMMA)
+        state = _mix((state ^ np.asarray(index).astype(np.uint64)) + _GOLDEN_GAMMA)
+    return torch.from_numpy((state >> np.uint64(1)).astype(np.int64))
+
+
+def below(limit: int, seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.ndarray = 0) -> torch.Tensor:
+    """Uniform integers from 0 to ``limit`` - 1, int64; arguments as for :func:`seeds`. The bias is below limit / 2^63."""
+    return seeds(seed, stream, index) % limit
