@@ -136,7 +136,7 @@ def load_run(folder: Path, device: torch.device) -> Run:
         network = config.build_network()
     network.load_state_dict(_fitting(load_tensors(folder / "ema.safetensors"), network, folder / "ema.safetensors"), assign=True)
     prior = load_tensors(folder / "prior.safetensors").get("thumbnails")
-    if prior is None or prior.ndim != 4 or prior.shape[1] != config.channels or config.size % prior.shape[-1]:
+    if prior is None or prior.ndim != 4 or prior.shape[1] != config.channels or not len(prior):
         raise InputError(
             f"{folder / 'prior.safetensors'}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images"
         )

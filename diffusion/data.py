@@ -21,6 +21,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lbm_warp.checks import InputError
+
 Image.init()
 # Left out: formats that Pillow recognises but cannot decode, or decodes by starting another program (EPS).
 _FORMATS = tuple(name for name in Image.ID if name not in {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -31,7 +33,7 @@ _ACCEPTED = "a folder of images, a .zip archive of images, 'digits' or 'ffhq'"
 _CACHE_BYTES = 2**30
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A problem with the data that the user can fix.
 
     The message is one line: what was wrong, what was expected, what to do.

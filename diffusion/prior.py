@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from diffusion.process import ForwardProcess
 from diffusion.rng import below, seeds
@@ -31,9 +30,9 @@ class Prior:
     def build(cls, images: Iterable[np.ndarray], count: int, process: ForwardProcess) -> Prior:
         """Thumbnails just large enough that level K cannot tell them from the pictures.
 
-        "Cannot tell" is meant strictly: even the best detector, who knows both and sees the difference under the training noise, has
-        a signal-to-noise ratio below one: ||A_K(picture) - A_K(thumbnail)|| < noise. The operator is linear in the image, so this is
-        measured on a few pictures spread over the set.
+        "Cannot tell" is meant strictly: even the best detector, who knows both and sees the difference under the training noise,
+        has a signal-to-noise ratio below one: ||A_K(picture) - A_K(thumbnail)|| < noise. The operator is linear in the image, so
+        this is measured on a few pictures spread over the set.
 
         Args:
             images: pictures, float32 [C, S, S].
@@ -44,11 +43,11 @@ class Prior:
         pictures = [torch.from_numpy(image) for index, image in enumerate(images) if index in keep]
         size = pictures[0].shape[-1]
         probe = torch.stack(pictures[:: max(len(pictures) // PROBES, 1)])
-        for side in (s for s in range(1, size + 1) if size % s == 0):
-            difference = probe - _enlarge(_reduce(probe, side), size)
+        for side in range(1, size + 1):
+            difference = probe - _resized(_resized(probe, side), size)
             if _faded(difference, process).amax() < process.noise:
                 break
-        return cls(torch.stack([_reduce(picture[None], side)[0] for picture in pictures]))
+        return cls(_resized(torch.stack(pictures), side))
 
     def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:
         """Images at level K, under the sampling noise: a random thumbnail in a flow of its own for every seed.
@@ -63,22 +62,31 @@ class Prior:
             float32 [N, C, size, size].
         """
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        u = process.operator(size)(_enlarge(chosen, size), process.levels, seeds(seed, "flow"))
+        u = process.operator(size)(_resized(chosen, size), process.levels, seeds(seed, "flow"))
         return u + process.noise * process.sampling_noise * normal(seeds(seed, "noise", process.levels), u.shape, device)
 
 
-def _reduce(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """Means over equal blocks, [N, C, side, side]."""
-    return F.avg_pool2d(pictures, pictures.shape[-1] // side)
+def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """The pictures [N, C, S, S] at another size, through their lowest cosine modes: the ones that blur between walls keeps longest.
+
+    A mode that fits into both sizes is kept exactly, whatever the factor, and the brightness with it.
+    """
+    size = pictures.shape[-1]
+    modes = min(size, side)
+    matrix = _cosine_modes(side)[:modes].T @ _cosine_modes(size)[:modes] * (side / size) ** 0.5
+    return (matrix.to(pictures) @ pictures @ matrix.T.to(pictures)).contiguous()
 
 
-def _enlarge(thumbnails: torch.Tensor, size: int) -> torch.Tensor:
-    """Blocks of equal pixels, [N, C, size, size]: it keeps every mean, and level K has no eye for edges."""
-    return F.interpolate(thumbnails, size=(size, size), mode="nearest")
+def _cosine_modes(size: int) -> torch.Tensor:
+    """Orthonormal cosine modes (DCT-II), float64 [size, size], one a row."""
+    k = torch.arange(size, dtype=torch.float64)
+    modes = torch.cos(torch.pi / size * k[:, None] * (k + 0.5)) * (2.0 / size) ** 0.5
+    modes[0] /= 2.0**0.5
+    return modes
 
 
 def _faded(difference: torch.Tensor, process: ForwardProcess) -> torch.Tensor:
     """||A_K(difference)|| per image, without the background: the difference of two images has none."""
     operator = replace(process, offset=0.0).operator(difference.shape[-1])
-    faded = operator(difference.contiguous(), process.levels, torch.arange(len(difference)))
+    faded = operator(difference, process.levels, torch.arange(len(difference)))
     return faded.flatten(1).norm(dim=1)

@@ -1,7 +1,8 @@
 """Forward processes: how an image is destroyed, and what the network is asked to undo.
 
-Level k of every process here is u_k = A_k(u_0), the advection-diffusion operator of ``lbm_warp``; the network sees it under a little
-Gaussian noise and learns the less corrupted u_{k-1} (inverse heat dissipation, Rissanen et al. 2023). What sets the processes apart is the flow.
+Level k of every process here is u_k = A_k(u_0), the advection-diffusion operator of ``lbm_warp``. The network sees it under a
+little Gaussian noise and learns the less corrupted u_{k-1} (inverse heat dissipation, Rissanen et al. 2023). What sets the
+processes apart is the flow.
 """
 
 from __future__ import annotations

@@ -20,6 +20,12 @@ def absorb(state: wp.uint64, counter: wp.int32) -> wp.uint64:
 
 
 @wp.func
+def start(seed: wp.int64) -> wp.uint64:
+    """Hash state of a seed before its first counter: mixed once, or neighbouring seeds would share numbers."""
+    return absorb(wp.uint64(seed), 0)
+
+
+@wp.func
 def uniform(state: wp.uint64) -> wp.float32:
     """The hash as a number in (0, 1): the middles of 2^23 equal bins, which float32 holds exactly."""
     return (wp.float32(state >> wp.uint64(41)) + 0.5) * wp.float32(1.0 / 8388608.0)
@@ -33,6 +39,6 @@ def normal_kernel(
 ):
     """Standard normal numbers, one row a seed: the Box-Muller transform of two hashes per element."""
     row, i = wp.tid()
-    state = absorb(wp.uint64(seed[row]), i)
+    state = absorb(start(seed[row]), i)
     radius = wp.sqrt(-2.0 * wp.log(uniform(absorb(state, 0))))
     out[row, i] = radius * wp.cos(TWO_PI * uniform(absorb(state, 1)))

@@ -10,7 +10,7 @@ What flows into a cell flows out of it, and nothing crosses a wall, to rounding 
 
 import warp as wp
 
-from lbm_warp.kernels.hashing import TWO_PI, absorb, uniform
+from lbm_warp.kernels.hashing import TWO_PI, absorb, start, uniform
 
 wp.set_module_options({"enable_backward": False})
 
@@ -54,7 +54,7 @@ def noise_nodes_kernel(
     phase = time - slab
     node = wp.vec3f(0.0, 0.0, 0.0)
     for side in range(2):
-        state = absorb(absorb(absorb(absorb(wp.uint64(seed[n]), octave), jj), ii), wp.int32(slab) + side)
+        state = absorb(absorb(absorb(absorb(start(seed[n]), octave), jj), ii), wp.int32(slab) + side)
         ahead = phase - wp.float32(side)
         weight = wp.where(side == 0, 1.0 - fade(phase), fade(phase))
         # Gradients sqrt(6) times the values give the nodes and the middles of the cells the same variance.
@@ -122,7 +122,7 @@ def wave_amplitudes_kernel(
     k = wp.sqrt(ky[q] * ky[q] + kx[p] * kx[p])
     value = wp.float32(0.0)
     if k > 0.0 and k <= k_max:
-        state = absorb(absorb(absorb(wp.uint64(seed[n]), component), key_y[q]), key_x[p])
+        state = absorb(absorb(absorb(start(seed[n]), component), key_y[q]), key_x[p])
         phase = TWO_PI * (uniform(state) + wp.pow(k, 2.0 / 3.0) * time)
         value = wp.pow(k, exponent) * wp.cos(phase)
     amplitude[n, q, p] = value

@@ -1,0 +1,32 @@
+"""Shared fixtures: every test of numerics runs on every device there is."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def photograph() -> torch.Tensor:
+    """A sharp 128 x 128 piece of the bundled photograph, float32 [1, 3, 128, 128]."""
+    with Image.open(str(resources.files("assets") / "chelsea.png")) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)[50:178, 100:228] / 255.0
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())

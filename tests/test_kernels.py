@@ -1,0 +1,77 @@
+"""The kernels themselves: they build for a GPU on a machine without one, and their random numbers are what they should be."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import warp as wp
+
+from lbm_warp.kernels.advection_diffusion import cpu_kernels
+from lbm_warp.random import normal
+
+MODULES = ["hashing", "turbulence", "advection_diffusion", "populations"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_every_kernel_builds_for_sm_90(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"lbm_warp.kernels.{name}")
+    kernels = [value for value in vars(module).values() if isinstance(value, wp.Kernel)]
+    assert kernels
+    wp.compile_aot_module(module, device=None, arch=90, module_dir=tmp_path)
+    built = [file for file in tmp_path.rglob("*") if file.suffix in (".ptx", ".cubin")]
+    assert built
+    binary = b"".join(file.read_bytes() for file in built)
+    for kernel in kernels:
+        assert kernel.key.encode() in binary, kernel.key
+
+
+def test_the_list_of_kernel_files_is_complete() -> None:
+    folder = Path(importlib.import_module("lbm_warp.kernels").__file__).parent
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == set(MODULES)
+
+
+def test_cpu_kernels_are_built_once_a_shape() -> None:
+    assert cpu_kernels(1, 9, 7, False) is cpu_kernels(1, 9, 7, False)
+    assert cpu_kernels(1, 9, 7, False) is not cpu_kernels(1, 9, 7, True)
+
+
+def splitmix(state: int, counter: int) -> int:
+    """SplitMix64 in Python's integers, from the paper's constants."""
+    mask = 2**64 - 1
+    z = ((state ^ (counter % 2**32)) + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_normal_numbers_are_the_box_muller_transform_of_splitmix(device: torch.device) -> None:
+    seeds = [0, 12345678901234567, -3]
+    drawn = normal(seeds, (3, 50), device).cpu().numpy()
+    for row, seed in enumerate(seeds):
+        for i in range(50):
+            state = splitmix(splitmix(seed % 2**64, 0), i)
+            uniform = [((splitmix(state, j) >> 41) + 0.5) / 2**23 for j in range(2)]
+            expected = np.sqrt(-2 * np.log(uniform[0])) * np.cos(2 * np.pi * uniform[1])
+            assert drawn[row, i] == pytest.approx(expected, abs=2e-5)
+
+
+def test_normal_numbers_have_the_moments_of_a_gaussian() -> None:
+    """Means of n samples scatter by sqrt(var / n): 1, 2 and 96 are the variances of x, x^2 and x^4; five standard errors."""
+    x = normal(range(8), (8, 40_000)).double()
+    n = x.numel()
+    for power, mean, variance in ((1, 0.0, 1.0), (2, 1.0, 2.0), (4, 3.0, 96.0)):
+        assert abs(x.pow(power).mean().item() - mean) < 5 * np.sqrt(variance / n)
+    correlation = torch.corrcoef(x) - torch.eye(8, dtype=torch.float64)
+    assert correlation.abs().max() < 5 / np.sqrt(40_000)
+
+
+def test_normal_numbers_do_not_depend_on_the_batch() -> None:
+    together = normal([4, 5, 6], (3, 2, 5, 5))
+    assert torch.equal(together[1], normal(5, (1, 2, 5, 5))[0])
+    with pytest.raises(ValueError, match="seed must be one integer or one for each of the 3 images"):
+        normal([1, 2], (3, 4))

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lbm_warp import CurlNoise, SpectralTurbulence
+
+DIVERGENCE_FREE = [CurlNoise(), CurlNoise(octaves=2, cells=5), SpectralTurbulence(), SpectralTurbulence(k_max=5.5)]
+ALL = [*DIVERGENCE_FREE, SpectralTurbulence(compressible=True)]
+
+
+def corner_divergence(v: torch.Tensor, boundary: str) -> torch.Tensor:
+    """mean_y diff_x u_x + mean_x diff_y u_y on the corners of the cells: the net flow out of the square around a corner.
+
+    Beyond a wall lies the mirror image (normal velocity reversed), beyond a periodic border the other side.
+    """
+    v = v.double()
+    if boundary == "periodic":
+        v = torch.cat([v[..., -1:], v, v[..., :1]], dim=3)
+        v = torch.cat([v[..., -1:, :], v, v[..., :1, :]], dim=2)
+    else:
+        flip_x = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=v.device)[:, None, None]
+        v = torch.cat([v[..., :1] * flip_x, v, v[..., -1:] * flip_x], dim=3)
+        flip_y = -flip_x
+        v = torch.cat([v[..., :1, :] * flip_y, v, v[..., -1:, :] * flip_y], dim=2)
+    along_x, along_y = v[:, 0].diff(dim=2), v[:, 1].diff(dim=1)
+    return (along_x[:, 1:] + along_x[:, :-1] + along_y[:, :, 1:] + along_y[:, :, :-1]) / 2
+
+
+@pytest.mark.parametrize("boundary", ["wall", "periodic"])
+@pytest.mark.parametrize("turbulence", DIVERGENCE_FREE, ids=str)
+def test_no_divergence_and_no_flow_through_walls(turbulence, boundary: str, device: torch.device) -> None:
+    """Zero to rounding, up to and across the border: the padded mirror cells would show any flow through a wall."""
+    v = turbulence.velocity([3, 4], 48, 72, boundary=boundary, device=device)
+    gradient = v.diff(dim=3).abs().max()
+    assert gradient > 0.1
+    assert corner_divergence(v, boundary).abs().max() < 1e-5 * gradient
+
+
+@pytest.mark.parametrize("boundary", ["wall", "periodic"])
+def test_the_divergence_test_sees_a_compressible_field(boundary: str) -> None:
+    v = SpectralTurbulence(compressible=True).velocity(0, 48, 48, boundary=boundary)
+    assert corner_divergence(v, boundary).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("boundary", ["wall", "periodic"])
+@pytest.mark.parametrize("turbulence", ALL, ids=str)
+def test_unit_rms_each_image_for_itself(turbulence, boundary: str, device: torch.device) -> None:
+    v = turbulence.velocity(torch.arange(5), 40, 33, boundary=boundary, device=device)
+    assert v.shape == (5, 2, 40, 33) and v.device.type == device.type
+    # One component has unit rms: the mean over both components and all cells.
+    torch.testing.assert_close(v.double().square().mean(dim=(1, 2, 3)).cpu(), torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("turbulence", ALL, ids=str)
+def test_one_seed_one_field_in_any_company(turbulence) -> None:
+    together = turbulence.velocity([7, -1, 2**62, 8, 7 + 2**32], 32, 32)
+    for index, seed in enumerate([7, -1, 2**62, 8, 7 + 2**32]):
+        torch.testing.assert_close(together[index], turbulence.velocity(seed, 32, 32)[0], rtol=0, atol=0)
+    flat = together.flatten(1)
+    correlation = torch.corrcoef(flat)
+    # A field has few large waves, so two of them are rarely quite uncorrelated; the same field twice would be at 1.
+    assert (correlation - torch.eye(5)).abs().max() < 0.9
+
+
+@pytest.mark.parametrize("turbulence", ALL, ids=str)
+def test_fields_of_many_seeds_have_no_common_part(turbulence) -> None:
+    """The mean of n independent fields falls as 1 / sqrt(n): rms 1/8 for 64 of them; twice that is far beyond chance."""
+    v = turbulence.velocity(range(64), 32, 32)
+    assert v.mean(dim=0).square().mean().sqrt() < 0.25
+
+
+@pytest.mark.parametrize("turbulence", [CurlNoise(), SpectralTurbulence(), SpectralTurbulence(compressible=True)], ids=str)
+def test_a_seed_is_the_same_flow_at_every_resolution(turbulence) -> None:
+    """Fields live on x / L: 128 px averaged down to 64 px is the 64 px field, up to the grid's own error."""
+    fine = turbulence.velocity([1, 2], 128, 192)
+    coarse = turbulence.velocity([1, 2], 64, 96)
+    averaged = torch.nn.functional.avg_pool2d(fine, 2)
+    assert (averaged - coarse).square().mean().sqrt() < 0.08
+
+
+@pytest.mark.parametrize("turbulence", [CurlNoise(), SpectralTurbulence(), SpectralTurbulence(compressible=True)], ids=str)
+def test_the_field_turns_smoothly_in_time(turbulence) -> None:
+    now, soon, later = (turbulence.velocity(5, 48, 48, time=t) for t in (0.5, 0.501, 5.5))
+    assert 0 < (soon - now).abs().max() < 0.1
+    assert torch.corrcoef(torch.stack([now.flatten(), later.flatten()]))[0, 1] < 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("turbulence", "slope"),
+    [(SpectralTurbulence(k_max=40.0), -5 / 3), (SpectralTurbulence(compressible=True, k_max=40.0), -7 / 3)],
+    ids=str,
+)
+def test_energy_spectrum_follows_its_power_law(turbulence, slope: float) -> None:
+    """E(k) over rings of wavenumber, mean of 16 periodic fields: slope within 0.15 between k = 4 and k = 20 waves per side."""
+    v = turbulence.velocity(range(16), 256, 256, boundary="periodic").numpy()
+    energy = (np.abs(np.fft.fft2(v)) ** 2).sum(axis=1).mean(axis=0)
+    k = np.hypot(*np.meshgrid(*[np.fft.fftfreq(256, 1 / 256)] * 2))
+    rings = np.arange(4, 21)
+    spectrum = [energy[(k >= ring - 0.5) & (k < ring + 0.5)].sum() for ring in rings]
+    assert np.polyfit(np.log(rings), np.log(spectrum), 1)[0] == pytest.approx(slope, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CurlNoise(octaves=0), "octaves must be at least 1, got 0"),
+        (lambda: SpectralTurbulence(k_max=0.0), "k_max must be at least 1"),
+        (lambda: CurlNoise().velocity(0, 1, 8), "height must be at least 2"),
+        (lambda: CurlNoise().velocity(0.5, 8, 8), "seed must be integer"),
+        (lambda: CurlNoise().velocity(0, 8, 8, boundary="open"), "boundary must be one of wall, periodic, got 'open'"),
+    ],
+)
+def test_bad_values_are_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
