@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cli import console
 from diffusion.files import write_json
 from lbm_warp import AdvectionDiffusion, Schedule
-from lbm_warp.checks import check_number
+from lbm_warp.checks import check_integer
 from lbm_warp.populations import evolve
 
 
@@ -48,7 +48,7 @@ def benchmark(options: Benchmark) -> None:
     """Corrupt the same images in the same flow both ways, in turn; compare times and results."""
     device = console.pick_device(options.device)
     for name, lowest in (("size", 2), ("batch", 1), ("channels", 1), ("repeats", 1)):
-        check_number(f"--{name}", getattr(options, name), lowest)
+        check_integer(f"--{name}", getattr(options, name), lowest)
     operator = AdvectionDiffusion(Schedule.geometric(0.5, options.sigma_max, 200), options.peclet)
     plan = operator.march(options.size, options.size)
     generator = torch.Generator().manual_seed(0)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import PIL
 import torch
 import tyro
+import warp
 from tqdm import tqdm
 
 from cli import console, render
@@ -20,7 +24,7 @@ from diffusion.data import read_image, resize_shorter
 from diffusion.files import write_json
 from diffusion.process import TURBULENCE
 from lbm_warp import AdvectionDiffusion, Schedule
-from lbm_warp.checks import InputError, check_number
+from lbm_warp.checks import InputError, check_integer
 
 # A larger picture is brought to this shorter side unless --size says otherwise: the work grows with its fourth power.
 DEFAULT_SIZE = 384
@@ -71,10 +75,10 @@ def corrupt(options: Corrupt) -> None:
     """Read the picture, march it along one trajectory, write the results."""
     device = console.pick_device(options.device)
     for name, lowest in (("columns", 2), ("frames", 2), ("fps", 1), ("levels", 1)):
-        check_number(f"--{name}", getattr(options, name), lowest)
+        check_integer(f"--{name}", getattr(options, name), lowest)
     if options.size is not None:
-        check_number("--size", options.size, 2)
-    check_number("--seed", options.seed, -(2**63), 2**63 - 1)
+        check_integer("--size", options.size, 2)
+    check_integer("--seed", options.seed, -(2**63), 2**63 - 1)
 
     path = options.image or Path(str(resources.files("assets") / "chelsea.png"))
     image = read_image(path)
@@ -93,32 +97,40 @@ def corrupt(options: Corrupt) -> None:
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
     peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
     operator = AdvectionDiffusion(moments, peclet, TURBULENCE[options.turbulence], options.boundary, options.offset)
-    shown: dict[float, np.ndarray] = {}
     iterations = int(operator.march(height, width).anchor[-1])
-    print(f"{path.name}: {width} x {height} px, {iterations} lattice iterations on {device}")
-    trajectory = operator.trajectory(u0, options.seed)
-    for moment, u in tqdm(trajectory, total=moments.levels + 1, desc="corrupting", unit="level"):
-        shown[float(moments.sigma[moment])] = render.to_pixels(u[0])
+    print(f"{path.name}: {width} x {height} px, Pe = {peclet:g}, {iterations} lattice iterations on {device}")
+
+    shown: dict[float, np.ndarray] = {}
+
+    def film() -> Iterator[np.ndarray]:
+        """March once; keep the strip's pictures, yield the video's."""
+        moment = tqdm(operator.trajectory(u0, options.seed), total=moments.levels + 1, desc="corrupting", unit="level")
+        for number, u in moment:
+            picture, sigma = render.to_pixels(u[0]), moments.sigma[number]
+            if sigma in schedule.sigma[columns]:
+                shown[float(sigma)] = picture
+            if sigma in frame_sigma:
+                yield render.enlarged(picture, VIDEO_SIZE)
 
     out = options.out or Path("outputs") / path.stem
+    written = [out / "strip.png", out / "corrupted.png", out / "corruption.json"]
+    if options.video:
+        written.append(out / "trajectory.mp4")
+        render.save_video(written[-1], held(film(), options.fps // 2, options.fps), options.fps)
+    else:
+        deque(film(), maxlen=0)
+
     fourier = schedule.fourier(length)
     captions = [
         f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
     ]
     flow = f"Pe = {peclet:g}, {options.turbulence}, seed {options.seed}"
-    written = [out / "strip.png", out / "corrupted.png", out / "corruption.json"]
     render.save_figure(written[0], render.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{path.stem}   {flow}"))
     render.save_image(written[1], shown[schedule.sigma[-1]])
     if peclet > 0:
         velocity = operator.velocity(options.seed, height, width)[0].numpy()
         written.append(out / "velocity.png")
         render.save_figure(written[-1], render.velocity_figure(velocity, f"Velocity field   {flow}"))
-    if options.video:
-        hold = [0] * (options.fps // 2), [options.frames - 1] * options.fps
-        order = [*hold[0], *range(options.frames), *hold[1]]
-        frames = (render.enlarged(shown[frame_sigma[index]], VIDEO_SIZE) for index in order)
-        written.append(out / "trajectory.mp4")
-        render.save_video(written[-1], tqdm(frames, total=len(order), desc="encoding", unit="frame"), options.fps)
     write_json(
         out / "corruption.json",
         {
@@ -136,10 +148,19 @@ def corrupt(options: Corrupt) -> None:
             "fourier": fourier.tolist(),
             "lattice_iterations": iterations,
             "device": str(device),
-            "versions": {name: metadata.version(name) for name in ("beyond-blur", "warp-lang", "torch", "numpy", "pillow")},
+            "versions": {module.__name__: module.__version__ for module in (warp, torch, np, PIL)},
         },
     )
     print("wrote " + ", ".join(str(file) for file in written))
+
+
+def held(frames: Iterator[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
+    """The frames, with the first one shown ``before`` times more and the last one ``after`` times more."""
+    last = next(frames)
+    yield from [last] * (before + 1)
+    for last in frames:
+        yield last
+    yield from [last] * after
 
 
 def pixels(text: str, length: int) -> float:

@@ -19,7 +19,7 @@ from diffusion.files import write_json
 from diffusion.prior import Prior
 from diffusion.rng import seeds
 from diffusion.sampling import residual_sampler
-from lbm_warp.checks import check_number
+from lbm_warp.checks import check_integer
 
 DEFAULT_RUN = Path("runs/digits-beyond-blur")
 VIDEO_PANEL = 96
@@ -39,7 +39,7 @@ class Sample:
     """Images at a time; the result does not depend on it."""
     video: bool = False
     """Write reverse.mp4: the grid on its way from level K to level 0."""
-    fps: int = 20
+    fps: int = 12
     """Frames (levels) per second of the video."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -51,8 +51,8 @@ def sample(options: Sample) -> None:
     """Read the run, walk from its prior to new images, write them."""
     device = console.pick_device(options.device)
     for name in ("num", "batch", "fps"):
-        check_number(f"--{name}", getattr(options, name), 1)
-    check_number("--seed", options.seed, 0, 2**63 - 1)
+        check_integer(f"--{name}", getattr(options, name), 1)
+    check_integer("--seed", options.seed, 0, 2**63 - 1)
     run = load_run(options.run, device)
     config = run.config
     out = options.out or Path("outputs") / f"{options.run.resolve().name}-samples"

@@ -6,7 +6,7 @@ import signal
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import nn
@@ -19,7 +19,7 @@ from diffusion.network import NetworkConfig
 from diffusion.prior import Prior
 from diffusion.process import ForwardProcess, named_flow
 from diffusion.training import train
-from lbm_warp.checks import check_number
+from lbm_warp.checks import check_integer
 
 GRID_SAMPLES = 36
 
@@ -49,7 +49,7 @@ class Train:
     boundary: Literal["wall", "periodic"] = "wall"
     """What happens at the border."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
     checkpoint_every: int = 32_000
     """Images between checkpoints (each also writes a grid of samples)."""
     out: Path | None = None
@@ -61,9 +61,9 @@ class Train:
 def run(options: Train) -> None:
     """Resolve the options into a run, train it, say where it is."""
     device = console.pick_device(options.device)
-    check_number("--checkpoint-every", options.checkpoint_every, 1)
+    check_integer("--checkpoint-every", options.checkpoint_every, 1)
     if options.size is not None:
-        check_number("--size", options.size, 2)
+        check_integer("--size", options.size, 2)
     flow = named_flow(options.process)
     if options.peclet is not None:
         flow = replace(flow, peclet=options.peclet)
@@ -72,7 +72,6 @@ def run(options: Train) -> None:
     process = ForwardProcess(
         **asdict(flow), boundary=options.boundary, sigma_max=options.sigma_max, levels=levels, noise=options.noise
     )
-    process.operator(dataset.size)
     config = RunConfig(
         process_name=options.process,
         data=dataset.name,
@@ -82,7 +81,6 @@ def run(options: Train) -> None:
         network=options.network,
         training=options.training,
     )
-    config.network.check_size(config.size)
     folder = options.out or Path("runs") / f"{Path(dataset.name).stem}-{options.process}"
     print(f"{dataset.description}\n{options.process}, Pe = {process.peclet:g}, K = {levels} levels, on {device} -> {folder}")
 

@@ -27,7 +27,7 @@ from diffusion.files import whole_file, write_json
 from diffusion.network import NetworkConfig, UNet
 from diffusion.prior import Prior
 from diffusion.process import ForwardProcess
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, check_integer, check_number
 
 FORMAT = 1
 Part = TypeVar("Part")
@@ -35,11 +35,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a network is trained.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
+    """How a network is trained."""
 
     images: int = 128_000
     """Length of the training in images."""
@@ -56,20 +52,24 @@ class TrainingConfig:
     seed: int = 0
     """Seed of everything random in the run, 0 to 2^63 - 1."""
 
-    def __post_init__(self) -> None:
-        for name in ("images", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, low, high in (("learning_rate", 1e-12, 10.0), ("warmup", 0, 1e18), ("ema", 0.0, 0.999999), ("clip", 1e-12, 1e12)):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} must be from {low:g} to {high:g}, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+    def validate(self) -> None:
+        """Raise InputError if a value is out of its range."""
+        check_integer("images", self.images, 1)
+        check_integer("batch", self.batch, 1)
+        check_number("learning rate", self.learning_rate, 1e-12, 10.0)
+        check_integer("warmup", self.warmup, 0)
+        check_number("ema", self.ema, 0.0, 0.999999)
+        check_number("clip", self.clip, 1e-12)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is."""
+    """Everything a run is.
+
+    Raises:
+        InputError: if a value of one of its parts is out of its range, or the parts do not fit each other.
+    """
 
     process_name: str
     """What the process is called; its numbers are in ``process``."""
@@ -83,9 +83,16 @@ class RunConfig:
     network: NetworkConfig
     training: TrainingConfig
 
+    def __post_init__(self) -> None:
+        check_integer("channels", self.channels, 1)
+        check_integer("size", self.size, 2)
+        self.process.operator(self.size)
+        self.network.validate()
+        self.network.check_size(self.size)
+        self.training.validate()
+
     def build_network(self) -> UNet:
         """The network with fresh weights, which depend on torch's global seed."""
-        self.network.check_size(self.size)
         return UNet(self.channels, self.network, self.process.levels)
 
 

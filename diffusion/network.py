@@ -13,16 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lbm_warp.checks import InputError, check_number
+from lbm_warp.checks import InputError, check_integer, check_number
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Size of the U-Net.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
+    """Size of the U-Net."""
 
     width: int = 24
     """Channels at full resolution, a multiple of 8."""
@@ -35,15 +31,19 @@ class NetworkConfig:
     dropout: float = 0.0
     """Dropout inside the residual blocks, 0 to 1."""
 
-    def __post_init__(self) -> None:
-        if self.width < 8 or self.width % 8:
-            raise InputError(f"network width must be a positive multiple of 8, got {self.width}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise InputError(f"network multipliers must be positive, got {self.multipliers}")
-        check_number("network blocks", self.blocks, 1)
+    def validate(self) -> None:
+        """Raise InputError if a value is out of its range."""
+        check_integer("network width", self.width, 8)
+        if self.width % 8:
+            raise InputError(f"network width must be a multiple of 8, got {self.width}")
+        if not self.multipliers:
+            raise InputError("network multipliers must name at least one resolution")
+        for multiplier in self.multipliers:
+            check_integer("network multipliers", multiplier, 1)
+        check_integer("network blocks", self.blocks, 1)
         check_number("network dropout", self.dropout, 0.0, 0.99)
-        if any(not 0 <= depth < len(self.multipliers) for depth in self.attention):
-            raise InputError(f"network attention must name resolutions 0 to {len(self.multipliers) - 1}, got {self.attention}")
+        for depth in self.attention:
+            check_integer("network attention", depth, 0, len(self.multipliers) - 1)
 
     def check_size(self, size: int) -> None:
         """Raise InputError unless the image size can be halved as often as the network does."""

@@ -15,7 +15,7 @@ import torch
 
 from diffusion.rng import seeds
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence, Turbulence
-from lbm_warp.checks import InputError, check_boundary, check_number
+from lbm_warp.checks import InputError, check_boundary, check_integer, check_number
 from lbm_warp.random import normal
 
 TURBULENCE: dict[str, Turbulence] = {
@@ -77,7 +77,7 @@ class ForwardProcess:
         check_number("peclet", self.peclet, 0.0)
         check_number("noise", self.noise, 1e-6, 1.0)
         check_number("sampling noise", self.sampling_noise, 0.0)
-        check_number("levels", self.levels, 1)
+        check_integer("levels", self.levels, 1)
 
     def operator(self, size: int) -> AdvectionDiffusion:
         """The corruption operator for images of ``size`` x ``size`` pixels."""

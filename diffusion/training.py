@@ -63,7 +63,6 @@ def train(
     state = TrainingState(network, average, optimiser)
     if (folder / "config.json").exists():
         _check_same_run(folder, config)
-    save_config(folder, config)
     resume_file = folder / "training.safetensors"
     if resume_file.exists():
         state.load(resume_file)
@@ -71,6 +70,7 @@ def train(
     else:
         prior = Prior.build((dataset[i] for i in range(len(dataset))), len(dataset), process)
         save_tensors(folder / "prior.safetensors", {"thumbnails": prior.thumbnails})
+    save_config(folder, config)
     log = MetricsLog(folder / "metrics.jsonl", state.images)
 
     def checkpoint() -> None:
@@ -253,7 +253,7 @@ class MetricsLog:
         if not np.isfinite(loss):
             raise InputError(
                 f"the loss is {loss} at image {images}; the last checkpoint in {self.path.parent} is from before: "
-                "try a smaller --training.learning-rate"
+                "try a smaller --learning-rate"
             )
         elapsed = time.perf_counter() - self.start
         line = {"images": images, "loss": loss, "images_per_second": round((images - self.images) / elapsed, 2)}

@@ -23,9 +23,16 @@ def check_boundary(boundary: str) -> None:
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise InputError unless ``low <= value <= high`` and ``value`` is finite."""
-    if not (math.isfinite(value) and low <= value <= high):
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
         limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise InputError(f"{name} must be {limits}, got {value:g}")
+        raise InputError(f"{name} must be {limits}, got {value!r}")
+
+
+def check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
+    """Raise InputError unless ``value`` is an integer from ``low`` to ``high``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{name} must be an integer, got {value!r}")
+    check_number(name, value, low, high)
 
 
 def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int) -> torch.Tensor:

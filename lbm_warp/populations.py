@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lbm_warp.checks import InputError, check_boundary, check_images, check_number
+from lbm_warp.checks import InputError, check_boundary, check_images, check_integer, check_number
 from lbm_warp.interop import launch
 from lbm_warp.kernels.populations import equilibrium_kernel, stream_collide_kernel
 
@@ -33,7 +33,7 @@ def evolve(
     check_images(u0)
     check_boundary(boundary)
     check_number("relaxation_time", relaxation_time, 0.5 + 1e-6)
-    check_number("iterations", iterations, 0)
+    check_integer("iterations", iterations, 0)
     batch, channels, height, width = u0.shape
     if velocity.shape != (batch, 2, height, width) or velocity.dtype != torch.float32:
         raise InputError(f"velocity must be float32 {[batch, 2, height, width]}, got {velocity.dtype} {list(velocity.shape)}")

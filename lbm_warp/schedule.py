@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, check_integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +46,7 @@ class Schedule:
         Raises:
             ValueError: if a value is out of its range.
         """
-        if levels < 1:
-            raise InputError(f"levels must be at least 1, got {levels}")
+        check_integer("levels", levels, 1)
         if not 0.0 < sigma_min < np.inf:
             raise InputError(f"sigma_min must be positive, got {sigma_min}")
         if not sigma_min <= sigma_max < np.inf:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from lbm_warp.checks import as_batch, check_boundary, check_number
+from lbm_warp.checks import as_batch, check_boundary, check_integer, check_number
 from lbm_warp.interop import launch
 from lbm_warp.kernels import turbulence as kernels
 
@@ -59,8 +59,8 @@ class CurlNoise:
     GAIN = 2.0 ** (-4.0 / 3.0)
 
     def __post_init__(self) -> None:
-        check_number("octaves", self.octaves, 1)
-        check_number("cells", self.cells, 1)
+        check_integer("octaves", self.octaves, 1)
+        check_integer("cells", self.cells, 1)
 
     def velocity(
         self,
@@ -222,8 +222,8 @@ def _seeds(
 ) -> torch.Tensor:
     """Checked seeds, int64 [N] on the device."""
     check_boundary(boundary)
-    check_number("height", height, 2)
-    check_number("width", width, 2)
+    check_integer("height", height, 2)
+    check_integer("width", width, 2)
     seed = torch.as_tensor(seed)
     return as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed)).to(device)
 

@@ -1,0 +1,123 @@
+"""Run folders in every state of disrepair: one line each, and nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.checkpoint import load_config, load_run, load_tensors, save_tensors
+from diffusion.training import train
+from tests.runs import stripes, tiny_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(tiny_config(), stripes(), folder, CPU)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    values = json.loads(path.read_text())
+    for name, value in changes.items():
+        part, _, key = name.rpartition("__")
+        (values[part] if part else values)[key] = value
+    path.write_text(json.dumps(values))
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        load_run(folder, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_comes_back_as_it_was(run: Path) -> None:
+    loaded = load_run(run, CPU)
+    assert loaded.config == tiny_config() == load_config(run)
+    average = load_tensors(run / "ema.safetensors")
+    assert all(torch.equal(tensor, average[name]) for name, tensor in loaded.network.state_dict().items())
+    assert not loaded.network.training
+    names = {file.name for file in run.iterdir()}
+    assert names == {
+        "config.json",
+        "ema.safetensors",
+        "metrics.jsonl",
+        "model.safetensors",
+        "prior.safetensors",
+        "training.safetensors",
+    }
+
+
+def test_missing_things_are_named(run: Path) -> None:
+    refused(run / "nowhere", "no such run folder")
+    refused(run.parent, "not a run folder")
+    for name in ("prior.safetensors", "ema.safetensors"):
+        (run / name).unlink()
+        refused(run, f"{name}: missing")
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "prior.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "empty"])
+def test_damaged_weights_are_refused_and_a_pickle_never_runs(run: Path, name: str, damage: str) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (run / "executed",))
+
+    content = (run / name).read_bytes()
+    (run / name).write_bytes({"truncated": content[:-100], "pickle": pickle.dumps(Bomb()), "empty": b""}[damage])
+    refused(run, f"{name}: not a readable safetensors file")
+    assert not (run / "executed").exists()
+
+
+def test_weights_of_another_shape_are_refused(run: Path) -> None:
+    edit(run / "config.json", network__width=16)
+    refused(run, "weights do not fit config.json: .* is .*, expected")
+
+
+def test_a_prior_of_another_shape_is_refused(run: Path) -> None:
+    save_tensors(run / "prior.safetensors", {"thumbnails": torch.zeros((5, 3, 4, 4))})
+    refused(run, "holds no thumbnails for 1 x 8 x 8 images")
+    save_tensors(run / "prior.safetensors", {"other": torch.zeros(3)})
+    refused(run, "holds no thumbnails")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extra": 1}, r"RunConfig has unknown entries \['extra'\]"),
+        ({"process__code": "import os"}, r"ForwardProcess has unknown entries \['code'\]"),
+        ({"process": {}}, r"ForwardProcess .*lacks \['boundary'"),
+        ({"process": None}, "ForwardProcess .*lacks"),
+        ({"process__peclet": -1.0}, "peclet must be at least 0, got -1"),
+        ({"process__peclet": "fast"}, "peclet must be at least 0, got 'fast'"),
+        ({"process__levels": 5.5}, "levels must be an integer, got 5.5"),
+        ({"process__turbulence": ["x"]}, "wrong type|turbulence must be one of"),
+        ({"network__multipliers": []}, "multipliers must name at least one resolution"),
+        ({"network__width": "wide"}, "width must be an integer, got 'wide'"),
+        ({"network__multipliers": 3}, "wrong type"),
+        ({"size": "big"}, "size must be an integer, got 'big'"),
+        ({"size": 9}, "needs a size divisible by 2, got 9"),
+        ({"format": 99}, "not a run of format 1"),
+    ],
+)
+def test_a_config_with_foreign_or_bad_entries_is_refused(run: Path, changes: dict, message: str) -> None:
+    edit(run / "config.json", **changes)
+    refused(run, message)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00\xff"])
+def test_a_config_that_is_no_json_object_is_refused(run: Path, text: str) -> None:
+    (run / "config.json").write_text(text, encoding="utf-8")
+    refused(run, "config.json: not")

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion.network import NetworkConfig, SelfAttention, UNet
+
+SMALL = NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(1,))
+
+
+def awake(network: nn.Module) -> nn.Module:
+    """The network with every weight random: as built, its last layers are zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("config", [SMALL, NetworkConfig(), NetworkConfig(8, (1, 1, 2), 2, (0, 2), 0.1)], ids=str)
+def test_shape_is_kept_and_the_first_correction_is_zero(config: NetworkConfig, channels: int) -> None:
+    network = UNet(channels, config, levels=10)
+    u = torch.rand((3, channels, 16, 24))
+    correction = network(u, torch.tensor([1, 5, 10]))
+    assert correction.shape == u.shape and torch.equal(correction, torch.zeros_like(u))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    network = awake(UNet(3, SMALL, levels=10))
+    network(torch.rand((2, 3, 16, 16)), torch.tensor([2, 9])).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_every_level_is_told_apart() -> None:
+    network = awake(UNet(1, SMALL, levels=200))
+    u = torch.rand((1, 1, 8, 8)).repeat(200, 1, 1, 1)
+    out = network(u, torch.arange(1, 201)).flatten(1)
+    assert torch.cdist(out, out).fill_diagonal_(1.0).min() > 1e-4
+
+
+def test_an_image_does_not_see_its_batch() -> None:
+    network = awake(UNet(1, SMALL, levels=10)).eval()
+    u = torch.rand((4, 1, 16, 16))
+    level = torch.tensor([1, 4, 7, 10])
+    torch.testing.assert_close(network(u, level)[2:3], network(u[2:3], level[2:3]), rtol=1e-4, atol=1e-4)
+
+
+def test_attention_is_softmax_attention() -> None:
+    """Against the definition, softmax(q k^T / sqrt(d)) v, head by head."""
+    layer = awake(SelfAttention(128))
+    x = torch.rand((2, 128, 3, 5))
+    query, key, value = layer.query_key_value(layer.norm(x)).flatten(2).chunk(3, dim=1)
+    heads = []
+    for head in range(2):
+        q, k, v = (part[:, 64 * head : 64 * head + 64].transpose(1, 2) for part in (query, key, value))
+        heads.append(torch.softmax(q @ k.transpose(1, 2) / 8.0, dim=-1) @ v)
+    expected = x + layer.output(torch.cat(heads, dim=2).transpose(1, 2).reshape(2, 128, 3, 5))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 12}, "multiple of 8, got 12"),
+        ({"multipliers": ()}, "multipliers must name at least one resolution"),
+        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"dropout": 1.0}, "dropout must be from 0 to 0.99"),
+        ({"attention": (3,)}, "attention must be from 0 to 2, got 3"),
+    ],
+)
+def test_bad_sizes_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NetworkConfig(**values).validate()
+
+
+def test_image_size_must_be_divisible() -> None:
+    with pytest.raises(ValueError, match="needs a size divisible by 4, got 18"):
+        NetworkConfig(multipliers=(1, 2, 2)).check_size(18)
