@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 from torch import nn
 
 from cli import console, render
