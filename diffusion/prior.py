@@ -6,11 +6,12 @@ without its training data; each sample corrupts one with a flow of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from diffusion.process import ForwardProcess
 from diffusion.rng import below, seeds
@@ -27,7 +28,7 @@ class Prior:
     thumbnails: torch.Tensor
 
     @classmethod
-    def build(cls, images: Iterable[np.ndarray], count: int, process: ForwardProcess) -> Prior:
+    def build(cls, dataset: Sequence[np.ndarray], process: ForwardProcess, device: torch.device) -> Prior:
         """Thumbnails just large enough that level K cannot tell them from the pictures.
 
         "Cannot tell" is meant strictly: even the best detector, who knows both and sees the difference under the training noise,
@@ -35,19 +36,19 @@ class Prior:
         this is measured on a few pictures spread over the set.
 
         Args:
-            images: pictures, float32 [C, S, S].
-            count: how many they are.
+            dataset: pictures, float32 [C, S, S]; of a large set ten thousand are kept.
             process: what corrupts them.
+            device: where to compute.
         """
-        keep = set(np.linspace(0, count - 1, min(count, BANK)).round().astype(int))
-        pictures = [torch.from_numpy(image) for index, image in enumerate(images) if index in keep]
-        size = pictures[0].shape[-1]
-        probe = torch.stack(pictures[:: max(len(pictures) // PROBES, 1)])
+        count = len(dataset)
+        probe = torch.stack([torch.from_numpy(dataset[i]) for i in _spread(count, PROBES)]).to(device)
+        size = probe.shape[-1]
         for side in range(1, size + 1):
             difference = probe - _resized(_resized(probe, side), size)
             if _faded(difference, process).amax() < process.noise:
                 break
-        return cls(_resized(torch.stack(pictures), side))
+        kept = tqdm(_spread(count, BANK), desc="prior", unit="img", leave=False)
+        return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], side) for i in kept]))
 
     def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:
         """Images at level K, under the sampling noise: a random thumbnail in a flow of its own for every seed.
@@ -64,6 +65,11 @@ class Prior:
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
         u = process.operator(size)(_resized(chosen, size), process.levels, seeds(seed, "flow"))
         return u + process.noise * process.sampling_noise * normal(seeds(seed, "noise", process.levels), u.shape, device)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` places, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:

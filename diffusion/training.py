@@ -68,7 +68,7 @@ def train(
         state.load(resume_file)
         prior = Prior(load_tensors(folder / "prior.safetensors")["thumbnails"])
     else:
-        prior = Prior.build((dataset[i] for i in range(len(dataset))), len(dataset), process)
+        prior = Prior.build(dataset, process, device)
         save_tensors(folder / "prior.safetensors", {"thumbnails": prior.thumbnails})
     save_config(folder, config)
     log = MetricsLog(folder / "metrics.jsonl", state.images)

@@ -47,7 +47,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    prior = Prior.build(stripes(), 20, config.process)
+    prior = Prior.build(stripes(), config.process, CPU)
 
     def draw(seed: list[int]) -> torch.Tensor:
         seed = torch.tensor(seed)
@@ -63,7 +63,7 @@ def test_thumbnails_are_just_large_enough(name: str) -> None:
     """||A_K(picture) - A_K(thumbnail)|| is below the noise at the chosen size, and not below it one size down."""
     process = tiny_config(name).process
     pictures = torch.from_numpy(np.stack(stripes()))
-    side = Prior.build(stripes(), 20, process).thumbnails.shape[-1]
+    side = Prior.build(stripes(), process, CPU).thumbnails.shape[-1]
     assert 1 < side < SIZE
 
     def seen(at: int) -> float:
@@ -86,7 +86,7 @@ def test_the_prior_draws_level_k_of_the_pictures_with_a_flow_of_its_own() -> Non
     """For one picture only: every draw is near its level K, none like another, and the seed decides."""
     process = replace(tiny_config().process, sampling_noise=0.0)
     picture = stripes(1)
-    prior = Prior.build(picture, 1, process)
+    prior = Prior.build(picture, process, CPU)
     draws = prior.draw(torch.tensor([1, 2, 1]), SIZE, process, CPU)
     assert torch.equal(draws[0], draws[2]) and (draws[0] - draws[1]).abs().max() > 0.01
     # Walls keep the mean of the picture, whatever the flow.
