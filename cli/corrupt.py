@@ -97,8 +97,9 @@ def corrupt(options: Corrupt) -> None:
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
     peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
     operator = AdvectionDiffusion(moments, peclet, TURBULENCE[options.turbulence], options.boundary, options.offset)
-    iterations = int(operator.march(height, width).anchor[-1])
-    print(f"{path.name}: {width} x {height} px, Pe = {peclet:g}, {iterations} lattice iterations on {device}")
+    march = operator.march(height, width)
+    iterations = {f"{grid.factor} px": grid.iterations for grid in march.grids}
+    print(f"{path.name}: {width} x {height} px, Pe = {peclet:g}, {sum(iterations.values())} lattice iterations on {device}")
 
     shown: dict[float, np.ndarray] = {}
 

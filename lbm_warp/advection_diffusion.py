@@ -10,13 +10,13 @@ travels about Pe Fo image sides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from lbm_warp.checks import InputError, as_batch, check_boundary, check_images, check_number
-from lbm_warp.interop import launch
-from lbm_warp.kernels.advection_diffusion import advance_kernel, cpu_kernels, read_kernel
+from lbm_warp.grids import coarser, coarser_velocity, finer
+from lbm_warp.interop import kernels_for, launch
 from lbm_warp.lattice import March
 from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import CurlNoise, Turbulence
@@ -29,7 +29,10 @@ class AdvectionDiffusion:
 
     The scheme (relaxation time 1, adjustable lattice temperature, see ``lbm_warp.lattice``) conserves mass per channel, keeps
     values inside the input's range while the flow is resolved (Pe < L / 3 or so), and treats every image alone: results do not
-    depend, bit for bit on the CPU, on what else is in the batch.
+    depend, bit for bit on the CPU, on what else is in the batch. It is linear in the images, and torch's autograd passes through
+    it: one backward sweep of the adjoint scheme, and no stored states.
+
+    Images may be float16, bfloat16 (computed in float32), float32 or float64; results have their type.
 
     Args:
         schedule: blur width of every level.
@@ -38,6 +41,9 @@ class AdvectionDiffusion:
         boundary: ``wall`` (no flow and no diffusion through the border) or ``periodic``.
         offset: background c on which the flow acts: the operator is A(u + c) - c. It matters only for a compressible flow, which
             turns a background into structured noise; 9.5 is what the research code published with the paper amounts to.
+        coarsen: carry on at half the resolution, again and again, once a picture is blurred by eight pixels and while the flow
+            stays resolved. The cost of a trajectory then grows with the area of the picture, not with its square. Sides that
+            cannot be halved are left as they are.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -50,6 +56,7 @@ class AdvectionDiffusion:
         turbulence: Turbulence | None = None,
         boundary: str = "wall",
         offset: float = 0.0,
+        coarsen: bool = True,
     ) -> None:
         check_number("peclet", peclet, 0.0)
         check_number("offset", offset, -1e6, 1e6)
@@ -59,25 +66,25 @@ class AdvectionDiffusion:
         self.turbulence = CurlNoise() if turbulence is None else turbulence
         self.boundary = boundary
         self.offset = float(offset)
+        self.coarsen = coarsen
 
     def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
         """Corrupt clean images to a level.
 
         Args:
-            u0: clean images, float32 [N, C, H, W], H, W >= 2, on the CPU or a CUDA device.
+            u0: clean images, [N, C, H, W], H, W >= 2, on the CPU or a CUDA device.
             level: 0 (clean) to K; one for all images or one each. Integers and CPU tensors cost no device synchronisation.
             seed: seed of the velocity field, one for all images or one each; images with the same seed see the same flow.
 
         Returns:
-            float32 [N, C, H, W] on the device of ``u0``.
+            [N, C, H, W], type and device of ``u0``; differentiable in ``u0``.
 
         Raises:
             ValueError: if an argument has the wrong shape, type or range.
         """
-        flow = _Flow(self, u0, seed)
-        level = self._levels(level, len(u0), 0)
-        flow.advance(level)
-        return flow.read(level)
+        check_images(u0)
+        level, seed = self._levels(level, len(u0), 0), as_batch("seed", seed, len(u0))
+        return _Corruption.apply(u0, self, seed, level)[0]
 
     def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels k - 1 and k of one trajectory, in one pass: what a network learns to step between.
@@ -87,20 +94,17 @@ class AdvectionDiffusion:
             level: k, from 1 to K; one for all images or one each.
 
         Returns:
-            ``(u_{k-1}, u_k)``, float32 [N, C, H, W] each.
+            ``(u_{k-1}, u_k)``, [N, C, H, W] each.
 
         Raises:
             ValueError: if an argument has the wrong shape, type or range.
         """
-        flow = _Flow(self, u0, seed)
-        level = self._levels(level, len(u0), 1)
-        flow.advance(level - 1)
-        previous = flow.read(level - 1)
-        flow.advance(level)
-        return previous, flow.read(level)
+        check_images(u0)
+        level, seed = self._levels(level, len(u0), 1), as_batch("seed", seed, len(u0))
+        return _Corruption.apply(u0, self, seed, level - 1, level)
 
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
-        """All levels of one trajectory, in one pass.
+        """All levels of one trajectory, in one pass. The levels carry no gradient; use :meth:`__call__` for that.
 
         Args:
             u0, seed: as in :meth:`__call__`.
@@ -111,119 +115,215 @@ class AdvectionDiffusion:
         Raises:
             ValueError: if an argument has the wrong shape, type or range.
         """
-        flow = _Flow(self, u0, seed)
-        for number in range(self.schedule.levels + 1):
-            level = self._levels(number, len(u0), 0)
-            flow.advance(level)
-            yield number, flow.read(level)
+        check_images(u0)
+        images = _Images(self, u0.detach(), as_batch("seed", seed, len(u0)))
+        for level in range(self.schedule.levels + 1):
+            yield level, images.at(self._levels(level, len(u0), 0)).to(u0.dtype)
+
+    def adjoint(self, w: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
+        """The transposed operator: <adjoint(w), u> = <w, A(u)> for all u, where A is the linear part of the operator.
+
+        Args:
+            w: [N, C, H, W], what stands beside the images at ``level``.
+            level, seed: as in :meth:`__call__`.
+
+        Returns:
+            [N, C, H, W], type and device of ``w``.
+
+        Raises:
+            ValueError: if an argument has the wrong shape, type or range.
+        """
+        check_images(w)
+        level, seed = self._levels(level, len(w), 0), as_batch("seed", seed, len(w))
+        with torch.no_grad():
+            return _transposed(self, w, seed, level).to(w.dtype)
 
     def velocity(self, seed: Integers, height: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """The velocity fields that these seeds stand for, in units of V: float32 [N, 2, height, width]."""
         return self.turbulence.velocity(seed, height, width, boundary=self.boundary, device=device)
 
     def march(self, height: int, width: int) -> March:
-        """How the lattice walks the schedule on images of this size; its ``anchor`` counts the iterations to each level."""
-        return March.plan(self.schedule, self.peclet, min(height, width))
+        """How the lattice walks the schedule on images of this size: its grids, and the iterations to each level."""
+        return March.plan(self.schedule, self.peclet, height, width, self.coarsen)
 
     def _levels(self, level: Integers, batch: int, lowest: int) -> torch.Tensor:
         levels = as_batch("level", level, batch)
-        if batch and not (lowest <= int(levels.min()) and int(levels.max()) <= self.schedule.levels):
+        if not (lowest <= int(levels.min()) and int(levels.max()) <= self.schedule.levels):
             raise InputError(
                 f"level must be from {lowest} to {self.schedule.levels}, got {int(levels.min())} to {int(levels.max())}"
             )
         return levels
 
 
+class _Corruption(torch.autograd.Function):
+    """The operator for autograd: images at one level or at several of one trajectory. Backward is the adjoint, from seeds alone."""
+
+    @staticmethod
+    def forward(ctx, u0: torch.Tensor, operator: AdvectionDiffusion, seed: torch.Tensor, *levels: torch.Tensor):
+        ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
+        images = _Images(operator, u0, seed)
+        return tuple(images.at(level).to(u0.dtype) for level in levels)
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor):
+        through = (_transposed(ctx.operator, w, ctx.seed, k) for w, k in zip(gradients, ctx.levels, strict=True))
+        return sum(through).to(gradients[0].dtype), None, None, *[None] * len(ctx.levels)
+
+
 class _Flow:
-    """A batch of images on its way along the trajectory: the state of one call of the operator."""
+    """The velocity fields of a batch on every grid of the march, and the iterations on them."""
 
-    def __init__(self, operator: AdvectionDiffusion, u0: torch.Tensor, seed: Integers) -> None:
-        check_images(u0)
-        if u0.requires_grad and torch.is_grad_enabled():
-            raise InputError("images require gradients, which the operator does not pass on: detach them or use torch.no_grad()")
-        batch, _, height, width = u0.shape
-        seeds = as_batch("seed", seed, batch)
-        if operator.peclet > 0.0:
-            self.velocity = operator.velocity(seeds, height, width, u0.device).contiguous()
-        else:
-            self.velocity = u0.new_zeros((batch, 2, height, width))
+    def __init__(self, operator: AdvectionDiffusion, u: torch.Tensor, seed: torch.Tensor, adjoint: bool) -> None:
+        batch, _, height, width = u.shape
         self.plan = operator.march(height, width)
-        self.offset = operator.offset
+        self.dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
         self.periodic = operator.boundary == "periodic"
-        # The state after an even number of full iterations lies in ``even``, after an odd number in ``odd``.
-        self.even = u0.clone(memory_format=torch.contiguous_format)
-        self.odd = torch.empty_like(self.even)
-        self.done = torch.zeros(batch, dtype=torch.int32)
+        self.adjoint = adjoint
+        # The adjoint is that of the linear part.
+        self.offset = 0.0 if adjoint else operator.offset
+        if operator.peclet > 0.0:
+            self.velocity = [operator.velocity(seed, height, width, u.device).to(self.dtype).contiguous()]
+        else:
+            self.velocity = [u.new_zeros((batch, 2, height, width), dtype=self.dtype)]
+        for _ in self.plan.grids[1:]:
+            self.velocity.append(coarser_velocity(self.velocity[-1], self.periodic))
 
-    def advance(self, level: torch.Tensor) -> None:
-        """March every image to the anchor of its level (which is not before the last one)."""
-        stop = torch.from_numpy(self.plan.anchor[level.numpy()])
-        first, self.done = self.done, stop
-        if bool((first == stop).all()):
+    def march(self, grid: int, u: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, stop: torch.Tensor) -> None:
+        """Take the images (``rows`` of the batch) from iteration ``first`` to ``stop`` (int32, one each; for the adjoint back)."""
+        count = stop - first
+        if not count.any():
             return
-        if self.even.device.type == "cpu":
-            march, _ = cpu_kernels(*self.even.shape[1:], self.periodic)
-            launch(
-                march,
-                (len(stop),),
-                batched=[first, stop, self.velocity],
-                inputs=[self.plan.velocity_per_theta, *self.plan.theta, self.plan.smooth_from, self.offset],
-                outputs=[self.even, self.odd],
-            )
+        here = self.plan.grids[grid]
+        scratch = torch.empty_like(u)
+        odd = torch.nonzero(count % 2).flatten()
+        if len(odd):
+            odd = odd.to(u.device)
+            scratch[odd] = u[odd]
+        velocity = self._of(grid, rows)
+        settings = [here.velocity_per_theta, *here.theta, here.smooth_from, self.offset]
+        kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
+        if u.device.type == "cpu":
+            launch(kernels.march, (len(u),), batched=[first, stop, velocity], inputs=settings, outputs=[u, scratch])
             return
-        limits = [bound.to(self.even.device, non_blocking=True) for bound in (first, stop)]
-        for iteration in range(int(first.min()), int(stop.max())):
-            source, target = (self.even, self.odd) if iteration % 2 == 0 else (self.odd, self.even)
-            theta = self.plan.theta[int(iteration >= self.plan.smooth_from)]
-            launch(
-                advance_kernel,
-                self._cells,
-                inputs=[
-                    iteration,
-                    *limits,
-                    self.velocity,
-                    self.plan.velocity_per_theta,
-                    theta,
-                    self.offset,
-                    self.periodic,
-                    source,
-                ],
-                outputs=[target],
-            )
+        first, stop = (bound.to(u.device, non_blocking=True) for bound in (first, stop))
+        for step in range(int(count.max())):
+            inputs = [step, first, stop, velocity, *settings, self.periodic]
+            launch(kernels.march, (len(u), *u.shape[2:]), inputs=inputs, outputs=[u, scratch])
 
-    def read(self, level: torch.Tensor) -> torch.Tensor:
-        """The images at their levels, one partial iteration after the anchors they stand at."""
-        partial_theta = torch.from_numpy(self.plan.partial_theta[level.numpy()].astype(np.float32))
-        out = torch.empty_like(self.even)
-        state = [self.even, self.odd]
-        if out.device.type == "cpu":
-            _, read = cpu_kernels(*out.shape[1:], self.periodic)
-            launch(
-                read,
-                (len(level),),
-                batched=[self.done, partial_theta, self.velocity],
-                inputs=[self.plan.velocity_per_theta, self.offset],
-                outputs=[*state, out],
-            )
-            return out
-        anchor, partial_theta = (value.to(out.device, non_blocking=True) for value in (self.done, partial_theta))
-        launch(
-            read_kernel,
-            self._cells,
-            inputs=[
-                anchor,
-                partial_theta,
-                self.velocity,
-                self.plan.velocity_per_theta,
-                self.offset,
-                self.periodic,
-                *state,
-            ],
-            outputs=[out],
-        )
+    def partial(self, grid: int, u: torch.Tensor, rows: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        """One iteration of the given lattice temperatures (float64, one each)."""
+        here = self.plan.grids[grid]
+        out = torch.empty_like(u)
+        theta, velocity = theta.to(u.device, self.dtype), self._of(grid, rows)
+        settings = [here.velocity_per_theta, self.offset]
+        kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
+        if u.device.type == "cpu":
+            launch(kernels.read, (len(u),), batched=[theta, velocity], inputs=settings, outputs=[u, out])
+        else:
+            inputs = [theta, velocity, *settings, self.periodic]
+            launch(kernels.read, (len(u), *u.shape[2:]), inputs=inputs, outputs=[u, out])
         return out
 
-    @property
-    def _cells(self) -> tuple[int, int, int]:
-        batch, _, height, width = self.even.shape
-        return batch, height, width
+    def _of(self, grid: int, rows: torch.Tensor) -> torch.Tensor:
+        velocity = self.velocity[grid]
+        return velocity if len(rows) == len(velocity) else velocity[rows.to(velocity.device)]
+
+
+@dataclass
+class _Party:
+    """Images of the batch (``rows``, int64) that stand on one grid: their state, and the iterations behind each (int32)."""
+
+    rows: torch.Tensor
+    state: torch.Tensor
+    done: torch.Tensor
+
+    def take(self, chosen: torch.Tensor) -> _Party:
+        """The chosen ones (bool, one each)."""
+        if bool(chosen.all()):
+            return self
+        index = torch.nonzero(chosen).flatten()
+        return _Party(self.rows[index], self.state[index.to(self.state.device)], self.done[index])
+
+    def joined(self, other: _Party | None) -> _Party:
+        """Both parties as one, in the order of the batch."""
+        if other is None:
+            return self
+        rows = torch.cat([self.rows, other.rows])
+        order = torch.argsort(rows)
+        state = torch.cat([self.state, other.state])[order.to(self.state.device)]
+        return _Party(rows[order], state, torch.cat([self.done, other.done])[order])
+
+
+class _Images:
+    """A batch of images on its way along the trajectory. Levels may be asked for in any non-decreasing order, image by image."""
+
+    def __init__(self, operator: AdvectionDiffusion, u0: torch.Tensor, seed: torch.Tensor) -> None:
+        self.flow = _Flow(operator, u0, seed, adjoint=False)
+        rows = torch.arange(len(u0))
+        state = u0.to(self.flow.dtype, copy=True, memory_format=torch.contiguous_format)
+        start = _Party(rows, state, torch.zeros(len(u0), dtype=torch.int32))
+        self.parties: list[_Party | None] = [start, *[None] * (len(self.flow.plan.grids) - 1)]
+
+    def at(self, level: torch.Tensor) -> torch.Tensor:
+        """March every image to its level (int64, one each) and read it off."""
+        plan = self.flow.plan
+        out = None
+        arriving: _Party | None = None
+        for index, grid in enumerate(plan.grids):
+            party = arriving.joined(self.parties[index]) if arriving is not None else self.parties[index]
+            if party is None:
+                continue
+            wanted = level[party.rows]
+            stays = torch.from_numpy(plan.grid)[wanted] == index
+            stop = torch.where(stays, torch.from_numpy(plan.anchor)[wanted], grid.iterations)
+            self.flow.march(index, party.state, party.rows, party.done, stop)
+            party.done = stop
+            arriving, self.parties[index] = None, None
+            if bool(stays.any()):
+                here = self.parties[index] = party.take(stays)
+                theta = torch.from_numpy(plan.partial_theta)[level[here.rows]]
+                picture = self.flow.partial(index, here.state, here.rows, theta)
+                for _ in range(index):
+                    picture = finer(picture, self.flow.periodic)
+                if len(here.rows) == len(level):
+                    out = picture
+                else:
+                    out = picture.new_empty((len(level), *picture.shape[1:])) if out is None else out
+                    out[here.rows.to(out.device)] = picture
+            if not bool(stays.all()):
+                leaving = party.take(~stays)
+                arriving = _Party(leaving.rows, coarser(leaving.state), torch.zeros_like(leaving.done))
+        return out
+
+
+def _transposed(operator: AdvectionDiffusion, w: torch.Tensor, seed: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """The adjoint of :meth:`_Images.at` for one level an image: every step transposed, in the opposite order."""
+    flow = _Flow(operator, w, seed, adjoint=True)
+    plan = flow.plan
+    w = w.to(flow.dtype)
+    grid_of = torch.from_numpy(plan.grid)[level]
+    arriving: _Party | None = None
+    for index in range(int(grid_of.max()), -1, -1):
+        rows = torch.nonzero(grid_of == index).flatten()
+        party = arriving
+        if len(rows):
+            picture = w if len(rows) == len(w) else w[rows.to(w.device)]
+            for _ in range(index):
+                picture = _transpose_of_finer(picture, flow.periodic)
+            theta = torch.from_numpy(plan.partial_theta)[level[rows]]
+            state = flow.partial(index, picture.contiguous(), rows, theta)
+            party = _Party(rows, state, torch.from_numpy(plan.anchor)[level[rows]]).joined(arriving)
+        flow.march(index, party.state, party.rows, torch.zeros_like(party.done), party.done)
+        if index > 0:
+            # The transpose of a mean over four cells gives each of them a quarter.
+            state = party.state.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3) / 4
+            done = torch.full_like(party.done, plan.grids[index - 1].iterations)
+            arriving = _Party(party.rows, state, done)
+    return party.state
+
+
+def _transpose_of_finer(w: torch.Tensor, periodic: bool) -> torch.Tensor:
+    with torch.enable_grad():
+        coarse = w.new_zeros((*w.shape[:2], w.shape[2] // 2, w.shape[3] // 2)).requires_grad_()
+        (result,) = torch.autograd.grad(finer(coarse, periodic), coarse, w)
+    return result

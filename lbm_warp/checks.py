@@ -52,10 +52,10 @@ def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int) -
 
 
 def check_images(u0: torch.Tensor) -> None:
-    """Raise InputError unless ``u0`` is a float32 tensor [N, C, H, W] with images of at least 2 x 2 pixels."""
+    """Raise InputError unless ``u0`` is a floating-point tensor [N, C, H, W] with images of at least 2 x 2 pixels."""
     if not isinstance(u0, torch.Tensor):
         raise InputError(f"images must be a torch tensor [N, C, H, W], got {type(u0).__name__}")
     if u0.ndim != 4 or 0 in u0.shape or min(u0.shape[2:]) < 2:
         raise InputError(f"images must have shape [N, C, H, W] with H, W >= 2, got {list(u0.shape)}")
-    if u0.dtype != torch.float32:
-        raise InputError(f"images must be float32, got {u0.dtype}")
+    if not u0.dtype.is_floating_point:
+        raise InputError(f"images must be floating-point, got {u0.dtype}")

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import warp as wp
 
+from lbm_warp.kernels.advection_diffusion import Kernels, cpu_kernels, cuda_kernels
+
 _DTYPES = {torch.float32: wp.float32, torch.float64: wp.float64, torch.int32: wp.int32, torch.int64: wp.int64}
 
 
@@ -49,6 +51,14 @@ def _on_torch_stream(device: torch.device) -> Iterator[None]:
 @functools.cache
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="lbm_warp")
+
+
+def kernels_for(u: torch.Tensor, adjoint: bool, background: bool, periodic: bool) -> Kernels:
+    """The advection-diffusion kernels for images like ``u``, [N, C, H, W] float32 or float64."""
+    dtype = _DTYPES[u.dtype]
+    if u.device.type == "cpu":
+        return cpu_kernels(dtype, adjoint, background, periodic, *u.shape[1:])
+    return cuda_kernels(dtype, adjoint, background)
 
 
 def launch(

@@ -27,6 +27,29 @@ SMOOTH_FROM_SIGMA_PX = 3.0
 # stays below 6 on any image (probability 2e-9 a cell), and nothing breaks up to |u| = 1.
 MAX_VELOCITY_LU = 0.5
 PEAK_TO_RMS = 6.0
+# A picture blurred by eight cells has nothing left at the scale of the grid; but the flow must stay resolved as well.
+COARSEN_FROM_SIGMA_LU = 8.0
+COARSEST_CELLS = 128
+CELLS_PER_PECLET = 12.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One stretch of the march, on cells of ``factor`` x ``factor`` pixels.
+
+    Attributes:
+        factor: pixels a cell, a power of two.
+        theta: lattice temperature of the full iterations before and from ``smooth_from`` on.
+        smooth_from: index of the first iteration with ``theta[1]``.
+        iterations: full iterations until the next, coarser grid takes over; on the last grid, until the last level.
+        velocity_per_theta: Peclet number / (2 L in cells): velocity per iteration = this x theta x the field of unit rms.
+    """
+
+    factor: int
+    theta: tuple[float, float]
+    smooth_from: int
+    iterations: int
+    velocity_per_theta: float
 
 
 @dataclass(frozen=True)
@@ -37,42 +60,69 @@ class March:
     each other: composing the short steps between neighbouring levels instead would be second-order at the grid scale.
 
     Attributes:
-        theta: lattice temperature of the full iterations before and from ``smooth_from`` on.
-        smooth_from: index of the first iteration with ``theta[1]``.
-        anchor: number of full iterations before the read-out of levels 0..K, int32 [K + 1].
+        grids: the stretches of the march, finest first.
+        grid: index into ``grids`` of levels 0..K, int64 [K + 1].
+        anchor: number of full iterations on that grid before the read-out of levels 0..K, int32 [K + 1].
         partial_theta: lattice temperature of the partial iteration that reads levels 0..K, float64 [K + 1];
             0 where the anchor is the level.
-        velocity_per_theta: Peclet number / (2 L): velocity per iteration [pixels] = this x theta x the field of unit rms.
     """
 
-    theta: tuple[float, float]
-    smooth_from: int
+    grids: tuple[Grid, ...]
+    grid: np.ndarray
     anchor: np.ndarray
     partial_theta: np.ndarray
-    velocity_per_theta: float
 
     @classmethod
-    def plan(cls, schedule: Schedule, peclet: float, length: int) -> March:
-        """The march for an image whose shorter side has ``length`` pixels, at Peclet number ``peclet`` >= 0."""
-        # u = Pe alpha / L vhat with alpha = theta / 2.
-        velocity_per_theta = peclet / (2.0 * length)
-        theta_limit = MAX_VELOCITY_LU / (PEAK_TO_RMS * velocity_per_theta) if peclet > 0.0 else np.inf
-        sharp, smooth = min(THETA_SHARP, theta_limit), min(THETA_SMOOTH, theta_limit)
+    def plan(cls, schedule: Schedule, peclet: float, height: int, width: int, coarsen: bool = True) -> March:
+        """The march for images of ``height`` x ``width`` pixels at Peclet number ``peclet`` >= 0.
 
-        # Time in lattice units is theta summed over iterations: alpha t = sigma^2 / 2 with alpha = theta / 2.
+        Args:
+            schedule: the levels.
+            peclet: advection against diffusion, >= 0.
+            height, width: size of the images [pixels].
+            coarsen: whether to go on at half the resolution whenever the picture and the flow allow it.
+        """
+        # Time in pixel units is sigma^2 = theta factor^2 summed over iterations: alpha t = sigma^2 / 2 with alpha = theta / 2.
         time = schedule.sigma**2
-        smooth_from = int(np.ceil(SMOOTH_FROM_SIGMA_PX**2 / sharp))
-        # The tiny excess keeps a level that falls on an anchor, up to rounding, from costing a second read-out iteration.
-        sharp_iterations = np.minimum(np.floor(time / sharp * (1.0 + 1e-12)), smooth_from)
-        smooth_iterations = np.floor(np.maximum(time - smooth_from * sharp, 0.0) / smooth * (1.0 + 1e-12))
-        partial = np.maximum(time - sharp_iterations * sharp - smooth_iterations * smooth, 0.0)
-        return cls(
-            theta=(sharp, smooth),
-            smooth_from=smooth_from,
-            anchor=(sharp_iterations + smooth_iterations).astype(np.int32),
-            partial_theta=partial,
-            velocity_per_theta=velocity_per_theta,
-        )
+        grid = np.zeros(len(time), dtype=np.int64)
+        anchor = np.zeros(len(time), dtype=np.int32)
+        partial_theta = np.zeros(len(time))
+        grids: list[Grid] = []
+        start, factor = 0.0, 1
+        while True:
+            # u = Pe alpha / L vhat with alpha = theta / 2, all in cells of this grid.
+            velocity_per_theta = peclet * factor / (2.0 * min(height, width))
+            theta_limit = MAX_VELOCITY_LU / (PEAK_TO_RMS * velocity_per_theta) if peclet > 0.0 else np.inf
+            sharp, smooth = min(THETA_SHARP, theta_limit), min(THETA_SMOOTH, theta_limit)
+            smooth_from = int(np.ceil(SMOOTH_FROM_SIGMA_PX**2 / sharp)) if factor == 1 else 0
+
+            elapsed = np.maximum(time - start, 0.0) / factor**2
+            # The tiny excess keeps a level that falls on an anchor, up to rounding, from costing a second read-out iteration.
+            sharp_iterations = np.minimum(np.floor(elapsed / sharp * (1.0 + 1e-12)), smooth_from)
+            smooth_time = np.maximum(elapsed - smooth_from * sharp, 0.0)
+            smooth_iterations = np.floor(smooth_time / smooth * (1.0 + 1e-12))
+            here = time >= start
+            grid[here] = len(grids)
+            anchor[here] = (sharp_iterations + smooth_iterations)[here]
+            partial_theta[here] = np.maximum(elapsed - sharp_iterations * sharp - smooth_iterations * smooth, 0.0)[here]
+
+            cells = min(height, width) // (2 * factor)
+            halves = height % (2 * factor) == width % (2 * factor) == 0
+            resolved = cells >= max(COARSEST_CELLS, CELLS_PER_PECLET * peclet)
+            leave = ((COARSEN_FROM_SIGMA_LU * factor) ** 2 - start) / factor**2
+            last = smooth_from + int(np.ceil((leave - smooth_from * sharp) / smooth))
+            end = start + (smooth_from * sharp + (last - smooth_from) * smooth) * factor**2
+            go_on = coarsen and halves and resolved and end < time[-1]
+            iterations = last if go_on else int(anchor[-1])
+            grids.append(Grid(factor, (sharp, smooth), smooth_from, iterations, velocity_per_theta))
+            if not go_on:
+                return cls(tuple(grids), grid, anchor, partial_theta)
+            start, factor = end, 2 * factor
+
+    @property
+    def work(self) -> float:
+        """Cell updates to the last level, in units of one iteration on the pixel grid (the read-out not counted)."""
+        return sum(grid.iterations / grid.factor**2 for grid in self.grids)
 
 
 # D2Q9 velocities (x, y) and the product-form weights at theta = 1/3, for the solver with stored populations.

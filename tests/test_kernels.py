@@ -10,10 +10,10 @@ import pytest
 import torch
 import warp as wp
 
-from lbm_warp.kernels.advection_diffusion import cpu_kernels
+from lbm_warp.kernels.advection_diffusion import cpu_kernels, cuda_kernels
 from lbm_warp.random import normal
 
-MODULES = ["hashing", "turbulence", "advection_diffusion", "populations"]
+MODULES = ["hashing", "turbulence", "populations"]
 
 
 @pytest.mark.slow
@@ -30,14 +30,26 @@ def test_every_kernel_builds_for_sm_90(name: str, tmp_path: Path) -> None:
         assert kernel.key.encode() in binary, kernel.key
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("dtype", [wp.float32, wp.float64])
+def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: bool, background: bool, tmp_path: Path) -> None:
+    for kernel in cuda_kernels(dtype, adjoint, background):
+        wp.compile_aot_module(kernel.module, device=None, arch=90, module_dir=tmp_path / kernel.key)
+        built = [file for file in (tmp_path / kernel.key).rglob("*") if file.suffix in (".ptx", ".cubin")]
+        assert built and any(kernel.key.encode() in file.read_bytes() for file in built)
+
+
 def test_the_list_of_kernel_files_is_complete() -> None:
     folder = Path(importlib.import_module("lbm_warp.kernels").__file__).parent
-    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == set(MODULES)
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "advection_diffusion"}
 
 
 def test_cpu_kernels_are_built_once_a_shape() -> None:
-    assert cpu_kernels(1, 9, 7, False) is cpu_kernels(1, 9, 7, False)
-    assert cpu_kernels(1, 9, 7, False) is not cpu_kernels(1, 9, 7, True)
+    shape = (1, 9, 7)
+    kind = (wp.float32, False, False)
+    assert cpu_kernels(*kind, False, *shape) is cpu_kernels(*kind, False, *shape)
+    assert cpu_kernels(*kind, False, *shape) is not cpu_kernels(*kind, True, *shape)
 
 
 def splitmix(state: int, counter: int) -> int:

@@ -39,19 +39,45 @@ def test_a_single_level_is_sigma_max() -> None:
     np.testing.assert_array_equal(Schedule.geometric(0.5, 7.0, 1).sigma, [0.0, 7.0])
 
 
-@pytest.mark.parametrize(("peclet", "length"), [(0.0, 128), (8.0, 128), (300.0, 64), (0.1, 16)])
-def test_march_adds_up_to_the_schedule(peclet: float, length: int) -> None:
+@pytest.mark.parametrize("coarsen", [False, True])
+@pytest.mark.parametrize(("peclet", "length"), [(0.0, 128), (8.0, 1024), (8.0, 510), (300.0, 64), (0.1, 16), (60.0, 512)])
+def test_march_adds_up_to_the_schedule(peclet: float, length: int, coarsen: bool) -> None:
     """Full iterations and the partial one give alpha t = sigma^2 / 2 with alpha = theta / 2, and never more than one iteration."""
     schedule = Schedule.geometric(0.5, 0.4 * length, 50)
-    plan = March.plan(schedule, peclet, length)
-    sharp = np.minimum(plan.anchor, plan.smooth_from)
-    time = sharp * plan.theta[0] + (plan.anchor - sharp) * plan.theta[1] + plan.partial_theta
-    np.testing.assert_allclose(time, schedule.sigma**2, rtol=1e-9, atol=1e-12)
-    step = np.where(plan.anchor < plan.smooth_from, *plan.theta)
-    assert (plan.partial_theta >= 0).all() and (plan.partial_theta <= step * (1 + 1e-9)).all()
-    assert (np.diff(plan.anchor) >= 0).all()
-    # Peaks of six times the rms stay at half a cell an iteration.
-    assert 6.0 * plan.velocity_per_theta * max(plan.theta) <= 0.5 + 1e-12
+    plan = March.plan(schedule, peclet, length, length + length // 2, coarsen)
+    start = 0.0
+    starts = []
+    for grid in plan.grids:
+        starts.append(start)
+        sharp = min(grid.iterations, grid.smooth_from)
+        start += grid.factor**2 * (sharp * grid.theta[0] + (grid.iterations - sharp) * grid.theta[1])
+        # Peaks of six times the rms stay at half a cell an iteration.
+        assert 6.0 * grid.velocity_per_theta * max(grid.theta) <= 0.5 + 1e-12
+    for level, sigma in enumerate(schedule.sigma):
+        grid = plan.grids[plan.grid[level]]
+        sharp = min(plan.anchor[level], grid.smooth_from)
+        time = sharp * grid.theta[0] + (plan.anchor[level] - sharp) * grid.theta[1] + plan.partial_theta[level]
+        assert starts[plan.grid[level]] + grid.factor**2 * time == pytest.approx(sigma**2, rel=1e-9, abs=1e-12)
+        step = grid.theta[int(plan.anchor[level] >= grid.smooth_from)]
+        assert 0 <= plan.partial_theta[level] <= step * (1 + 1e-9)
+        assert plan.anchor[level] <= grid.iterations
+    assert (np.diff(plan.grid) >= 0).all() and plan.anchor[-1] == plan.grids[-1].iterations
+    factors = [grid.factor for grid in plan.grids]
+    expected = {1024: [1, 2, 4, 8], 512: [1, 2]}.get(length, [1]) if coarsen else [1]
+    assert factors == expected
+
+
+def test_coarsening_makes_the_work_grow_with_the_area() -> None:
+    """At fixed sigma / L the pixel grid's iterations grow as L^2; with coarsening they stay nearly the same."""
+    work = {
+        coarsen: [
+            March.plan(Schedule.geometric(0.5, 0.16 * length, 50), 8.0, length, length, coarsen).work for length in (512, 2048)
+        ]
+        for coarsen in (False, True)
+    }
+    assert work[False][1] / work[False][0] == pytest.approx(16.0, rel=0.05)
+    assert work[True][1] / work[True][0] < 1.1
+    assert work[False][0] / work[True][0] > 10
 
 
 def test_d2q9_moments() -> None:

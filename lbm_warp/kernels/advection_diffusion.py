@@ -4,11 +4,15 @@ With relaxation time 1 the populations are the equilibrium of their source cell,
 
     rho'(x) = sum_ij  phi_i(u_x(x - c_ij)) phi_j(u_y(x - c_ij)) rho(x - c_ij).
 
-``weights`` is the only statement of this rule. The CUDA kernel runs one thread a cell; the CPU kernel runs one thread an image
-and all of its iterations, with the image's shape compiled in, which is what lets LLVM vectorise along a row.
+It is linear in rho with weights that depend on the velocity alone, so its adjoint is a gather too, with the weights of the cell
+itself, lambda'(x) = sum_ij phi_i(u_x(x)) phi_j(u_y(x)) lambda(x + c_ij): gradients need no stored states.
+
+``arrivals`` and ``departures`` are the only statements of these rules. The CUDA kernels run one thread a cell; the CPU kernels run
+one thread an image and all of its iterations, with the image's shape compiled in, which is what lets LLVM vectorise along a row.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import warp as wp
 
@@ -18,91 +22,129 @@ vec9 = wp.types.vector(length=9, dtype=wp.float32)
 
 
 @wp.func
-def phi_minus(u: wp.float32, theta: wp.float32) -> wp.float32:
+def phi_minus(u: Any, theta: Any):
     """Share of a cell's density that streams one cell in the negative direction of an axis."""
-    return 0.5 * (theta + u * u - u)
+    return type(u)(0.5) * (theta + u * u - u)
 
 
 @wp.func
-def phi_zero(u: wp.float32, theta: wp.float32) -> wp.float32:
+def phi_zero(u: Any, theta: Any):
     """Share of a cell's density that stays where it is along an axis."""
-    return 1.0 - theta - u * u
+    return type(u)(1.0) - theta - u * u
 
 
 @wp.func
-def phi_plus(u: wp.float32, theta: wp.float32) -> wp.float32:
+def phi_plus(u: Any, theta: Any):
     """Share of a cell's density that streams one cell in the positive direction of an axis."""
-    return 0.5 * (theta + u * u + u)
+    return type(u)(0.5) * (theta + u * u + u)
 
 
 @wp.struct
 class Neighbours:
-    """The three rows or columns around a cell, and the factors on the velocity there.
+    """The three rows or columns around a cell.
 
-    A mirror wall's ghost cell is the cell itself with its normal velocity negated; a periodic neighbour wraps around.
+    Beyond a mirror wall lies a ghost cell: the cell itself with its normal velocity negated. A periodic neighbour wraps around.
     """
 
     low: wp.int32
     here: wp.int32
     high: wp.int32
-    low_scale: wp.float32
-    high_scale: wp.float32
+    low_mirrored: wp.bool
+    high_mirrored: wp.bool
 
 
 @wp.func
-def neighbours(i: wp.int32, size: wp.int32, periodic: wp.bool, scale: wp.float32) -> Neighbours:
-    """Neighbours of cell ``i`` along an axis of ``size`` cells; ``scale`` turns the field into velocity per iteration."""
+def neighbours(i: wp.int32, size: wp.int32, periodic: wp.bool) -> Neighbours:
+    """Neighbours of cell ``i`` along an axis of ``size`` cells."""
     low = wp.max(i - 1, 0)
     high = wp.min(i + 1, size - 1)
-    low_scale = scale
-    high_scale = scale
     if periodic:
         low = wp.where(i == 0, size - 1, low)
         high = wp.where(i == size - 1, 0, high)
-    else:
-        low_scale = wp.where(i == 0, -scale, scale)
-        high_scale = wp.where(i == size - 1, -scale, scale)
-    return Neighbours(low, i, high, low_scale, high_scale)
+    return Neighbours(low, i, high, not periodic and i == 0, not periodic and i == size - 1)
 
 
 @wp.func
-def weights(
-    vx: wp.array2d[wp.float32],
-    vy: wp.array2d[wp.float32],
-    row: Neighbours,
-    column: Neighbours,
-    scale: wp.float32,
-    theta: wp.float32,
-) -> vec9:
-    """What the nine neighbours (row by row) hand to a cell, per unit of their density."""
-    return vec9(
-        phi_plus(row.low_scale * vy[row.low, column.low], theta) * phi_plus(column.low_scale * vx[row.low, column.low], theta),
-        phi_plus(row.low_scale * vy[row.low, column.here], theta) * phi_zero(scale * vx[row.low, column.here], theta),
-        phi_plus(row.low_scale * vy[row.low, column.high], theta) * phi_minus(column.high_scale * vx[row.low, column.high], theta),
-        phi_zero(scale * vy[row.here, column.low], theta) * phi_plus(column.low_scale * vx[row.here, column.low], theta),
+def arrivals(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
+    """What the nine neighbours (row by row) hand to a cell, per unit of their density; ``scale`` v is the velocity an iteration."""
+    low_y = wp.where(row.low_mirrored, -scale, scale)
+    high_y = wp.where(row.high_mirrored, -scale, scale)
+    low_x = wp.where(column.low_mirrored, -scale, scale)
+    high_x = wp.where(column.high_mirrored, -scale, scale)
+    return wp.vector(
+        phi_plus(low_y * vy[row.low, column.low], theta) * phi_plus(low_x * vx[row.low, column.low], theta),
+        phi_plus(low_y * vy[row.low, column.here], theta) * phi_zero(scale * vx[row.low, column.here], theta),
+        phi_plus(low_y * vy[row.low, column.high], theta) * phi_minus(high_x * vx[row.low, column.high], theta),
+        phi_zero(scale * vy[row.here, column.low], theta) * phi_plus(low_x * vx[row.here, column.low], theta),
         phi_zero(scale * vy[row.here, column.here], theta) * phi_zero(scale * vx[row.here, column.here], theta),
-        phi_zero(scale * vy[row.here, column.high], theta) * phi_minus(column.high_scale * vx[row.here, column.high], theta),
-        phi_minus(row.high_scale * vy[row.high, column.low], theta) * phi_plus(column.low_scale * vx[row.high, column.low], theta),
-        phi_minus(row.high_scale * vy[row.high, column.here], theta) * phi_zero(scale * vx[row.high, column.here], theta),
-        phi_minus(row.high_scale * vy[row.high, column.high], theta)
-        * phi_minus(column.high_scale * vx[row.high, column.high], theta),
+        phi_zero(scale * vy[row.here, column.high], theta) * phi_minus(high_x * vx[row.here, column.high], theta),
+        phi_minus(high_y * vy[row.high, column.low], theta) * phi_plus(low_x * vx[row.high, column.low], theta),
+        phi_minus(high_y * vy[row.high, column.here], theta) * phi_zero(scale * vx[row.high, column.here], theta),
+        phi_minus(high_y * vy[row.high, column.high], theta) * phi_minus(high_x * vx[row.high, column.high], theta),
     )
 
 
 @wp.func
-def total(w: vec9) -> wp.float32:
-    """The sum of the nine weights: 1 minus the divergence the lattice sees."""
-    return w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7] + w[8]
+def departures(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
+    """What a cell hands to its nine neighbours (row by row), per unit of its density; what meets a wall comes back to the cell."""
+    ux = scale * vx[row.here, column.here]
+    uy = scale * vy[row.here, column.here]
+    return wp.vector(
+        phi_minus(uy, theta) * phi_minus(ux, theta),
+        phi_minus(uy, theta) * phi_zero(ux, theta),
+        phi_minus(uy, theta) * phi_plus(ux, theta),
+        phi_zero(uy, theta) * phi_minus(ux, theta),
+        phi_zero(uy, theta) * phi_zero(ux, theta),
+        phi_zero(uy, theta) * phi_plus(ux, theta),
+        phi_plus(uy, theta) * phi_minus(ux, theta),
+        phi_plus(uy, theta) * phi_zero(ux, theta),
+        phi_plus(uy, theta) * phi_plus(ux, theta),
+    )
 
 
 @wp.func
-def gather(
-    rho: wp.array2d[wp.float32], w: vec9, row: Neighbours, column: Neighbours, shift: wp.int32, source: wp.float32
-) -> wp.float32:
-    """The density that arrives in a cell, plus ``source``. ``shift`` is the first row of the channel in ``rho``."""
-    low = row.low + shift
-    here = row.here + shift
-    high = row.high + shift
+def drift(direction: wp.int32, u: Any):
+    """The part of a share phi that is due to the velocity: phi(u) - phi(0)."""
+    if direction == 0:
+        return -u * u
+    return type(u)(0.5) * (u * u + type(u)(direction) * u)
+
+
+@wp.func
+def rest(direction: wp.int32, theta: Any):
+    """The share phi of a fluid at rest."""
+    if direction == 0:
+        return type(theta)(1.0) - theta
+    return type(theta)(0.5) * theta
+
+
+@wp.func
+def divergence_source(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
+    """What a background of density one adds to a cell: the sum of its arrivals minus one, where the lattice sees the flow diverge.
+
+    Shares at rest add up to one, so only the parts due to the velocity are summed. Subtracting one from a rounded sum instead
+    would leave a source of the size of the rounding, thousands of iterations over.
+    """
+    total = type(theta)(0.0)
+    for j in range(3):
+        y = wp.where(j == 0, row.low, wp.where(j == 1, row.here, row.high))
+        scale_y = wp.where((j == 0 and row.low_mirrored) or (j == 2 and row.high_mirrored), -scale, scale)
+        for i in range(3):
+            x = wp.where(i == 0, column.low, wp.where(i == 1, column.here, column.high))
+            scale_x = wp.where((i == 0 and column.low_mirrored) or (i == 2 and column.high_mirrored), -scale, scale)
+            # A neighbour on the low side arrives by moving in the positive direction.
+            drift_y = drift(1 - j, scale_y * vy[y, x])
+            drift_x = drift(1 - i, scale_x * vx[y, x])
+            total += rest(1 - j, theta) * drift_x + drift_y * (rest(1 - i, theta) + drift_x)
+    return total
+
+
+@wp.func
+def gather(rho: wp.array2d[Any], w: Any, row: Neighbours, column: Neighbours, shift: wp.int32, source: Any):
+    """Weighted sum over the nine neighbours, plus ``source``. ``shift`` is the first row of the channel in ``rho``."""
+    low = shift + row.low
+    here = shift + row.here
+    high = shift + row.high
     return (
         source
         + w[0] * rho[low, column.low]
@@ -117,165 +159,185 @@ def gather(
     )
 
 
-@wp.func
-def update_cell(
-    n: wp.int32,
-    y: wp.int32,
-    x: wp.int32,
-    velocity: wp.array4d[wp.float32],
-    velocity_per_theta: wp.float32,
-    theta: wp.float32,
-    offset: wp.float32,
-    periodic: wp.bool,
-    source: wp.array4d[wp.float32],
-    # outputs
-    target: wp.array4d[wp.float32],
-):
-    """One iteration of one cell, all channels. ``offset`` feels the flow only where the lattice sees it diverge."""
-    scale = velocity_per_theta * theta
-    row = neighbours(y, source.shape[2], periodic, scale)
-    column = neighbours(x, source.shape[3], periodic, scale)
-    w = weights(velocity[n, 0], velocity[n, 1], row, column, scale, theta)
-    divergence_source = offset * (total(w) - 1.0)
-    for c in range(source.shape[1]):
-        target[n, c, y, x] = gather(source[n, c], w, row, column, 0, divergence_source)
+class Kernels(NamedTuple):
+    """The kernels for one kind of number, device and direction.
 
+    ``march`` takes image n through its full iterations first[n] to stop[n] (or back, for the adjoint) between two buffers; its
+    state begins in ``b`` if their number is odd and always ends in ``a``. ``read`` is one iteration of temperature theta[n] from
+    ``a`` to ``b``. The CUDA ``march`` is one iteration, one thread a cell; the CPU ``march`` is all of them, one thread an image.
+    """
 
-@wp.kernel
-def advance_kernel(
-    iteration: wp.int32,
-    first: wp.array[wp.int32],
-    stop: wp.array[wp.int32],
-    velocity: wp.array4d[wp.float32],
-    velocity_per_theta: wp.float32,
-    theta: wp.float32,
-    offset: wp.float32,
-    periodic: wp.bool,
-    source: wp.array4d[wp.float32],
-    # outputs
-    target: wp.array4d[wp.float32],
-):
-    """One full iteration, one thread a cell, of every image with first[n] <= iteration < stop[n]."""
-    n, y, x = wp.tid()
-    if iteration >= first[n] and iteration < stop[n]:
-        update_cell(n, y, x, velocity, velocity_per_theta, theta, offset, periodic, source, target)
-
-
-@wp.kernel
-def read_kernel(
-    anchor: wp.array[wp.int32],
-    partial_theta: wp.array[wp.float32],
-    velocity: wp.array4d[wp.float32],
-    velocity_per_theta: wp.float32,
-    offset: wp.float32,
-    periodic: wp.bool,
-    even: wp.array4d[wp.float32],
-    odd: wp.array4d[wp.float32],
-    # outputs
-    out: wp.array4d[wp.float32],
-):
-    """The partial iteration that reads a level from its anchor, one thread a cell. Even anchors lie in ``even``."""
-    n, y, x = wp.tid()
-    if anchor[n] % 2 == 0:
-        update_cell(n, y, x, velocity, velocity_per_theta, partial_theta[n], offset, periodic, even, out)
-    else:
-        update_cell(n, y, x, velocity, velocity_per_theta, partial_theta[n], offset, periodic, odd, out)
+    march: wp.Kernel
+    read: wp.Kernel
 
 
 @functools.cache
-def cpu_kernels(channels: int, height: int, width: int, periodic: bool) -> tuple[wp.Kernel, wp.Kernel]:
-    """The CPU kernels (march, read) for images of one shape, one thread an image.
+def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
+    """Kernels with one thread a cell, for images of any shape; ``background`` says whether the offset is other than zero."""
+    rule = departures if adjoint else arrivals
 
-    ``march`` takes each image through all of its full iterations, so it stays in the cache of its core; ``read`` is
-    :func:`read_kernel`. What makes them fast: rows of a length known to the compiler, the nine weights shared by the channels, and
-    addresses simple enough for LLVM to prove that a row's output does not overlap its input (one choice between two buffers is).
+    @wp.func
+    def update_cell(
+        n: wp.int32,
+        y: wp.int32,
+        x: wp.int32,
+        velocity: wp.array4d[dtype],
+        scale: dtype,
+        theta: dtype,
+        offset: dtype,
+        periodic: wp.bool,
+        source: wp.array4d[dtype],
+        # outputs
+        target: wp.array4d[dtype],
+    ):
+        row = neighbours(y, source.shape[2], periodic)
+        column = neighbours(x, source.shape[3], periodic)
+        w = rule(velocity[n, 0], velocity[n, 1], row, column, scale, theta)
+        extra = dtype(0.0)
+        if wp.static(background):
+            extra = offset * divergence_source(velocity[n, 0], velocity[n, 1], row, column, scale, theta)
+        for c in range(source.shape[1]):
+            target[n, c, y, x] = gather(source[n, c], w, row, column, 0, extra)
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def march(
+        step: wp.int32,
+        first: wp.array[wp.int32],
+        stop: wp.array[wp.int32],
+        velocity: wp.array4d[dtype],
+        velocity_per_theta: dtype,
+        sharp_theta: dtype,
+        smooth_theta: dtype,
+        smooth_from: wp.int32,
+        offset: dtype,
+        periodic: wp.bool,
+        # in turn inputs and outputs
+        a: wp.array4d[dtype],
+        b: wp.array4d[dtype],
+    ):
+        n, y, x = wp.tid()
+        left = stop[n] - first[n] - step
+        if left <= 0:
+            return
+        iteration = first[n] + step
+        if wp.static(adjoint):
+            iteration = first[n] + left - 1
+        theta = wp.where(iteration < smooth_from, sharp_theta, smooth_theta)
+        if left % 2 == 0:
+            update_cell(n, y, x, velocity, velocity_per_theta * theta, theta, offset, periodic, a, b)
+        else:
+            update_cell(n, y, x, velocity, velocity_per_theta * theta, theta, offset, periodic, b, a)
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def read(
+        theta: wp.array[dtype],
+        velocity: wp.array4d[dtype],
+        velocity_per_theta: dtype,
+        offset: dtype,
+        periodic: wp.bool,
+        # outputs
+        a: wp.array4d[dtype],
+        b: wp.array4d[dtype],
+    ):
+        n, y, x = wp.tid()
+        update_cell(n, y, x, velocity, velocity_per_theta * theta[n], theta[n], offset, periodic, a, b)
+
+    return Kernels(march, read)
+
+
+@functools.cache
+def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, channels: int, height: int, width: int) -> Kernels:
+    """Kernels with one thread an image, for images of one shape.
+
+    What makes them fast: an image stays in the cache of its core, rows have a length known to the compiler, the channels share
+    the nine weights, and addresses are simple enough for LLVM to prove that a row's output does not overlap its input.
     """
+    rule = departures if adjoint else arrivals
     rows = channels * height
     right = width - 1
+    # Unroll over the channels and the neighbours, never along the row: that loop is LLVM's to vectorise.
+    options = {"max_unroll": max(channels, 3)}
 
     @wp.func
     def sweep_row(
-        source: wp.array2d[wp.float32],
-        vx: wp.array2d[wp.float32],
-        vy: wp.array2d[wp.float32],
-        row: Neighbours,
-        scale: wp.float32,
-        theta: wp.float32,
-        offset: wp.float32,
+        source: wp.array2d[dtype],
+        vx: wp.array2d[dtype],
+        vy: wp.array2d[dtype],
+        y: wp.int32,
+        scale: dtype,
+        theta: dtype,
+        offset: dtype,
         # outputs
-        target: wp.array2d[wp.float32],
+        target: wp.array2d[dtype],
     ):
+        row = neighbours(y, height, periodic)
         # The two ends of the row look for their neighbours; the loop between them is free of branches.
         for end in range(2):
-            column = neighbours(end * right, width, periodic, scale)
-            w = weights(vx, vy, row, column, scale, theta)
-            divergence_source = offset * (total(w) - 1.0)
+            column = neighbours(end * right, width, periodic)
+            w = rule(vx, vy, row, column, scale, theta)
+            extra = dtype(0.0)
+            if wp.static(background):
+                extra = offset * divergence_source(vx, vy, row, column, scale, theta)
             for c in range(channels):
-                target[c * height + row.here, end * right] = gather(source, w, row, column, c * height, divergence_source)
+                target[c * height + y, end * right] = gather(source, w, row, column, c * height, extra)
         for x in range(1, right):
-            column = Neighbours(x - 1, x, x + 1, scale, scale)
-            w = weights(vx, vy, row, column, scale, theta)
-            divergence_source = offset * (total(w) - 1.0)
+            column = Neighbours(x - 1, x, x + 1, False, False)
+            w = rule(vx, vy, row, column, scale, theta)
+            extra = dtype(0.0)
+            if wp.static(background):
+                extra = offset * divergence_source(vx, vy, row, column, scale, theta)
             for c in range(channels):
-                target[c * height + row.here, x] = gather(source, w, row, column, c * height, divergence_source)
-
-    # Unroll over the channels and the ends of a row, never along the row: that loop is LLVM's to vectorise.
-    options = {"max_unroll": max(channels, 2)}
+                target[c * height + y, x] = gather(source, w, row, column, c * height, extra)
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
     def march(
         first: wp.array[wp.int32],
         stop: wp.array[wp.int32],
-        velocity: wp.array4d[wp.float32],
-        velocity_per_theta: wp.float32,
-        sharp_theta: wp.float32,
-        smooth_theta: wp.float32,
+        velocity: wp.array4d[dtype],
+        velocity_per_theta: dtype,
+        sharp_theta: dtype,
+        smooth_theta: dtype,
         smooth_from: wp.int32,
-        offset: wp.float32,
+        offset: dtype,
         # in turn inputs and outputs
-        even: wp.array4d[wp.float32],
-        odd: wp.array4d[wp.float32],
+        a: wp.array4d[dtype],
+        b: wp.array4d[dtype],
     ):
         n = wp.tid()
-        vx = wp.array(ptr=velocity[n, 0].ptr, shape=(height, width), dtype=wp.float32)
-        vy = wp.array(ptr=velocity[n, 1].ptr, shape=(height, width), dtype=wp.float32)
-        a = wp.array(ptr=even[n].ptr, shape=(rows, width), dtype=wp.float32)
-        b = wp.array(ptr=odd[n].ptr, shape=(rows, width), dtype=wp.float32)
-        for iteration in range(first[n], stop[n]):
+        vx = wp.array(ptr=velocity[n, 0].ptr, shape=(height, width), dtype=dtype)
+        vy = wp.array(ptr=velocity[n, 1].ptr, shape=(height, width), dtype=dtype)
+        state = wp.array(ptr=a[n].ptr, shape=(rows, width), dtype=dtype)
+        scratch = wp.array(ptr=b[n].ptr, shape=(rows, width), dtype=dtype)
+        count = stop[n] - first[n]
+        for step in range(count):
+            iteration = first[n] + step
+            if wp.static(adjoint):
+                iteration = stop[n] - 1 - step
             theta = wp.where(iteration < smooth_from, sharp_theta, smooth_theta)
             scale = velocity_per_theta * theta
-            if iteration % 2 == 0:
+            if (count - step) % 2 == 0:
                 for y in range(height):
-                    sweep_row(a, vx, vy, neighbours(y, height, periodic, scale), scale, theta, offset, b)
+                    sweep_row(state, vx, vy, y, scale, theta, offset, scratch)
             else:
                 for y in range(height):
-                    sweep_row(b, vx, vy, neighbours(y, height, periodic, scale), scale, theta, offset, a)
+                    sweep_row(scratch, vx, vy, y, scale, theta, offset, state)
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
     def read(
-        anchor: wp.array[wp.int32],
-        partial_theta: wp.array[wp.float32],
-        velocity: wp.array4d[wp.float32],
-        velocity_per_theta: wp.float32,
-        offset: wp.float32,
-        even: wp.array4d[wp.float32],
-        odd: wp.array4d[wp.float32],
+        theta: wp.array[dtype],
+        velocity: wp.array4d[dtype],
+        velocity_per_theta: dtype,
+        offset: dtype,
         # outputs
-        out: wp.array4d[wp.float32],
+        a: wp.array4d[dtype],
+        b: wp.array4d[dtype],
     ):
         n = wp.tid()
-        vx = wp.array(ptr=velocity[n, 0].ptr, shape=(height, width), dtype=wp.float32)
-        vy = wp.array(ptr=velocity[n, 1].ptr, shape=(height, width), dtype=wp.float32)
-        a = wp.array(ptr=even[n].ptr, shape=(rows, width), dtype=wp.float32)
-        b = wp.array(ptr=odd[n].ptr, shape=(rows, width), dtype=wp.float32)
-        target = wp.array(ptr=out[n].ptr, shape=(rows, width), dtype=wp.float32)
-        theta = partial_theta[n]
-        scale = velocity_per_theta * theta
-        if anchor[n] % 2 == 0:
-            for y in range(height):
-                sweep_row(a, vx, vy, neighbours(y, height, periodic, scale), scale, theta, offset, target)
-        else:
-            for y in range(height):
-                sweep_row(b, vx, vy, neighbours(y, height, periodic, scale), scale, theta, offset, target)
+        vx = wp.array(ptr=velocity[n, 0].ptr, shape=(height, width), dtype=dtype)
+        vy = wp.array(ptr=velocity[n, 1].ptr, shape=(height, width), dtype=dtype)
+        state = wp.array(ptr=a[n].ptr, shape=(rows, width), dtype=dtype)
+        result = wp.array(ptr=b[n].ptr, shape=(rows, width), dtype=dtype)
+        for y in range(height):
+            sweep_row(state, vx, vy, y, velocity_per_theta * theta[n], theta[n], offset, result)
 
-    return march, read
+    return Kernels(march, read)
