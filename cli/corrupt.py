@@ -51,6 +51,8 @@ class Corrupt:
     """Seed of the velocity field."""
     turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
     """Kind of velocity field. The first two have no divergence; the third is that of the published research code."""
+    turbulence_time: float = 0.0
+    """How fast the flow itself changes: 0 freezes it, at 1 its largest eddies turn over in their own time."""
     offset: float = 0.0
     """Background the flow acts on; felt by a compressible flow only (9.5 in the published research code)."""
     boundary: Literal["wall", "periodic"] = "wall"
@@ -96,7 +98,14 @@ def corrupt(options: Corrupt) -> None:
     frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.frames if options.video else 1) ** 1.15
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
     peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
-    operator = AdvectionDiffusion(moments, peclet, TURBULENCE[options.turbulence], options.boundary, options.offset)
+    operator = AdvectionDiffusion(
+        moments,
+        peclet,
+        TURBULENCE[options.turbulence],
+        options.boundary,
+        options.offset,
+        options.turbulence_time,
+    )
     march = operator.march(height, width)
     iterations = {f"{grid.factor} px": grid.iterations for grid in march.grids}
     print(f"{path.name}: {width} x {height} px, Pe = {peclet:g}, {sum(iterations.values())} lattice iterations on {device}")

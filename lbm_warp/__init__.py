@@ -2,6 +2,6 @@
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.schedule import Schedule
-from lbm_warp.turbulence import CurlNoise, SpectralTurbulence, Turbulence
+from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, solenoidal
 
-__all__ = ["AdvectionDiffusion", "CurlNoise", "Schedule", "SpectralTurbulence", "Turbulence"]
+__all__ = ["AdvectionDiffusion", "CurlNoise", "GivenVelocity", "Schedule", "SpectralTurbulence", "Turbulence", "solenoidal"]

@@ -21,6 +21,10 @@ from lbm_warp.lattice import March
 from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import CurlNoise, Turbulence
 
+# A flow that changes in time is frozen for a part of the time in which the largest eddies turn over.
+FREEZES_PER_TURNOVER = 64
+FOR_EVER = 2**31 - 1
+
 Integers = int | Sequence[int] | torch.Tensor
 
 
@@ -41,6 +45,8 @@ class AdvectionDiffusion:
         boundary: ``wall`` (no flow and no diffusion through the border) or ``periodic``.
         offset: background c on which the flow acts: the operator is A(u + c) - c. It matters only for a compressible flow, which
             turns a background into structured noise; 9.5 is what the research code published with the paper amounts to.
+        turbulence_time: how fast the flow itself changes while it carries the picture: 0 freezes it; at 1 an eddy as large as
+            the image turns over in its own time L / V, smaller ones faster, as Kolmogorov's law has it.
         coarsen: carry on at half the resolution, again and again, once a picture is blurred by eight pixels and while the flow
             stays resolved. The cost of a trajectory then grows with the area of the picture, not with its square. Sides that
             cannot be halved are left as they are.
@@ -56,6 +62,7 @@ class AdvectionDiffusion:
         turbulence: Turbulence | None = None,
         boundary: str = "wall",
         offset: float = 0.0,
+        turbulence_time: float = 0.0,
         coarsen: bool = True,
     ) -> None:
         check_number("peclet", peclet, 0.0)
@@ -66,6 +73,8 @@ class AdvectionDiffusion:
         self.turbulence = CurlNoise() if turbulence is None else turbulence
         self.boundary = boundary
         self.offset = float(offset)
+        check_number("turbulence_time", turbulence_time, 0.0)
+        self.turbulence_time = float(turbulence_time)
         self.coarsen = coarsen
 
     def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
@@ -138,9 +147,16 @@ class AdvectionDiffusion:
         with torch.no_grad():
             return _transposed(self, w, seed, level).to(w.dtype)
 
-    def velocity(self, seed: Integers, height: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The velocity fields that these seeds stand for, in units of V: float32 [N, 2, height, width]."""
-        return self.turbulence.velocity(seed, height, width, boundary=self.boundary, device=device)
+    def velocity(
+        self, seed: Integers, height: int, width: int, device: torch.device | str = "cpu", sigma: float = 0.0
+    ) -> torch.Tensor:
+        """The velocity fields that these seeds stand for, in units of V: float32 [N, 2, height, width].
+
+        ``sigma`` is the moment, as a blur width [pixels]; it matters only where the flow changes in time.
+        """
+        # The flow's clock ticks in L / V, and t V / L = Pe Fo = Pe sigma^2 / (2 L^2).
+        time = self.turbulence_time * self.peclet * 0.5 * (sigma / min(height, width)) ** 2
+        return self.turbulence.velocity(seed, height, width, boundary=self.boundary, device=device, time=time)
 
     def march(self, height: int, width: int) -> March:
         """How the lattice walks the schedule on images of this size: its grids, and the iterations to each level."""
@@ -171,35 +187,79 @@ class _Corruption(torch.autograd.Function):
 
 
 class _Flow:
-    """The velocity fields of a batch on every grid of the march, and the iterations on them."""
+    """The velocity fields of a batch along the march, and the iterations in them."""
 
     def __init__(self, operator: AdvectionDiffusion, u: torch.Tensor, seed: torch.Tensor, adjoint: bool) -> None:
-        batch, _, height, width = u.shape
-        self.plan = operator.march(height, width)
+        self.operator = operator
+        self.seed = seed
+        self.size = tuple(u.shape[2:])
+        self.device = u.device
+        self.plan = operator.march(*self.size)
         self.dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
         self.periodic = operator.boundary == "periodic"
         self.adjoint = adjoint
         # The adjoint is that of the linear part.
         self.offset = 0.0 if adjoint else operator.offset
-        if operator.peclet > 0.0:
-            self.velocity = [operator.velocity(seed, height, width, u.device).to(self.dtype).contiguous()]
-        else:
-            self.velocity = [u.new_zeros((batch, 2, height, width), dtype=self.dtype)]
-        for _ in self.plan.grids[1:]:
-            self.velocity.append(coarser_velocity(self.velocity[-1], self.periodic))
+        # A flow that changes is frozen for so many iterations at a time, on each grid; one that does not, for ever.
+        ticks = operator.turbulence_time * operator.peclet / (2.0 * min(self.size) ** 2) * FREEZES_PER_TURNOVER
+        self.freeze = [
+            max(1, round(1.0 / (ticks * grid.factor**2 * grid.theta[1]))) if ticks > 0.0 else FOR_EVER for grid in self.plan.grids
+        ]
+        # The field in force, on the pixel grid and on the coarser ones that were asked for, and its moment.
+        self.fields: list[torch.Tensor] = []
+        self.moment: tuple[int, int] | None = None
 
     def march(self, grid: int, u: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, stop: torch.Tensor) -> None:
         """Take the images (``rows`` of the batch) from iteration ``first`` to ``stop`` (int32, one each; for the adjoint back)."""
-        count = stop - first
-        if not count.any():
+        if bool((first == stop).all()):
             return
-        here = self.plan.grids[grid]
+        length = self.freeze[grid]
+        spells = range(int(first.min()) // length, -(-int(stop.max()) // length))
         scratch = torch.empty_like(u)
-        odd = torch.nonzero(count % 2).flatten()
+        for spell in reversed(spells) if self.adjoint else spells:
+            begin, end = spell * length, min((spell + 1) * length, FOR_EVER)
+            self._march_frozen(grid, spell, u, scratch, rows, first.clamp(begin, end), stop.clamp(begin, end))
+
+    def partial(self, grid: int, u: torch.Tensor, rows: torch.Tensor, done: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        """One iteration of the given lattice temperatures (float64, one each) after ``done`` full ones."""
+        here = self.plan.grids[grid]
+        out = torch.empty_like(u)
+        theta = theta.to(u.device, self.dtype)
+        settings = [here.velocity_per_theta, self.offset]
+        kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
+        spell_of = done // self.freeze[grid]
+        for spell in spell_of.unique().tolist():
+            chosen = torch.nonzero(spell_of == spell).flatten()
+            velocity = self._velocity(grid, spell, rows[chosen])
+            everyone = len(chosen) == len(rows)
+            index = chosen.to(u.device)
+            theta_in, u_in = (theta, u) if everyone else (theta[index], u[index])
+            out_in = out if everyone else torch.empty_like(u_in)
+            if u.device.type == "cpu":
+                launch(kernels.read, (len(chosen),), batched=[theta_in, velocity], inputs=settings, outputs=[u_in, out_in])
+            else:
+                inputs = [theta_in, velocity, *settings, self.periodic]
+                launch(kernels.read, (len(chosen), *u.shape[2:]), inputs=inputs, outputs=[u_in, out_in])
+            if not everyone:
+                out[index] = out_in
+        return out
+
+    def _march_frozen(
+        self,
+        grid: int,
+        spell: int,
+        u: torch.Tensor,
+        scratch: torch.Tensor,
+        rows: torch.Tensor,
+        first: torch.Tensor,
+        stop: torch.Tensor,
+    ) -> None:
+        count = stop - first
+        here = self.plan.grids[grid]
+        odd = torch.nonzero(count % 2).flatten().to(u.device)
         if len(odd):
-            odd = odd.to(u.device)
             scratch[odd] = u[odd]
-        velocity = self._of(grid, rows)
+        velocity = self._velocity(grid, spell, rows)
         settings = [here.velocity_per_theta, *here.theta, here.smooth_from, self.offset]
         kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
         if u.device.type == "cpu":
@@ -210,22 +270,20 @@ class _Flow:
             inputs = [step, first, stop, velocity, *settings, self.periodic]
             launch(kernels.march, (len(u), *u.shape[2:]), inputs=inputs, outputs=[u, scratch])
 
-    def partial(self, grid: int, u: torch.Tensor, rows: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-        """One iteration of the given lattice temperatures (float64, one each)."""
-        here = self.plan.grids[grid]
-        out = torch.empty_like(u)
-        theta, velocity = theta.to(u.device, self.dtype), self._of(grid, rows)
-        settings = [here.velocity_per_theta, self.offset]
-        kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
-        if u.device.type == "cpu":
-            launch(kernels.read, (len(u),), batched=[theta, velocity], inputs=settings, outputs=[u, out])
-        else:
-            inputs = [theta, velocity, *settings, self.periodic]
-            launch(kernels.read, (len(u), *u.shape[2:]), inputs=inputs, outputs=[u, out])
-        return out
-
-    def _of(self, grid: int, rows: torch.Tensor) -> torch.Tensor:
-        velocity = self.velocity[grid]
+    def _velocity(self, grid: int, spell: int, rows: torch.Tensor) -> torch.Tensor:
+        """The fields in force on a grid during a spell, for some images of the batch."""
+        if self.operator.peclet == 0.0:
+            factor = self.plan.grids[grid].factor
+            return torch.zeros((len(rows), 2, *(side // factor for side in self.size)), dtype=self.dtype, device=self.device)
+        frozen = self.freeze[grid] == FOR_EVER
+        moment = None if frozen else (grid, spell)
+        if not self.fields or moment != self.moment:
+            sigma = 0.0 if frozen else self.plan.grids[grid].sigma2((spell + 0.5) * self.freeze[grid]) ** 0.5
+            field = self.operator.velocity(self.seed, *self.size, self.device, sigma=sigma)
+            self.fields, self.moment = [field.to(self.dtype).contiguous()], moment
+        while len(self.fields) <= grid:
+            self.fields.append(coarser_velocity(self.fields[-1], self.periodic))
+        velocity = self.fields[grid]
         return velocity if len(rows) == len(velocity) else velocity[rows.to(velocity.device)]
 
 
@@ -282,7 +340,7 @@ class _Images:
             if bool(stays.any()):
                 here = self.parties[index] = party.take(stays)
                 theta = torch.from_numpy(plan.partial_theta)[level[here.rows]]
-                picture = self.flow.partial(index, here.state, here.rows, theta)
+                picture = self.flow.partial(index, here.state, here.rows, here.done, theta)
                 for _ in range(index):
                     picture = finer(picture, self.flow.periodic)
                 if len(here.rows) == len(level):
@@ -311,8 +369,9 @@ def _transposed(operator: AdvectionDiffusion, w: torch.Tensor, seed: torch.Tenso
             for _ in range(index):
                 picture = _transpose_of_finer(picture, flow.periodic)
             theta = torch.from_numpy(plan.partial_theta)[level[rows]]
-            state = flow.partial(index, picture.contiguous(), rows, theta)
-            party = _Party(rows, state, torch.from_numpy(plan.anchor)[level[rows]]).joined(arriving)
+            done = torch.from_numpy(plan.anchor)[level[rows]]
+            state = flow.partial(index, picture.contiguous(), rows, done, theta)
+            party = _Party(rows, state, done).joined(arriving)
         flow.march(index, party.state, party.rows, torch.zeros_like(party.done), party.done)
         if index > 0:
             # The transpose of a mean over four cells gives each of them a quarter.

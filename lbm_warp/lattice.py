@@ -10,7 +10,7 @@ so a level between two iterations is read with one partial iteration of exactly 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Grid:
 
     Attributes:
         factor: pixels a cell, a power of two.
+        start: sigma^2 at its first iteration [square pixels].
         theta: lattice temperature of the full iterations before and from ``smooth_from`` on.
         smooth_from: index of the first iteration with ``theta[1]``.
         iterations: full iterations until the next, coarser grid takes over; on the last grid, until the last level.
@@ -46,10 +47,16 @@ class Grid:
     """
 
     factor: int
+    start: float
     theta: tuple[float, float]
     smooth_from: int
     iterations: int
     velocity_per_theta: float
+
+    def sigma2(self, iteration: float) -> float:
+        """sigma^2 after so many full iterations on this grid [square pixels]."""
+        sharp = min(iteration, self.smooth_from)
+        return self.start + self.factor**2 * (sharp * self.theta[0] + (iteration - sharp) * self.theta[1])
 
 
 @dataclass(frozen=True)
@@ -101,22 +108,22 @@ class March:
             sharp_iterations = np.minimum(np.floor(elapsed / sharp * (1.0 + 1e-12)), smooth_from)
             smooth_time = np.maximum(elapsed - smooth_from * sharp, 0.0)
             smooth_iterations = np.floor(smooth_time / smooth * (1.0 + 1e-12))
-            here = time >= start
-            grid[here] = len(grids)
-            anchor[here] = (sharp_iterations + smooth_iterations)[here]
-            partial_theta[here] = np.maximum(elapsed - sharp_iterations * sharp - smooth_iterations * smooth, 0.0)[here]
+            reached = time >= start
+            grid[reached] = len(grids)
+            anchor[reached] = (sharp_iterations + smooth_iterations)[reached]
+            partial = np.maximum(elapsed - sharp_iterations * sharp - smooth_iterations * smooth, 0.0)
+            partial_theta[reached] = partial[reached]
 
             cells = min(height, width) // (2 * factor)
             halves = height % (2 * factor) == width % (2 * factor) == 0
             resolved = cells >= max(COARSEST_CELLS, CELLS_PER_PECLET * peclet)
             leave = ((COARSEN_FROM_SIGMA_LU * factor) ** 2 - start) / factor**2
-            last = smooth_from + int(np.ceil((leave - smooth_from * sharp) / smooth))
-            end = start + (smooth_from * sharp + (last - smooth_from) * smooth) * factor**2
-            go_on = coarsen and halves and resolved and end < time[-1]
-            iterations = last if go_on else int(anchor[-1])
-            grids.append(Grid(factor, (sharp, smooth), smooth_from, iterations, velocity_per_theta))
-            if not go_on:
-                return cls(tuple(grids), grid, anchor, partial_theta)
+            iterations = smooth_from + int(np.ceil((leave - smooth_from * sharp) / smooth))
+            here = Grid(factor, start, (sharp, smooth), smooth_from, iterations, velocity_per_theta)
+            end = here.sigma2(iterations)
+            if not (coarsen and halves and resolved and end < time[-1]):
+                return cls((*grids, replace(here, iterations=int(anchor[-1]))), grid, anchor, partial_theta)
+            grids.append(here)
             start, factor = end, 2 * factor
 
     @property

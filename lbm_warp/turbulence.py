@@ -14,9 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from lbm_warp.checks import as_batch, check_boundary, check_integer, check_number
+from lbm_warp.checks import InputError, as_batch, check_boundary, check_integer, check_number
 from lbm_warp.interop import launch
 from lbm_warp.kernels import turbulence as kernels
+from lbm_warp.lattice import PEAK_TO_RMS
 
 # The narrowest wave or noise cell the grid is asked to carry.
 MIN_PIXELS = 4
@@ -187,6 +188,94 @@ class SpectralTurbulence:
         launch(kernels.sum_waves_y_kernel, rows.shape, batched=[amplitude], inputs=[basis_y], outputs=[rows])
         launch(kernels.sum_waves_x_kernel, field.shape, batched=[rows], inputs=[basis_x], outputs=[field])
         return field
+
+
+@dataclass(frozen=True, eq=False)
+class GivenVelocity:
+    """Velocity fields made elsewhere, one an image (or one for all of them).
+
+    Args:
+        field: (u_x, u_y) in units of V, x along the width, [N, 2, H, W] or [1, 2, H, W], float32 or float64. The Peclet number
+            refers to V, so a field of unit rms has it as its own.
+        project: take out the part with divergence (:func:`solenoidal`) first.
+
+    Raises:
+        InputError: if the field has the wrong shape or type, holds NaN or infinity, or is anywhere faster than 6 V, the limit the
+            solver plans its steps for.
+    """
+
+    field: torch.Tensor
+    project: bool = False
+
+    def __post_init__(self) -> None:
+        field = self.field
+        if not isinstance(field, torch.Tensor) or field.ndim != 4 or field.shape[1] != 2 or not field.dtype.is_floating_point:
+            found = f"{field.dtype} {list(field.shape)}" if isinstance(field, torch.Tensor) else type(field).__name__
+            raise InputError(f"a velocity must be a floating-point tensor [N, 2, H, W], got {found}")
+        peak = field.abs().max().item()
+        if not peak <= PEAK_TO_RMS:
+            raise InputError(
+                f"a velocity must be finite and at most {PEAK_TO_RMS:g} V in each component, got {peak:g} V: "
+                "divide it by its rms and multiply the Peclet number instead"
+            )
+
+    def velocity(
+        self,
+        seed: int | Sequence[int] | torch.Tensor,
+        height: int,
+        width: int,
+        *,
+        boundary: str = "wall",
+        device: torch.device | str = "cpu",
+        time: float = 0.0,
+    ) -> torch.Tensor:
+        """The given fields, for as many images as there are seeds; neither the seeds' values nor the time matter.
+
+        Raises:
+            InputError: if the images have another size or number than the fields.
+        """
+        count = len(_seeds(seed, height, width, boundary, "cpu"))
+        if self.field.shape[0] not in (1, count) or self.field.shape[2:] != (height, width):
+            raise InputError(
+                f"the given velocity is {list(self.field.shape)}, the images need {[count, 2, height, width]}, or one for all"
+            )
+        field = self.field.to(device)
+        if self.project:
+            field = solenoidal(field, boundary)
+        return field.expand(count, -1, -1, -1).contiguous()
+
+
+def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
+    """The part of a velocity field that has no divergence and does not flow through walls: its Helmholtz projection.
+
+    Divergence is what the lattice sees, mean_y diff_x u_x + mean_x diff_y u_y on the corners of the cells. On a periodic field, or
+    one continued by its mirror images beyond the walls, it is a_x u_x + a_y u_y in Fourier space; the projection takes out the
+    component of u along (a_x, a_y)*.
+
+    Args:
+        velocity: (u_x, u_y), floating-point [N, 2, H, W].
+        boundary: ``wall`` or ``periodic``.
+
+    Returns:
+        A tensor of the same shape and type; the identity on fields without divergence.
+    """
+    check_boundary(boundary)
+    height, width = velocity.shape[2:]
+    field = velocity.double()
+    if boundary == "wall":
+        across = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=field.device)[:, None, None]
+        field = torch.cat([field, field.flip(3) * across], dim=3)
+        field = torch.cat([field, field.flip(2) * -across], dim=2)
+    spectrum = torch.fft.fft2(field)
+    step_y, step_x = (
+        torch.exp(2j * torch.pi * torch.fft.fftfreq(n, dtype=torch.float64, device=field.device)) for n in field.shape[2:]
+    )
+    a = torch.stack([(step_y[:, None] + 1) * (step_x - 1), (step_y[:, None] - 1) * (step_x + 1)]) / 2
+    size = a.abs().square().sum(dim=0)
+    # Where a vanishes (the mean, and the finest checkerboard) the lattice sees no divergence.
+    along = (a * spectrum).sum(dim=1) / torch.where(size > 1e-24, size, 1.0)
+    spectrum = spectrum - a.conj() * along[:, None]
+    return torch.fft.ifft2(spectrum).real[..., :height, :width].to(velocity.dtype).contiguous()
 
 
 def _wave_basis(kind: str, size: int, length: int, k_max: float, corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

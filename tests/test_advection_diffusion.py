@@ -168,6 +168,28 @@ def test_the_offset_is_a_background_the_flow_acts_on(photograph: torch.Tensor) -
     assert (curl[0] - curl[1]).abs().max() < 2 / 255
 
 
+def test_a_flow_that_changes_in_time(photograph: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deterministic, the same in any batch and for any levels, and converging as the flow is frozen for shorter times."""
+    images = torch.cat([photograph, photograph.flip(3), photograph.flip(2)])
+    level, seed = torch.tensor([8, 3, 6]), torch.tensor([1, 2, 3])
+
+    def operator(rate: float, levels: int = 8) -> AdvectionDiffusion:
+        return AdvectionDiffusion(Schedule.geometric(0.5, 16.0, levels), 40.0, turbulence_time=rate)
+
+    together = operator(2.0)(images, level, seed)
+    for i in range(3):
+        assert torch.equal(operator(2.0)(images[i : i + 1], int(level[i]), int(seed[i]))[0], together[i])
+    torch.testing.assert_close(dict(operator(2.0).trajectory(images[:1], seed=1))[8][0], together[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(operator(2.0).pair(images, level, seed)[1], together, rtol=0, atol=1e-6)
+    torch.testing.assert_close(operator(2.0, levels=1)(images[:1], 1, seed=1)[0], together[0], rtol=0, atol=1e-6)
+    assert torch.equal(operator(0.0)(images, level, seed), AdvectionDiffusion(operator(0.0).schedule, 40.0)(images, level, seed))
+    frozen = operator(0.0)(images, level, seed)
+    change = (together - frozen).abs().max()
+    assert change > 0.05
+    monkeypatch.setattr("lbm_warp.advection_diffusion.FREEZES_PER_TURNOVER", 256)
+    assert (operator(2.0)(images, level, seed) - together).abs().max() < 0.05 * change
+
+
 def test_linear_in_the_image(photograph: torch.Tensor) -> None:
     operator = AdvectionDiffusion(Schedule.geometric(0.5, 10.0, 10), peclet=8.0)
     other = photograph.flip(2)
@@ -203,6 +225,7 @@ def test_works_in_the_tensors_own_memory_and_leaves_the_input_alone(photograph: 
         (lambda op, u: op(u, 1, [0, 1, 2]), "seed must be one integer or one for each"),
         (lambda op, u: AdvectionDiffusion(op.schedule, peclet=-1.0), "peclet must be at least 0, got -1"),
         (lambda op, u: AdvectionDiffusion(op.schedule, peclet=float("nan")), "peclet"),
+        (lambda op, u: AdvectionDiffusion(op.schedule, turbulence_time=-1.0), "turbulence_time must be at least 0"),
         (lambda op, u: AdvectionDiffusion(op.schedule, boundary="open"), "boundary must be one of"),
     ],
 )

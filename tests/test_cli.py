@@ -96,6 +96,7 @@ def test_corrupt_without_a_picture_takes_the_bundled_one(call: Call, tmp_path: P
         ["--turbulence", "spectral", "--boundary", "periodic"],
         ["--turbulence", "compressible", "--offset", "9.5", "--peclet", "0.2", "--sigma-max", "12"],
         ["--size", "20", "--sigma-max", "0.3L", "--sigma-min", "1px"],
+        ["--turbulence-time", "5"],
     ],
     ids=" ".join,
 )
@@ -141,6 +142,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
     [
         ("corrupt", ["--peclet", "-1"], "peclet must be at least 0, got -1"),
         ("corrupt", ["--peclet", "nan"], "peclet must be at least 0, got nan"),
+        ("corrupt", ["--turbulence-time", "-1"], "turbulence_time must be at least 0, got -1"),
         ("corrupt", ["--sigma-max", "0.4"], "sigma_max must be at least sigma_min = 0.5 px, got 0.4 px"),
         ("corrupt", ["--sigma-max", "wide"], "a blur width is a number of pixels"),
         ("corrupt", ["--sigma-max", "infL"], "sigma_max"),

@@ -32,15 +32,17 @@ def test_gradcheck_in_float64(flow: str, boundary: str, device: torch.device) ->
 
 
 @pytest.mark.parametrize("boundary", ["wall", "periodic"])
-@pytest.mark.parametrize("turbulence", [CurlNoise(), SpectralTurbulence(compressible=True)], ids=str)
+@pytest.mark.parametrize(
+    ("turbulence", "rate"), [(CurlNoise(), 0.0), (CurlNoise(), 3.0), (SpectralTurbulence(compressible=True), 0.0)]
+)
 def test_the_adjoint_is_the_transpose_through_hundreds_of_iterations_and_all_grids(
-    turbulence, boundary: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    turbulence, rate: float, boundary: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """<w, A u> = <A^T w, u> in float64, with levels on each of three grids in one batch."""
     monkeypatch.setattr(lattice, "COARSEST_CELLS", 16)
     monkeypatch.setattr(lattice, "CELLS_PER_PECLET", 4.0)
     schedule = Schedule(np.array([0.0, 1.0, 5.0, 12.0, 20.0, 40.0]))
-    operator = AdvectionDiffusion(schedule, 4.0, turbulence, boundary)
+    operator = AdvectionDiffusion(schedule, 4.0, turbulence, boundary, turbulence_time=rate)
     assert [grid.factor for grid in operator.march(64, 96).grids] == [1, 2, 4]
     level, seed = torch.tensor([5, 1, 4, 0, 3, 2]), torch.arange(6)
     assert set(operator.march(64, 96).grid[level]) == {0, 1, 2}

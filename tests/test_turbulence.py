@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lbm_warp import CurlNoise, SpectralTurbulence
+from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule, SpectralTurbulence, solenoidal
 
 DIVERGENCE_FREE = [CurlNoise(), CurlNoise(octaves=2, cells=5), SpectralTurbulence(), SpectralTurbulence(k_max=5.5)]
 ALL = [*DIVERGENCE_FREE, SpectralTurbulence(compressible=True)]
@@ -103,6 +103,40 @@ def test_energy_spectrum_follows_its_power_law(turbulence, slope: float) -> None
     assert np.polyfit(np.log(rings), np.log(spectrum), 1)[0] == pytest.approx(slope, abs=0.15)
 
 
+@pytest.mark.parametrize("boundary", ["wall", "periodic"])
+@pytest.mark.parametrize("size", [(24, 36), (17, 20)])
+def test_the_projection_takes_out_the_divergence_and_nothing_else(
+    boundary: str, size: tuple[int, int], device: torch.device
+) -> None:
+    """Divergence zero to rounding, fields without any unchanged, what is taken out orthogonal to what is left."""
+    field = torch.randn((3, 2, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    projected = solenoidal(field, boundary)
+    assert corner_divergence(projected, boundary).abs().max() < 1e-12 < 1.0 < corner_divergence(field, boundary).abs().max()
+    torch.testing.assert_close(solenoidal(projected, boundary), projected, rtol=0, atol=1e-12)
+    taken = field - projected
+    assert abs((taken * projected).sum().item()) < 1e-9 * (taken * taken).sum().item()
+    curl = CurlNoise().velocity(1, *size, boundary=boundary, device=device).double()
+    torch.testing.assert_close(solenoidal(curl, boundary), curl, rtol=0, atol=1e-6)
+
+
+def test_given_velocities_are_used_as_they_are(photograph: torch.Tensor) -> None:
+    schedule = Schedule.geometric(0.5, 8.0, 5)
+    field = CurlNoise().velocity([4, 5], 128, 128)
+    images = photograph.repeat(2, 1, 1, 1)
+    expected = AdvectionDiffusion(schedule, 8.0, CurlNoise())(images, 5, seed=[4, 5])
+    given = AdvectionDiffusion(schedule, 8.0, GivenVelocity(field))(images, 5, seed=[0, 0])
+    assert torch.equal(given, expected)
+    one = AdvectionDiffusion(schedule, 8.0, GivenVelocity(field[:1]))(images, 5, seed=0)
+    assert torch.equal(one[0], expected[0]) and torch.equal(one[1], expected[0])
+    compressible = SpectralTurbulence(compressible=True).velocity(3, 128, 128)
+    flat = torch.full((1, 1, 128, 128), 0.5)
+    spread = [
+        AdvectionDiffusion(schedule, 2.0, GivenVelocity(compressible, project))(flat, 5, seed=0).std().item()
+        for project in (False, True)
+    ]
+    assert spread[0] > 0.01 and spread[1] < 0.05 * spread[0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -110,6 +144,13 @@ def test_energy_spectrum_follows_its_power_law(turbulence, slope: float) -> None
         (lambda: SpectralTurbulence(k_max=0.0), "k_max must be at least 1"),
         (lambda: CurlNoise().velocity(0, 1, 8), "height must be at least 2"),
         (lambda: CurlNoise().velocity(0.5, 8, 8), "seed must be integer"),
+        (lambda: GivenVelocity(torch.zeros(1, 3, 8, 8)), r"tensor \[N, 2, H, W\], got torch.float32 \[1, 3, 8, 8\]"),
+        (lambda: GivenVelocity(np.zeros((1, 2, 8, 8))), "got ndarray"),
+        (lambda: GivenVelocity(torch.full((1, 2, 8, 8), 7.0)), "at most 6 V in each component, got 7 V"),
+        (lambda: GivenVelocity(torch.full((1, 2, 8, 8), torch.nan)), "must be finite"),
+        (lambda: GivenVelocity(torch.zeros(2, 2, 8, 8)).velocity([1, 2, 3], 8, 8), r"need \[3, 2, 8, 8\]"),
+        (lambda: GivenVelocity(torch.zeros(1, 2, 8, 8)).velocity(0, 8, 9), r"need \[1, 2, 8, 9\]"),
+        (lambda: solenoidal(torch.zeros(1, 2, 8, 8), "open"), "boundary must be one of"),
         (lambda: CurlNoise().velocity(0, 8, 8, boundary="open"), "boundary must be one of wall, periodic, got 'open'"),
     ],
 )
