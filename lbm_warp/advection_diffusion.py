@@ -256,10 +256,10 @@ class _Flow:
     ) -> None:
         count = stop - first
         here = self.plan.grids[grid]
-        odd = torch.nonzero(count % 2).flatten().to(u.device)
-        if len(odd):
-            scratch[odd] = u[odd]
         velocity = self._velocity(grid, spell, rows)
+        # An odd number of iterations begins in the scratch buffer, so that all end in u.
+        if bool((count % 2).any()):
+            scratch.copy_(u)
         settings = [here.velocity_per_theta, *here.theta, here.smooth_from, self.offset]
         kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
         if u.device.type == "cpu":
