@@ -124,6 +124,7 @@ class SpectralTurbulence:
             both components independently with |v_k| ~ k^(-5/3), as the research code published with *Beyond Blur* does: such a
             field has sources and sinks, and with the operator's ``offset`` they print structured noise into the image.
         k_max: shortest wave, in waves per shorter image side, >= 1. Waves shorter than four pixels are left out.
+        k_min: longest wave, in the same unit, >= 0 and below ``k_max``; on walls the longest there is has half a wave a side.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -131,9 +132,11 @@ class SpectralTurbulence:
 
     compressible: bool = False
     k_max: float = 16.0
+    k_min: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("k_max", self.k_max, 1.0)
+        check_number("k_min", self.k_min, 0.0, 0.999 * self.k_max)
 
     def velocity(
         self,
@@ -182,7 +185,7 @@ class SpectralTurbulence:
             kernels.wave_amplitudes_kernel,
             amplitude.shape,
             batched=[seeds],
-            inputs=[component, ky, kx, key_y, key_x, exponent, self.k_max, time],
+            inputs=[component, ky, kx, key_y, key_x, exponent, self.k_min, self.k_max, time],
             outputs=[amplitude],
         )
         launch(kernels.sum_waves_y_kernel, rows.shape, batched=[amplitude], inputs=[basis_y], outputs=[rows])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.fft import dctn, idctn
 
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence
@@ -136,6 +141,21 @@ def test_alone_or_in_a_batch_with_other_levels_bit_for_bit(photograph: torch.Ten
         assert torch.equal(operator(images, level, seed), together)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_fresh_process_repeats_the_result_bit_for_bit(photograph: torch.Tensor, tmp_path: Path) -> None:
+    script = (
+        "import sys, torch; from safetensors.torch import load_file, save_file; from lbm_warp import *\n"
+        "operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 30), 8.0)\n"
+        "u0 = load_file(sys.argv[1])['u']\n"
+        "save_file({'u': operator(u0, [30, 11], [5, 6])}, sys.argv[2])"
+    )
+    images = torch.cat([photograph, photograph.flip(2)])
+    save_file({"u": images}, tmp_path / "in.safetensors")
+    command = [sys.executable, "-c", script, tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
+    subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, capture_output=True)
+    here = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 30), peclet=8.0)(images, [30, 11], [5, 6])
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["u"], here)
 
 
 def test_call_pair_and_trajectory_are_one_trajectory(photograph: torch.Tensor, device: torch.device) -> None:

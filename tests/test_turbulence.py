@@ -6,7 +6,7 @@ import torch
 
 from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule, SpectralTurbulence, solenoidal
 
-DIVERGENCE_FREE = [CurlNoise(), CurlNoise(octaves=2, cells=5), SpectralTurbulence(), SpectralTurbulence(k_max=5.5)]
+DIVERGENCE_FREE = [CurlNoise(), CurlNoise(octaves=2, cells=5), SpectralTurbulence(), SpectralTurbulence(k_max=5.5, k_min=2.0)]
 ALL = [*DIVERGENCE_FREE, SpectralTurbulence(compressible=True)]
 
 
@@ -103,6 +103,17 @@ def test_energy_spectrum_follows_its_power_law(turbulence, slope: float) -> None
     assert np.polyfit(np.log(rings), np.log(spectrum), 1)[0] == pytest.approx(slope, abs=0.15)
 
 
+def test_scale_limits_are_kept() -> None:
+    """A periodic field holds no energy outside k_min to k_max waves per side."""
+    v = SpectralTurbulence(k_min=3.0, k_max=9.0).velocity([1, 2], 64, 64, boundary="periodic").double()
+    energy = torch.fft.fft2(v).abs().square().sum(dim=(0, 1))
+    waves = torch.fft.fftfreq(64, 1 / 64, dtype=torch.float64)
+    k = torch.hypot(waves[:, None], waves[None])
+    inside = (k >= 3.0 - 1e-6) & (k <= 9.0 + 1e-6)
+    assert energy[~inside].sum() < 1e-10 * energy[inside].sum()
+    assert energy[(k >= 3.0) & (k < 4.0)].sum() > 0.05 * energy.sum()
+
+
 @pytest.mark.parametrize("boundary", ["wall", "periodic"])
 @pytest.mark.parametrize("size", [(24, 36), (17, 20)])
 def test_the_projection_takes_out_the_divergence_and_nothing_else(
@@ -142,6 +153,7 @@ def test_given_velocities_are_used_as_they_are(photograph: torch.Tensor) -> None
     [
         (lambda: CurlNoise(octaves=0), "octaves must be at least 1, got 0"),
         (lambda: SpectralTurbulence(k_max=0.0), "k_max must be at least 1"),
+        (lambda: SpectralTurbulence(k_max=4.0, k_min=4.0), "k_min must be from 0 to 3.996"),
         (lambda: CurlNoise().velocity(0, 1, 8), "height must be at least 2"),
         (lambda: CurlNoise().velocity(0.5, 8, 8), "seed must be integer"),
         (lambda: GivenVelocity(torch.zeros(1, 3, 8, 8)), r"tensor \[N, 2, H, W\], got torch.float32 \[1, 3, 8, 8\]"),

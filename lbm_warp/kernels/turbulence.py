@@ -109,6 +109,7 @@ def wave_amplitudes_kernel(
     key_y: wp.array[wp.int32],
     key_x: wp.array[wp.int32],
     exponent: wp.float32,
+    k_min: wp.float32,
     k_max: wp.float32,
     time: wp.float32,
     # outputs
@@ -116,12 +117,12 @@ def wave_amplitudes_kernel(
 ):
     """Amplitude k^exponent cos(phase + omega t) of every wave (q along y, p along x), phase random, omega ~ k^(2/3).
 
-    k counts waves per shorter image side; k = 0 (no velocity) and k > k_max are left out.
+    k counts waves per shorter image side; k = 0 (no velocity) and what lies outside k_min to k_max is left out.
     """
     n, q, p = wp.tid()
     k = wp.sqrt(ky[q] * ky[q] + kx[p] * kx[p])
     value = wp.float32(0.0)
-    if k > 0.0 and k <= k_max:
+    if k > 0.0 and k >= k_min and k <= k_max:
         state = absorb(absorb(absorb(start(seed[n]), component), key_y[q]), key_x[p])
         phase = TWO_PI * (uniform(state) + wp.pow(k, 2.0 / 3.0) * time)
         value = wp.pow(k, exponent) * wp.cos(phase)
