@@ -17,6 +17,7 @@ from cli import console
 from diffusion.files import write_json
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import check_integer
+from lbm_warp.grids import curved
 from lbm_warp.populations import evolve
 
 
@@ -57,7 +58,8 @@ def benchmark(options: Benchmark) -> None:
     level = operator.schedule.levels
     # At relaxation time 1 the plain solver diffuses 1/6 px^2 an iteration: sigma^2 = 2 alpha t.
     plain_iterations = round(3.0 * options.sigma_max**2)
-    velocity = operator.velocity(seed, options.size, options.size, device) * (march.grids[0].velocity_per_theta / 3.0)
+    step = march.grids[0].velocity_per_theta / 3.0
+    velocity = step * curved(operator.velocity(seed, options.size, options.size, device), step, periodic=False)
 
     contenders: dict[str, tuple[int, Callable[[], torch.Tensor]]] = {
         "fast operator": (round(march.work) + 1, lambda: operator(u0, level, seed)),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from lbm_warp.checks import InputError, as_batch, check_boundary, check_images, check_number
-from lbm_warp.grids import coarser, coarser_velocity, finer
+from lbm_warp.grids import coarser, coarser_velocity, curved, finer
 from lbm_warp.interop import kernels_for, launch
 from lbm_warp.lattice import March
 from lbm_warp.schedule import Schedule
@@ -31,9 +31,10 @@ Integers = int | Sequence[int] | torch.Tensor
 class AdvectionDiffusion:
     """Advection-diffusion of a batch of images up to the levels of a schedule, by a D2Q9 lattice Boltzmann scheme.
 
-    The scheme (relaxation time 1, adjustable lattice temperature, see ``lbm_warp.lattice``) conserves mass per channel, keeps
-    values inside the input's range while the flow is resolved (Pe < L / 3 or so), and treats every image alone: results do not
-    depend, bit for bit on the CPU, on what else is in the batch. It is linear in the images, and torch's autograd passes through
+    The scheme (relaxation time 1, adjustable lattice temperature, see ``lbm_warp.lattice``) conserves mass per channel. While
+    the flow is resolved (Pe < L / 3 or so) all weights are non-negative, and values stay inside the input's range as closely as a
+    flat image stays flat. Every image is treated alone: results do not depend, bit for bit on the CPU, on what else is in the
+    batch. It is linear in the images, and torch's autograd passes through
     it: one backward sweep of the adjoint scheme, and no stored states.
 
     Images may be float16, bfloat16 (computed in float32), float32 or float64; results have their type.
@@ -205,8 +206,10 @@ class _Flow:
         self.freeze = [
             max(1, round(1.0 / (ticks * grid.factor**2 * grid.theta[1]))) if ticks > 0.0 else FOR_EVER for grid in self.plan.grids
         ]
-        # The field in force, on the pixel grid and on the coarser ones that were asked for, and its moment.
+        # The field in force as the iterations use it, on the pixel grid and the coarser ones that were reached; what it was made
+        # from on the last of these, while there is a coarser one to come; its moment.
         self.fields: list[torch.Tensor] = []
+        self.field: torch.Tensor | None = None
         self.moment: tuple[int, int] | None = None
 
     def march(self, grid: int, u: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, stop: torch.Tensor) -> None:
@@ -279,10 +282,16 @@ class _Flow:
         moment = None if frozen else (grid, spell)
         if not self.fields or moment != self.moment:
             sigma = 0.0 if frozen else self.plan.grids[grid].sigma2((spell + 0.5) * self.freeze[grid]) ** 0.5
-            field = self.operator.velocity(self.seed, *self.size, self.device, sigma=sigma)
-            self.fields, self.moment = [field.to(self.dtype).contiguous()], moment
+            self.field = self.operator.velocity(self.seed, *self.size, self.device, sigma=sigma).to(self.dtype)
+            self.fields, self.moment = [], moment
         while len(self.fields) <= grid:
-            self.fields.append(coarser_velocity(self.fields[-1], self.periodic))
+            here = self.plan.grids[len(self.fields)]
+            if here.factor > 1:
+                self.field = coarser_velocity(self.field, self.periodic)
+            # The step is that of most iterations: the few sharp ones and the partial ones are shorter.
+            self.fields.append(curved(self.field, here.velocity_per_theta * here.theta[1], self.periodic))
+        if len(self.fields) == len(self.plan.grids):
+            self.field = None
         velocity = self.fields[grid]
         return velocity if len(rows) == len(velocity) else velocity[rows.to(velocity.device)]
 

@@ -19,8 +19,8 @@ from lbm_warp.schedule import Schedule
 # theta = 1/3: diffusion is fourth-order accurate, what a sharp picture needs.
 THETA_SHARP = 1.0 / 3.0
 # theta = 1/2: half as many iterations again per unit of blur, and the nine weights see the velocity's divergence as
-# mean_y diff_x u_x + mean_x diff_y u_y with (1, 2, 1) / 4 means, which is exactly zero for the discrete curl of
-# ``turbulence``: a flat picture stays flat. The error in the decay of a wave k is k^2 / 24 of it, harmless once blurred.
+# mean_y diff_x u_x + mean_x diff_y u_y with (1, 2, 1) / 4 means (and terms in u^2), which is exactly zero for the discrete curl
+# of ``turbulence``: a flat picture stays flat. The error in the decay of a wave k is k^2 / 24 of it, harmless once blurred.
 THETA_SMOOTH = 1.0 / 2.0
 SMOOTH_FROM_SIGMA_PX = 3.0
 # Velocity per iteration at the largest peak we plan for. phi_0 >= 0 needs u^2 <= 1 - theta; a Gaussian-like field of unit rms
@@ -30,7 +30,7 @@ PEAK_TO_RMS = 6.0
 # A picture blurred by eight cells has nothing left at the scale of the grid; but the flow must stay resolved as well.
 COARSEN_FROM_SIGMA_LU = 8.0
 COARSEST_CELLS = 128
-CELLS_PER_PECLET = 12.0
+CELLS_PER_PECLET = 5.0
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_march_adds_up_to_the_schedule(peclet: float, length: int, coarsen: bool
         assert plan.anchor[level] <= grid.iterations
     assert (np.diff(plan.grid) >= 0).all() and plan.anchor[-1] == plan.grids[-1].iterations
     factors = [grid.factor for grid in plan.grids]
-    expected = {(1024, 8.0): [1, 2, 4, 8], (512, 20.0): [1, 2]}.get((length, peclet), [1]) if coarsen else [1]
+    expected = {(1024, 8.0): [1, 2, 4, 8], (512, 20.0): [1, 2, 4]}.get((length, peclet), [1]) if coarsen else [1]
     assert factors == expected
 
 
