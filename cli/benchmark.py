@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
-from cli import console
+from cli import console, render
 from diffusion.files import write_json
 from lbm_warp import AdvectionDiffusion, Schedule
-from lbm_warp.checks import check_integer
+from lbm_warp.checks import check_integer, check_number
 from lbm_warp.grids import curved
 from lbm_warp.populations import evolve
+
+LEVELS = 50
 
 
 @dataclass(frozen=True)
@@ -26,82 +30,183 @@ class Benchmark:
     """Options of ``python -m cli.benchmark``."""
 
     what: Annotated[Literal["operator"], tyro.conf.Positional] = "operator"
-    """operator: the corruption operator against a plain D2Q9 kernel over stored populations."""
-    size: int = 128
-    """Side of the images in pixels."""
-    batch: int = 4
+    """operator: the corruption operator against other ways to corrupt the same images."""
+    sizes: tuple[int, ...] = (128,)
+    """Sides of the images in pixels."""
+    batches: tuple[int, ...] = (4,)
     """Images at a time."""
     channels: int = 3
     """Channels of the images."""
     peclet: float = 8.0
     """Peclet number."""
-    sigma_max: float = 20.0
-    """Blur in pixels up to which both corrupt."""
-    repeats: int = 5
+    sigma_max: float = 0.16
+    """Blur up to which all corrupt, as a fraction of the side."""
+    repeats: int = 3
     """Runs of each; medians are reported."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    slow: bool = True
+    """Measure those too that take minutes on large images: the plain kernel, torch, and SciPy if it is installed."""
     out: Path | None = None
     """Write the numbers to this JSON file."""
+    plot: Path | None = None
+    """Draw cost against image size to this picture."""
+
+
+class Contender(NamedTuple):
+    """A way to corrupt images: cell updates it takes, in iterations of the pixel grid (None where it has none), and the call."""
+
+    name: str
+    iterations: int | None
+    run: Callable[[], object]
 
 
 def benchmark(options: Benchmark) -> None:
-    """Corrupt the same images in the same flow both ways, in turn; compare times and results."""
+    """Corrupt the same images in the same flow every way, in turn; print a table, write the numbers."""
     device = console.pick_device(options.device)
-    for name, lowest in (("size", 2), ("batch", 1), ("channels", 1), ("repeats", 1)):
-        check_integer(f"--{name}", getattr(options, name), lowest)
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, options.sigma_max, 200), options.peclet)
-    march = operator.march(options.size, options.size)
-    generator = torch.Generator().manual_seed(0)
-    u0 = torch.rand((options.batch, options.channels, options.size, options.size), generator=generator).to(device)
-    seed = torch.arange(options.batch)
-    level = operator.schedule.levels
-    # At relaxation time 1 the plain solver diffuses 1/6 px^2 an iteration: sigma^2 = 2 alpha t.
-    plain_iterations = round(3.0 * options.sigma_max**2)
-    step = march.grids[0].velocity_per_theta / 3.0
-    velocity = step * curved(operator.velocity(seed, options.size, options.size, device), step, periodic=False)
+    for name in ("sizes", "batches"):
+        for value in getattr(options, name):
+            check_integer(f"--{name}", value, 2 if name == "sizes" else 1)
+    for name in ("channels", "repeats"):
+        check_integer(f"--{name}", getattr(options, name), 1)
+    check_number("--sigma-max", options.sigma_max, 0.01, 10.0)
+    cases = [(size, batch) for size in options.sizes for batch in options.batches]
+    copy = _copy_bandwidth(device)
+    described = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"{described}; copies {copy / 1e9:.3g} GB/s; {options.channels} channels, Pe = {options.peclet:g}, to {options.sigma_max:g} L"
+    )
+    heads = f"{'iterations':>11}{'median s':>10}{'images/s':>10}{'MLUPS':>8}{'of copy':>9}{'times':>8}"
+    print(f"{'size':>5}{'batch':>6}  {'':20}{heads}")
+    rows = []
+    with tqdm(total=len(cases), desc="measuring", unit="case", leave=False) as progress:
+        for size, batch in cases:
+            contenders = _contenders(options, size, batch, device)
+            medians = _medians(contenders, options.repeats, device)
+            for contender, seconds in zip(contenders, medians, strict=True):
+                updates = contender.iterations and batch * options.channels * size**2 * contender.iterations / seconds
+                # One float read and one written per cell and channel, and two of velocity per cell shared by the channels.
+                share = updates and updates * (8 + 8 / options.channels) / copy
+                row = {
+                    "size": size,
+                    "batch": batch,
+                    "name": contender.name,
+                    "iterations": contender.iterations,
+                    "median_seconds": seconds,
+                    "images_per_second": batch / seconds,
+                    "cell_updates_per_second": updates,
+                    "share_of_copy_bandwidth": share,
+                    "times_the_operator": seconds / medians[0],
+                }
+                rows.append(row)
+                numbers = f"{updates / 1e6:>8.4g}{share:>9.2g}" if updates else f"{'':17}"
+                line = f"{size:>5}{batch:>6}  {contender.name:20}{contender.iterations or '':>11}"
+                progress.write(f"{line}{seconds:>10.3g}{batch / seconds:>10.3g}{numbers}{seconds / medians[0]:>8.3g}")
+            progress.update()
+    if options.out is not None:
+        settings = {
+            "channels": options.channels,
+            "peclet": options.peclet,
+            "sigma_max": options.sigma_max,
+            "repeats": options.repeats,
+        }
+        write_json(options.out, {"device": described, "copy_bytes_per_second": copy, "settings": settings, "rows": rows})
+    if options.plot is not None:
+        render.save_figure(
+            options.plot, render.cost_figure(rows, f"{described}, Pe = {options.peclet:g}, to {options.sigma_max:g} L")
+        )
 
-    contenders: dict[str, tuple[int, Callable[[], torch.Tensor]]] = {
-        "fast operator": (round(march.work) + 1, lambda: operator(u0, level, seed)),
-        "stored populations": (plain_iterations, lambda: evolve(u0, velocity, plain_iterations)),
-    }
-    results = {name: run() for name, (_, run) in contenders.items()}  # also compiles the kernels
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in tqdm(range(options.repeats), desc="measuring", unit="round"):
-        for name, (_, run) in contenders.items():
+
+def _contenders(options: Benchmark, size: int, batch: int, device: torch.device) -> list[Contender]:
+    """The operator first; what it is compared with is told the same velocity and blurs as far."""
+    sigma = options.sigma_max * size
+    schedule = Schedule.geometric(min(0.5, sigma), sigma, LEVELS)
+    operator, one_grid = (AdvectionDiffusion(schedule, options.peclet, coarsen=coarsen) for coarsen in (True, False))
+    u0 = torch.rand((batch, options.channels, size, size), generator=torch.Generator().manual_seed(0)).to(device)
+    seed = torch.arange(batch)
+    plan = one_grid.march(size, size)
+    contenders = [
+        Contender("operator", round(operator.march(size, size).work) + 1, lambda: operator(u0, LEVELS, seed)),
+        Contender("without coarsening", round(plan.work) + 1, lambda: one_grid(u0, LEVELS, seed)),
+    ]
+    if options.slow:
+        # At relaxation time 1 the plain solver diffuses 1/6 px^2 an iteration: sigma^2 = 2 alpha t.
+        plain = round(3.0 * sigma**2)
+        step = plan.grids[0].velocity_per_theta / 3.0
+        velocity = step * curved(operator.velocity(seed, size, size, device), step, periodic=False)
+        contenders += [
+            Contender("stored populations", plain, lambda: evolve(u0, velocity, plain)),
+            Contender("torch", plain, lambda: in_torch(u0, velocity, plain)),
+        ]
+        if importlib.util.find_spec("scipy"):
+            contenders.append(Contender("SciPy", None, lambda: in_scipy(u0.cpu().numpy(), velocity.cpu().numpy(), plain)))
+    return contenders
+
+
+def in_torch(u: torch.Tensor, velocity: torch.Tensor, iterations: int) -> torch.Tensor:
+    """The operator's scheme (theta = 1/3, walls) in nothing but torch operations: weights once, nine shifted products a step."""
+    theta = 1.0 / 3.0
+    x, y = ([(theta + v * v - v) / 2, 1 - theta - v * v, (theta + v * v + v) / 2] for v in velocity[:, :, None].unbind(dim=1))
+    weights = [[along_x * along_y for along_x in x] for along_y in y]
+    height, width = u.shape[2:]
+    for _ in range(iterations):
+        spread = u.new_zeros((*u.shape[:2], height + 2, width + 2))
+        for j in range(3):
+            for i in range(3):
+                spread[..., j : j + height, i : i + width] += weights[j][i] * u
+        # What left through a wall comes back mirrored.
+        spread[..., 1, :] += spread[..., 0, :]
+        spread[..., -2, :] += spread[..., -1, :]
+        spread[..., 1] += spread[..., 0]
+        spread[..., -2] += spread[..., -1]
+        u = spread[..., 1:-1, 1:-1]
+    return u
+
+
+def in_scipy(u: np.ndarray, velocity: np.ndarray, iterations: int) -> np.ndarray:
+    """Semi-Lagrangian: in steps of at most a pixel of motion, look up where each pixel came from, then blur. One core."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    steps = max(1, int(np.ceil(np.abs(velocity).max() * iterations)))
+    sigma = np.sqrt(iterations / 3.0 / steps)
+    grid = np.mgrid[: u.shape[2], : u.shape[3]]
+    u = u.copy()
+    for image, (vx, vy) in zip(u, velocity * (iterations / steps), strict=True):
+        for channel in image:
+            for _ in range(steps):
+                channel[:] = map_coordinates(channel, grid - np.stack([vy, vx]), order=1, mode="nearest")
+                gaussian_filter(channel, sigma, mode="reflect", output=channel)
+    return u
+
+
+def _medians(contenders: list[Contender], repeats: int, device: torch.device) -> list[float]:
+    """Median seconds of each, taken in turns so that a change of the machine's mood meets all of them."""
+    for contender in contenders[:2]:
+        contender.run()  # compiles the kernels
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for _ in range(repeats):
+        for times, contender in zip(seconds, contenders, strict=True):
             _synchronise(device)
             start = time.perf_counter()
-            run()
+            contender.run()
             _synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
 
-    report = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "images": [*u0.shape],
-        "peclet": options.peclet,
-        "sigma_px": options.sigma_max,
-        "contenders": {},
-    }
-    print(f"{tuple(u0.shape)} to sigma = {options.sigma_max:g} px at Pe = {options.peclet:g} on {report['device']}")
-    print(f"{'':20}{'iterations':>11}{'median s':>10}{'images/s':>10}{'MLUPS':>9}")
-    for name, (iterations, _) in contenders.items():
-        median = statistics.median(seconds[name])
-        row = {
-            "iterations": iterations,
-            "median_seconds": median,
-            "seconds": seconds[name],
-            "images_per_second": options.batch / median,
-            "million_cell_updates_per_second": u0.numel() * iterations / median / 1e6,
-        }
-        report["contenders"][name] = row
-        rates = f"{row['images_per_second']:>10.3g}{row['million_cell_updates_per_second']:>9.4g}"
-        print(f"{name:20}{iterations:>11}{median:>10.3g}{rates}")
-    fast, plain = (report["contenders"][name]["median_seconds"] for name in contenders)
-    difference = (results["fast operator"] - results["stored populations"]).abs().max().item()
-    report |= {"ratio": plain / fast, "largest_difference": difference}
-    print(f"the operator is {plain / fast:.1f} times as fast; largest difference of the results {255 * difference:.2f} / 255")
-    if options.out is not None:
-        write_json(options.out, report)
+
+def _copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by a large copy on the device."""
+    source = torch.ones(2**26 if device.type == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    times = []
+    for _ in range(7):
+        _synchronise(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _synchronise(device)
+        times.append(time.perf_counter() - start)
+    return 2 * source.numel() * 4 / statistics.median(times)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -131,3 +131,24 @@ def save_grid(path: Path, images: torch.Tensor) -> None:
     """Write images [N, C, H, W] as one sheet, enlarged so that small ones can be seen."""
     pictures = [enlarged(to_pixels(image), 64) for image in images]
     save_image(path, grid(pictures, grid_columns(len(pictures)), gap=4))
+
+
+def cost_figure(rows: Sequence[dict], title: str) -> plt.Figure:
+    """Seconds an image against its side, one line a way of computing it."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, len({row["name"] for row in rows})))
+    for colour, name in zip(colours, dict.fromkeys(row["name"] for row in rows), strict=True):
+        points = sorted((row["size"], 1.0 / row["images_per_second"]) for row in rows if row["name"] == name)
+        axes.loglog(*zip(*points, strict=True), marker="o", color=colour, linewidth=2, label=name)
+    sizes = sorted({row["size"] for row in rows})
+    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("side of the image [pixels]", color=INK)
+    axes.set_ylabel("seconds an image", color=INK)
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.grid(True, which="major", color="#e3e6ea")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure

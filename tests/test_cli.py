@@ -173,6 +173,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("sample", ["empty", "--num", "0"], "--num must be at least 1, got 0"),
         ("sample", ["empty", "--seed", "-1"], "--seed must be from 0"),
         ("benchmark", ["--repeats", "0"], "--repeats must be at least 1"),
+        ("benchmark", ["--sizes", "1"], "--sizes must be at least 2, got 1"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(call: Call, tmp_path: Path, command: str, arguments: list[str], message: str) -> None:
@@ -263,9 +264,23 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(tmp_path: Path, num
     assert (tmp_path / "run" / "training.safetensors").exists()
 
 
-def test_benchmark_compares_equal_corruptions(call: Call, tmp_path: Path) -> None:
-    code, out, _ = call("benchmark", "--size", "24", "--batch", "2", "--sigma-max", "4", "--repeats", "1", "--out", "report.json")
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert code == 0 and "times as fast" in out
-    assert report["ratio"] > 1 and report["largest_difference"] < 5 / 255
-    assert {row["iterations"] for row in report["contenders"].values()} == {42, 48}
+def test_benchmark_prints_a_table_and_writes_it(call: Call, tmp_path: Path) -> None:
+    options = ["--sizes", "16", "24", "--batches", "1", "2", "--repeats", "1", "--out", "report.json", "--plot", "cost.png"]
+    code, out, _ = call("benchmark", "operator", *options)
+    assert code == 0 and "stored populations" in out and "MLUPS" in out
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert len(rows) == 4 * 5 and {(row["size"], row["batch"]) for row in rows} == {(16, 1), (16, 2), (24, 1), (24, 2)}
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["median_seconds"])
+        assert row["name"] != "operator" or row["times_the_operator"] == 1.0
+    assert iio.imread(tmp_path / "cost.png").std() > 1
+
+
+def test_the_benchmark_compares_equal_corruptions() -> None:
+    """The plain kernel and torch compute the same numbers; the operator is near them, and SciPy's shortcut not far."""
+    options = benchmark.Benchmark(sigma_max=0.1)
+    results = {c.name: torch.as_tensor(c.run()) for c in benchmark._contenders(options, 48, 2, torch.device("cpu"))}
+    plain = results["stored populations"]
+    torch.testing.assert_close(results["torch"], plain, rtol=0, atol=1e-5)
+    assert (results["operator"] - plain).abs().max() < 2 / 255
+    assert (results["SciPy"] - plain).square().mean().sqrt() < 5 / 255
