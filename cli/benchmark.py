@@ -73,9 +73,8 @@ def benchmark(options: Benchmark) -> None:
     cases = [(size, batch) for size in options.sizes for batch in options.batches]
     copy = _copy_bandwidth(device)
     described = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"{described}; copies {copy / 1e9:.3g} GB/s; {options.channels} channels, Pe = {options.peclet:g}, to {options.sigma_max:g} L"
-    )
+    task = f"{options.channels} channels, Pe = {options.peclet:g}, to {options.sigma_max:g} L"
+    print(f"{described}; copies {copy / 1e9:.3g} GB/s; {task}")
     heads = f"{'iterations':>11}{'median s':>10}{'images/s':>10}{'MLUPS':>8}{'of copy':>9}{'times':>8}"
     print(f"{'size':>5}{'batch':>6}  {'':20}{heads}")
     rows = []
@@ -112,9 +111,7 @@ def benchmark(options: Benchmark) -> None:
         }
         write_json(options.out, {"device": described, "copy_bytes_per_second": copy, "settings": settings, "rows": rows})
     if options.plot is not None:
-        render.save_figure(
-            options.plot, render.cost_figure(rows, f"{described}, Pe = {options.peclet:g}, to {options.sigma_max:g} L")
-        )
+        render.save_figure(options.plot, render.cost_figure(rows, f"{described}, {task}"))
 
 
 def _contenders(options: Benchmark, size: int, batch: int, device: torch.device) -> list[Contender]:
