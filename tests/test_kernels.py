@@ -87,3 +87,38 @@ def test_normal_numbers_do_not_depend_on_the_batch() -> None:
     assert torch.equal(together[1], normal(5, (1, 2, 5, 5))[0])
     with pytest.raises(ValueError, match="seed must be one integer or one for each of the 3 images"):
         normal([1, 2], (3, 4))
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
+def test_the_kernels_with_a_thread_a_cell_equal_those_with_a_thread_an_image(
+    adjoint: bool, background: bool, periodic: bool
+) -> None:
+    """What runs on CUDA, launched on the CPU: images that start and stop at iterations of their own, then a read-out."""
+    generator = np.random.default_rng(0)
+    shape = (4, 3, 9, 14)
+    u = generator.random(shape)
+    velocity = wp.array(generator.normal(size=(4, 2, 9, 14)), dtype=wp.float64, device="cpu")
+    first, stop = (wp.array(np.array(v, dtype=np.int32), device="cpu") for v in ([0, 3, 5, 2], [0, 10, 8, 9]))
+    theta = wp.array(generator.uniform(0.0, 0.5, 4), dtype=wp.float64, device="cpu")
+    settings = [0.05, 1.0 / 3.0, 0.5, 6, 9.5 if background else 0.0]
+    results = []
+    for one_thread_a_cell in (False, True):
+        a, b = (wp.array(u, dtype=wp.float64, device="cpu") for _ in range(2))
+        if one_thread_a_cell:
+            kernels = cuda_kernels(wp.float64, adjoint, background)
+            dim = (shape[0], *shape[2:])
+            for step in range(8):
+                wp.launch(kernels.march, dim, [step, first, stop, velocity, *settings, periodic, a, b], device="cpu")
+            marched = a.numpy().copy()
+            wp.launch(kernels.read, dim, [theta, velocity, settings[0], settings[-1], periodic, a, b], device="cpu")
+        else:
+            kernels = cpu_kernels(wp.float64, adjoint, background, periodic, *shape[1:])
+            wp.launch(kernels.march, shape[0], [first, stop, velocity, *settings, a, b], device="cpu")
+            marched = a.numpy().copy()
+            wp.launch(kernels.read, shape[0], [theta, velocity, settings[0], settings[-1], a, b], device="cpu")
+        results.append((marched, b.numpy()))
+    for by_image, by_cell in zip(*results, strict=True):
+        np.testing.assert_allclose(by_cell, by_image, rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(results[0][0][0], u[0])
+    assert abs(results[0][0][1] - u[1]).max() > 0.01
