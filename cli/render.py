@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,15 +26,19 @@ def to_pixels(image: torch.Tensor) -> np.ndarray:
     return (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy()
 
 
-def enlarged(pixels: np.ndarray, shorter: int) -> np.ndarray:
-    """The picture with a shorter side of at least ``shorter`` pixels: tiny ones by whole pixels, others smoothly."""
+def enlarged(pixels: np.ndarray, shorter: int, longest: int = 3840) -> np.ndarray:
+    """The picture with a shorter side of at least ``shorter`` pixels: tiny ones by whole pixels, others smoothly.
+
+    No side becomes longer than ``longest``; a picture that has a longer one is reduced.
+    """
     height, width = pixels.shape[:2]
-    factor = shorter / min(height, width)
-    if factor <= 1.0:
+    factor = min(max(shorter / min(height, width), 1.0), longest / max(height, width))
+    if factor == 1.0:
         return pixels
     if factor >= 4.0:
-        return pixels.repeat(round(factor), axis=0).repeat(round(factor), axis=1)
-    size = (round(width * factor), round(height * factor))
+        times = min(math.ceil(factor), longest // max(height, width))
+        return pixels.repeat(times, axis=0).repeat(times, axis=1)
+    size = (max(round(width * factor), 2), max(round(height * factor), 2))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
@@ -53,27 +58,23 @@ def save_figure(path: Path, figure: plt.Figure, dpi: int = 160) -> None:
 def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> plt.Figure:
     """Pictures in one row, a caption under each."""
     height, width = images[0].shape[:2]
-    panel = 2.1
+    # Inches: a picture is 2.1 wide, or 3.4 high if it is a tall one; a caption needs 1.1 beside its neighbours.
+    panel_width = min(2.1, 3.4 * width / height)
+    panel_height = panel_width * height / width
+    cell = max(panel_width, 1.1)
     margin, gap, head, foot = 0.15, 0.08, 0.5, 0.62
     columns = len(images)
-    panel_height = panel * height / width
-    size = (2 * margin + columns * panel + (columns - 1) * gap, head + panel_height + foot)
+    size = (2 * margin + columns * cell + (columns - 1) * gap, head + panel_height + foot)
     figure = plt.figure(figsize=size)
     figure.text(margin / size[0], 1 - 0.5 * head / size[1], title, ha="left", va="center", fontsize=11, color=INK)
     for column, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
-        left = margin + column * (panel + gap)
-        axes = figure.add_axes((left / size[0], foot / size[1], panel / size[0], panel_height / size[1]))
+        middle = margin + column * (cell + gap) + cell / 2
+        left = middle - panel_width / 2
+        axes = figure.add_axes((left / size[0], foot / size[1], panel_width / size[0], panel_height / size[1]))
         axes.imshow(pixels, interpolation="nearest" if min(height, width) < 64 else "antialiased")
         axes.set_axis_off()
         figure.text(
-            (left + panel / 2) / size[0],
-            (foot - 0.08) / size[1],
-            caption,
-            ha="center",
-            va="top",
-            fontsize=9,
-            linespacing=1.35,
-            color=INK,
+            middle / size[0], (foot - 0.08) / size[1], caption, ha="center", va="top", fontsize=9, linespacing=1.35, color=INK
         )
     return figure
 
@@ -82,7 +83,7 @@ def velocity_figure(velocity: np.ndarray, title: str) -> plt.Figure:
     """Speed of a velocity field [2, H, W] in colour, the way it goes as streamlines."""
     _, height, width = velocity.shape
     speed = np.hypot(*velocity)
-    figure, axes = plt.subplots(figsize=(7.6, 0.6 + 6.4 * height / width), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.6, float(np.clip(0.6 + 6.4 * height / width, 1.8, 12.0))), layout="constrained")
     shown = axes.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     axes.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)

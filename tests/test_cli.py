@@ -115,6 +115,18 @@ def test_grey_pictures_are_grey_to_the_end(call: Call, tmp_path: Path) -> None:
     assert (final == final[..., :1]).all()
 
 
+@pytest.mark.parametrize("size", [(700, 9), (9, 700), (8, 8)])
+def test_pictures_of_any_shape(call: Call, tmp_path: Path, size: tuple[int, int]) -> None:
+    noise = Image.effect_noise(size, 80).convert("RGB")
+    noise.save(tmp_path / "noise.png")
+    assert call("corrupt", "noise.png", "--levels", "4", "--video", "--frames", "3", "--fps", "2")[0] == 0
+    folder = tmp_path / "outputs" / "noise"
+    assert iio.imread(folder / "corrupted.png").shape == (size[1], size[0], 3)
+    assert max(iio.imread(folder / "trajectory.mp4").shape[1:3]) <= 3840
+    for name in ("strip.png", "velocity.png"):
+        assert max(iio.imread(folder / name).shape[:2]) < 5000
+
+
 BAD_PICTURES: dict[str, Callable[[Path], object]] = {
     "missing.png": lambda path: None,
     "folder.png": lambda path: path.mkdir(),
