@@ -183,11 +183,7 @@ def _medians(contenders: list[Contender], repeats: int, device: torch.device) ->
     seconds: list[list[float]] = [[] for _ in contenders]
     for _ in range(repeats):
         for times, contender in zip(seconds, contenders, strict=True):
-            _synchronise(device)
-            start = time.perf_counter()
-            contender.run()
-            _synchronise(device)
-            times.append(time.perf_counter() - start)
+            times.append(_seconds(contender.run, device))
     return [statistics.median(times) for times in seconds]
 
 
@@ -196,19 +192,19 @@ def _copy_bandwidth(device: torch.device) -> float:
     source = torch.ones(2**26 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    times = []
-    for _ in range(7):
-        _synchronise(device)
-        start = time.perf_counter()
-        target.copy_(source)
-        _synchronise(device)
-        times.append(time.perf_counter() - start)
+    times = [_seconds(lambda: target.copy_(source), device) for _ in range(7)]
     return 2 * source.numel() * 4 / statistics.median(times)
 
 
-def _synchronise(device: torch.device) -> None:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes, with all it leaves on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

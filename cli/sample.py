@@ -61,7 +61,7 @@ def sample(options: Sample) -> None:
     film: list[list[np.ndarray]] = []
     samples = []
     starts = range(0, options.num, options.batch)
-    with tqdm(total=options.num * config.process.levels, desc="sampling", unit="step") as progress:
+    with tqdm(total=options.num * (config.process.levels + 1), desc="sampling", unit="level") as progress:
         for start in starts:
             index = np.arange(start, min(start + options.batch, options.num))
 

@@ -142,13 +142,21 @@ def load_run(folder: Path, device: torch.device) -> Run:
     with torch.device("meta"):
         network = config.build_network()
     network.load_state_dict(_fitting(load_tensors(folder / "ema.safetensors"), network, folder / "ema.safetensors"), assign=True)
-    prior = load_tensors(folder / "prior.safetensors").get("thumbnails")
-    if prior is None or prior.ndim != 4 or prior.shape[1] != config.channels or not len(prior):
-        raise InputError(
-            f"{folder / 'prior.safetensors'}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images"
-        )
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Run(config, network, Prior(prior.float()))
+    return Run(config, network, load_prior(folder, config))
+
+
+def load_prior(folder: Path, config: RunConfig) -> Prior:
+    """Read prior.safetensors.
+
+    Raises:
+        InputError: if it is missing, damaged, or holds thumbnails of other images.
+    """
+    path = folder / "prior.safetensors"
+    thumbnails = load_tensors(path).get("thumbnails")
+    if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != config.channels or not len(thumbnails):
+        raise InputError(f"{path}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images")
+    return Prior(thumbnails.float())
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

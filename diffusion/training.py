@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from diffusion.checkpoint import RunConfig, load_config, load_metadata, load_tensors, save_config, save_tensors
+from diffusion.checkpoint import RunConfig, load_config, load_metadata, load_prior, load_tensors, save_config, save_tensors
 from diffusion.ema import EMA
 from diffusion.files import whole_file
 from diffusion.prior import Prior
@@ -66,7 +66,7 @@ def train(
     resume_file = folder / "training.safetensors"
     if resume_file.exists():
         state.load(resume_file)
-        prior = Prior(load_tensors(folder / "prior.safetensors")["thumbnails"])
+        prior = load_prior(folder, config)
     else:
         prior = Prior.build(dataset, process, device)
         save_tensors(folder / "prior.safetensors", {"thumbnails": prior.thumbnails})

@@ -16,7 +16,7 @@ import torch
 
 from lbm_warp.checks import InputError, as_batch, check_boundary, check_images, check_number
 from lbm_warp.grids import coarser, coarser_velocity, curved, finer
-from lbm_warp.interop import kernels_for, launch
+from lbm_warp.interop import Kernel, kernels_for, launch
 from lbm_warp.lattice import March
 from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import CurlNoise, Turbulence
@@ -238,11 +238,7 @@ class _Flow:
             index = chosen.to(u.device)
             theta_in, u_in = (theta, u) if everyone else (theta[index], u[index])
             out_in = out if everyone else torch.empty_like(u_in)
-            if u.device.type == "cpu":
-                launch(kernels.read, (len(chosen),), batched=[theta_in, velocity], inputs=settings, outputs=[u_in, out_in])
-            else:
-                inputs = [theta_in, velocity, *settings, self.periodic]
-                launch(kernels.read, (len(chosen), *u.shape[2:]), inputs=inputs, outputs=[u_in, out_in])
+            self._launch(kernels.read, [theta_in, velocity], settings, u_in, out_in)
             if not everyone:
                 out[index] = out_in
         return out
@@ -265,24 +261,40 @@ class _Flow:
             scratch.copy_(u)
         settings = [here.velocity_per_theta, *here.theta, here.smooth_from, self.offset]
         kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
+        limits = [first.to(u.device, non_blocking=True), stop.to(u.device, non_blocking=True), velocity]
         if u.device.type == "cpu":
-            launch(kernels.march, (len(u),), batched=[first, stop, velocity], inputs=settings, outputs=[u, scratch])
+            # One launch takes every image to its end.
+            self._launch(kernels.march, limits, settings, u, scratch)
             return
-        first, stop = (bound.to(u.device, non_blocking=True) for bound in (first, stop))
         for step in range(int(count.max())):
-            inputs = [step, first, stop, velocity, *settings, self.periodic]
-            launch(kernels.march, (len(u), *u.shape[2:]), inputs=inputs, outputs=[u, scratch])
+            self._launch(kernels.march, limits, settings, u, scratch, step)
+
+    def _launch(
+        self,
+        kernel: Kernel,
+        batched: list[torch.Tensor],
+        settings: list[float],
+        u: torch.Tensor,
+        scratch: torch.Tensor,
+        *step: int,
+    ) -> None:
+        """One thread an image on the CPU, whose kernels have the boundary built in, one a cell elsewhere."""
+        if u.device.type == "cpu":
+            launch(kernel, (len(u),), batched=batched, inputs=settings, outputs=[u, scratch])
+        else:
+            cells = (len(u), *u.shape[2:])
+            launch(kernel, cells, batched=batched, inputs=[*settings, self.periodic, *step], outputs=[u, scratch])
 
     def _velocity(self, grid: int, spell: int, rows: torch.Tensor) -> torch.Tensor:
         """The fields in force on a grid during a spell, for some images of the batch."""
-        if self.operator.peclet == 0.0:
-            factor = self.plan.grids[grid].factor
-            return torch.zeros((len(rows), 2, *(side // factor for side in self.size)), dtype=self.dtype, device=self.device)
         frozen = self.freeze[grid] == FOR_EVER
         moment = None if frozen else (grid, spell)
         if not self.fields or moment != self.moment:
             sigma = 0.0 if frozen else self.plan.grids[grid].sigma2((spell + 0.5) * self.freeze[grid]) ** 0.5
-            self.field = self.operator.velocity(self.seed, *self.size, self.device, sigma=sigma).to(self.dtype)
+            if self.operator.peclet > 0.0:
+                self.field = self.operator.velocity(self.seed, *self.size, self.device, sigma=sigma).to(self.dtype)
+            else:
+                self.field = torch.zeros((len(self.seed), 2, *self.size), dtype=self.dtype, device=self.device)
             self.fields, self.moment = [], moment
         while len(self.fields) <= grid:
             here = self.plan.grids[len(self.fields)]

@@ -17,6 +17,9 @@ import warp as wp
 
 from lbm_warp.kernels.advection_diffusion import Kernels, cpu_kernels, cuda_kernels
 
+# The type of a kernel, for those who know no Warp.
+Kernel = wp.Kernel
+
 _DTYPES = {torch.float32: wp.float32, torch.float64: wp.float64, torch.int32: wp.int32, torch.int64: wp.int64}
 
 

@@ -179,7 +179,7 @@ class SpectralTurbulence:
         )
         count = len(seeds)
         amplitude = basis_y.new_empty((count, len(ky), len(kx)))
-        rows = basis_y.new_empty((count, basis_y.shape[1], len(kx)))
+        columns = basis_y.new_empty((count, len(kx), basis_y.shape[1]))
         field = basis_y.new_empty((count, basis_y.shape[1], basis_x.shape[1]))
         launch(
             kernels.wave_amplitudes_kernel,
@@ -188,8 +188,8 @@ class SpectralTurbulence:
             inputs=[component, ky, kx, key_y, key_x, exponent, self.k_min, self.k_max, time],
             outputs=[amplitude],
         )
-        launch(kernels.sum_waves_y_kernel, rows.shape, batched=[amplitude], inputs=[basis_y], outputs=[rows])
-        launch(kernels.sum_waves_x_kernel, field.shape, batched=[rows], inputs=[basis_x], outputs=[field])
+        launch(kernels.sum_waves_kernel, columns.shape, batched=[amplitude], inputs=[basis_y], outputs=[columns])
+        launch(kernels.sum_waves_kernel, field.shape, batched=[columns], inputs=[basis_x], outputs=[field])
         return field
 
 

@@ -109,7 +109,7 @@ def test_the_kernels_with_a_thread_a_cell_equal_those_with_a_thread_an_image(
             kernels = cuda_kernels(wp.float64, adjoint, background)
             dim = (shape[0], *shape[2:])
             for step in range(8):
-                wp.launch(kernels.march, dim, [step, first, stop, velocity, *settings, periodic, a, b], device="cpu")
+                wp.launch(kernels.march, dim, [first, stop, velocity, *settings, periodic, step, a, b], device="cpu")
             marched = a.numpy().copy()
             wp.launch(kernels.read, dim, [theta, velocity, settings[0], settings[-1], periodic, a, b], device="cpu")
         else:

@@ -201,7 +201,6 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
 
     @wp.kernel(module="unique", enable_backward=False)
     def march(
-        step: wp.int32,
         first: wp.array[wp.int32],
         stop: wp.array[wp.int32],
         velocity: wp.array4d[dtype],
@@ -211,6 +210,7 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
         smooth_from: wp.int32,
         offset: dtype,
         periodic: wp.bool,
+        step: wp.int32,
         # in turn inputs and outputs
         a: wp.array4d[dtype],
         b: wp.array4d[dtype],
@@ -259,6 +259,26 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
     options = {"max_unroll": max(channels, 3)}
 
     @wp.func
+    def update_cell(
+        source: wp.array2d[dtype],
+        vx: wp.array2d[dtype],
+        vy: wp.array2d[dtype],
+        row: Neighbours,
+        column: Neighbours,
+        scale: dtype,
+        theta: dtype,
+        offset: dtype,
+        # outputs
+        target: wp.array2d[dtype],
+    ):
+        w = rule(vx, vy, row, column, scale, theta)
+        extra = dtype(0.0)
+        if wp.static(background):
+            extra = offset * divergence_source(vx, vy, row, column, scale, theta)
+        for c in range(channels):
+            target[c * height + row.here, column.here] = gather(source, w, row, column, c * height, extra)
+
+    @wp.func
     def sweep_row(
         source: wp.array2d[dtype],
         vx: wp.array2d[dtype],
@@ -273,21 +293,9 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
         row = neighbours(y, height, periodic)
         # The two ends of the row look for their neighbours; the loop between them is free of branches.
         for end in range(2):
-            column = neighbours(end * right, width, periodic)
-            w = rule(vx, vy, row, column, scale, theta)
-            extra = dtype(0.0)
-            if wp.static(background):
-                extra = offset * divergence_source(vx, vy, row, column, scale, theta)
-            for c in range(channels):
-                target[c * height + y, end * right] = gather(source, w, row, column, c * height, extra)
+            update_cell(source, vx, vy, row, neighbours(end * right, width, periodic), scale, theta, offset, target)
         for x in range(1, right):
-            column = Neighbours(x - 1, x, x + 1, False, False)
-            w = rule(vx, vy, row, column, scale, theta)
-            extra = dtype(0.0)
-            if wp.static(background):
-                extra = offset * divergence_source(vx, vy, row, column, scale, theta)
-            for c in range(channels):
-                target[c * height + y, x] = gather(source, w, row, column, c * height, extra)
+            update_cell(source, vx, vy, row, Neighbours(x - 1, x, x + 1, False, False), scale, theta, offset, target)
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
     def march(

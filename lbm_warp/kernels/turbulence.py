@@ -130,33 +130,21 @@ def wave_amplitudes_kernel(
 
 
 @wp.kernel
-def sum_waves_y_kernel(
+def sum_waves_kernel(
     amplitude: wp.array3d[wp.float32],
-    basis_y: wp.array2d[wp.float32],
-    # outputs
-    rows: wp.array3d[wp.float32],
-):
-    """rows[n, y, p] = sum_q amplitude[n, q, p] basis_y[q, y]."""
-    n, y, p = wp.tid()
-    value = wp.float32(0.0)
-    for q in range(amplitude.shape[1]):
-        value += amplitude[n, q, p] * basis_y[q, y]
-    rows[n, y, p] = value
-
-
-@wp.kernel
-def sum_waves_x_kernel(
-    rows: wp.array3d[wp.float32],
-    basis_x: wp.array2d[wp.float32],
+    basis: wp.array2d[wp.float32],
     # outputs
     field: wp.array3d[wp.float32],
 ):
-    """field[n, y, x] = sum_p rows[n, y, p] basis_x[p, x]."""
-    n, y, x = wp.tid()
+    """field[n, j, i] = sum_k amplitude[n, k, j] basis[k, i]: waves along the first axis become values along the last.
+
+    Twice in a row, with the basis along y and then the one along x, it turns amplitudes [n, q, p] into a field [n, y, x].
+    """
+    n, j, i = wp.tid()
     value = wp.float32(0.0)
-    for p in range(rows.shape[2]):
-        value += rows[n, y, p] * basis_x[p, x]
-    field[n, y, x] = value
+    for k in range(amplitude.shape[1]):
+        value += amplitude[n, k, j] * basis[k, i]
+    field[n, j, i] = value
 
 
 @wp.kernel
