@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ Config = TypeVar("Config")
 def run(command: Callable[[Config], None], config: type[Config], module: str) -> None:
     """Parse the command line into ``config`` and run ``command`` on it; bad input ends in one line and exit code 2."""
     arguments = tyro.cli(config, prog=f"python -m cli.{module}", description=sys.modules[command.__module__].__doc__)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lbm_warp").setLevel(logging.INFO)
     try:
         _start_warp()
         command(arguments)

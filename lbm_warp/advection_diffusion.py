@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from lbm_warp.checks import InputError, as_batch, check_boundary, check_images, check_number
+from lbm_warp.checks import InputError, as_batch, check_boundary, check_choice, check_images, check_number
 from lbm_warp.grids import coarser, coarser_velocity, curved, finer
-from lbm_warp.interop import Kernel, kernels_for, launch
 from lbm_warp.lattice import March
+from lbm_warp.populations import COLLISIONS, Populations
 from lbm_warp.schedule import Schedule
+from lbm_warp.sweeps import PopulationSweep, Sweep
 from lbm_warp.turbulence import CurlNoise, Turbulence
 
 # A flow that changes in time is frozen for a part of the time in which the largest eddies turn over.
@@ -51,6 +52,11 @@ class AdvectionDiffusion:
         coarsen: carry on at half the resolution, again and again, once a picture is blurred by eight pixels and while the flow
             stays resolved. The cost of a trajectory then grows with the area of the picture, not with its square. Sides that
             cannot be halved are left as they are.
+        collision: ``equilibrium``, the scheme described; or the textbook solver with stored populations (``lbm_warp.populations``),
+            to study it: ``bgk``, ``trt`` or ``central-moments``. That one is tens of times slower, computes in float32, stays on
+            the pixel grid and has no gradient.
+        relaxation_time: tau of the textbook solver, 0.500001 to 1.5. The smaller, the shorter the steps; at 1 it does what the
+            fast scheme does at its temperature of 1/3.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -65,10 +71,18 @@ class AdvectionDiffusion:
         offset: float = 0.0,
         turbulence_time: float = 0.0,
         coarsen: bool = True,
+        collision: str = "equilibrium",
+        relaxation_time: float = 1.0,
     ) -> None:
         check_number("peclet", peclet, 0.0)
         check_number("offset", offset, -1e6, 1e6)
         check_boundary(boundary)
+        check_choice("collision", collision, ("equilibrium", *COLLISIONS))
+        check_number("relaxation_time", relaxation_time, 0.5 + 1e-6, 1.5)
+        if collision == "equilibrium" and relaxation_time != 1.0:
+            raise InputError(
+                f"collision 'equilibrium' is relaxation time 1, got {relaxation_time:g}: choose one of {', '.join(COLLISIONS)}"
+            )
         self.schedule = schedule
         self.peclet = float(peclet)
         self.turbulence = CurlNoise() if turbulence is None else turbulence
@@ -77,6 +91,8 @@ class AdvectionDiffusion:
         check_number("turbulence_time", turbulence_time, 0.0)
         self.turbulence_time = float(turbulence_time)
         self.coarsen = coarsen
+        self.collision = collision
+        self.relaxation_time = float(relaxation_time)
 
     def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
         """Corrupt clean images to a level.
@@ -144,6 +160,7 @@ class AdvectionDiffusion:
             ValueError: if an argument has the wrong shape, type or range.
         """
         check_images(w)
+        self._check_gradient()
         level, seed = self._levels(level, len(w), 0), as_batch("seed", seed, len(w))
         with torch.no_grad():
             return _transposed(self, w, seed, level).to(w.dtype)
@@ -161,7 +178,14 @@ class AdvectionDiffusion:
 
     def march(self, height: int, width: int) -> March:
         """How the lattice walks the schedule on images of this size: its grids, and the iterations to each level."""
-        return March.plan(self.schedule, self.peclet, height, width, self.coarsen)
+        if self.collision == "equilibrium":
+            return March.plan(self.schedule, self.peclet, height, width, self.coarsen)
+        # alpha = theta / 2 = (tau - 1/2) / 3.
+        return March.plan(self.schedule, self.peclet, height, width, coarsen=False, theta=2.0 / 3.0 * (self.relaxation_time - 0.5))
+
+    def _check_gradient(self) -> None:
+        if self.collision != "equilibrium":
+            raise InputError(f"collision {self.collision!r} has no gradient; 'equilibrium' has")
 
     def _levels(self, level: Integers, batch: int, lowest: int) -> torch.Tensor:
         levels = as_batch("level", level, batch)
@@ -177,6 +201,8 @@ class _Corruption(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u0: torch.Tensor, operator: AdvectionDiffusion, seed: torch.Tensor, *levels: torch.Tensor):
+        if ctx.needs_input_grad[0]:
+            operator._check_gradient()
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
         images = _Images(operator, u0, seed)
         return tuple(images.at(level).to(u0.dtype) for level in levels)
@@ -196,11 +222,17 @@ class _Flow:
         self.size = tuple(u.shape[2:])
         self.device = u.device
         self.plan = operator.march(*self.size)
-        self.dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
         self.periodic = operator.boundary == "periodic"
         self.adjoint = adjoint
+        textbook = operator.collision != "equilibrium"
+        self.dtype = torch.float64 if u.dtype == torch.float64 and not textbook else torch.float32
         # The adjoint is that of the linear part.
-        self.offset = 0.0 if adjoint else operator.offset
+        offset = 0.0 if adjoint else operator.offset
+        if textbook:
+            populations = Populations(operator.collision, operator.relaxation_time, self.periodic)
+            self.sweeps = [PopulationSweep(grid, offset, self.periodic, adjoint, populations) for grid in self.plan.grids]
+        else:
+            self.sweeps = [Sweep(grid, offset, self.periodic, adjoint) for grid in self.plan.grids]
         # A flow that changes is frozen for so many iterations at a time, on each grid; one that does not, for ever.
         ticks = operator.turbulence_time * operator.peclet / (2.0 * min(self.size) ** 2) * FREEZES_PER_TURNOVER
         self.freeze = [
@@ -212,78 +244,34 @@ class _Flow:
         self.field: torch.Tensor | None = None
         self.moment: tuple[int, int] | None = None
 
+    def start(self, u0: torch.Tensor) -> torch.Tensor:
+        """The state of clean images."""
+        return self.sweeps[0].start(u0.to(self.dtype), self._velocity(0, 0, torch.arange(len(u0))))
+
     def march(self, grid: int, u: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, stop: torch.Tensor) -> None:
         """Take the images (``rows`` of the batch) from iteration ``first`` to ``stop`` (int32, one each; for the adjoint back)."""
         if bool((first == stop).all()):
             return
         length = self.freeze[grid]
         spells = range(int(first.min()) // length, -(-int(stop.max()) // length))
-        scratch = torch.empty_like(u)
         for spell in reversed(spells) if self.adjoint else spells:
             begin, end = spell * length, min((spell + 1) * length, FOR_EVER)
-            self._march_frozen(grid, spell, u, scratch, rows, first.clamp(begin, end), stop.clamp(begin, end))
+            velocity = self._velocity(grid, spell, rows)
+            self.sweeps[grid].march(u, velocity, first.clamp(begin, end), stop.clamp(begin, end), len(self.seed))
 
     def partial(self, grid: int, u: torch.Tensor, rows: torch.Tensor, done: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """One iteration of the given lattice temperatures (float64, one each) after ``done`` full ones."""
-        here = self.plan.grids[grid]
-        out = torch.empty_like(u)
-        theta = theta.to(u.device, self.dtype)
-        settings = [here.velocity_per_theta, self.offset]
-        kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
+        theta = _on_device(theta.to(self.dtype), u)
         spell_of = done // self.freeze[grid]
-        for spell in spell_of.unique().tolist():
-            chosen = torch.nonzero(spell_of == spell).flatten()
-            velocity = self._velocity(grid, spell, rows[chosen])
-            everyone = len(chosen) == len(rows)
-            index = chosen.to(u.device)
-            theta_in, u_in = (theta, u) if everyone else (theta[index], u[index])
-            out_in = out if everyone else torch.empty_like(u_in)
-            self._launch(kernels.read, [theta_in, velocity], settings, u_in, out_in)
-            if not everyone:
-                out[index] = out_in
-        return out
-
-    def _march_frozen(
-        self,
-        grid: int,
-        spell: int,
-        u: torch.Tensor,
-        scratch: torch.Tensor,
-        rows: torch.Tensor,
-        first: torch.Tensor,
-        stop: torch.Tensor,
-    ) -> None:
-        count = stop - first
-        here = self.plan.grids[grid]
-        velocity = self._velocity(grid, spell, rows)
-        # An odd number of iterations begins in the scratch buffer, so that all end in u.
-        if bool((count % 2).any()):
-            scratch.copy_(u)
-        settings = [here.velocity_per_theta, *here.theta, here.smooth_from, self.offset]
-        kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
-        limits = [first.to(u.device, non_blocking=True), stop.to(u.device, non_blocking=True), velocity]
-        if u.device.type == "cpu":
-            # One launch takes every image to its end.
-            self._launch(kernels.march, limits, settings, u, scratch)
-            return
-        for step in range(int(count.max())):
-            self._launch(kernels.march, limits, settings, u, scratch, step)
-
-    def _launch(
-        self,
-        kernel: Kernel,
-        batched: list[torch.Tensor],
-        settings: list[float],
-        u: torch.Tensor,
-        scratch: torch.Tensor,
-        *step: int,
-    ) -> None:
-        """One thread an image on the CPU, whose kernels have the boundary built in, one a cell elsewhere."""
-        if u.device.type == "cpu":
-            launch(kernel, (len(u),), batched=batched, inputs=settings, outputs=[u, scratch])
-        else:
-            cells = (len(u), *u.shape[2:])
-            launch(kernel, cells, batched=batched, inputs=[*settings, self.periodic, *step], outputs=[u, scratch])
+        spells = spell_of.unique().tolist()
+        if len(spells) == 1:
+            return self.sweeps[grid].read(u, self._velocity(grid, spells[0], rows), theta)
+        parts = [torch.nonzero(spell_of == spell).flatten() for spell in spells]
+        read = []
+        for spell, part in zip(spells, parts, strict=True):
+            index = _on_device(part, u)
+            read.append(self.sweeps[grid].read(u[index], self._velocity(grid, spell, rows[part]), theta[index]))
+        return torch.cat(read)[_on_device(torch.argsort(torch.cat(parts)), u)]
 
     def _velocity(self, grid: int, spell: int, rows: torch.Tensor) -> torch.Tensor:
         """The fields in force on a grid during a spell, for some images of the batch."""
@@ -305,7 +293,7 @@ class _Flow:
         if len(self.fields) == len(self.plan.grids):
             self.field = None
         velocity = self.fields[grid]
-        return velocity if len(rows) == len(velocity) else velocity[rows.to(velocity.device)]
+        return velocity if len(rows) == len(velocity) else velocity[_on_device(rows, velocity)]
 
 
 @dataclass
@@ -321,7 +309,7 @@ class _Party:
         if bool(chosen.all()):
             return self
         index = torch.nonzero(chosen).flatten()
-        return _Party(self.rows[index], self.state[index.to(self.state.device)], self.done[index])
+        return _Party(self.rows[index], self.state[_on_device(index, self.state)], self.done[index])
 
     def joined(self, other: _Party | None) -> _Party:
         """Both parties as one, in the order of the batch."""
@@ -329,7 +317,7 @@ class _Party:
             return self
         rows = torch.cat([self.rows, other.rows])
         order = torch.argsort(rows)
-        state = torch.cat([self.state, other.state])[order.to(self.state.device)]
+        state = torch.cat([self.state, other.state])[_on_device(order, self.state)]
         return _Party(rows[order], state, torch.cat([self.done, other.done])[order])
 
 
@@ -338,9 +326,7 @@ class _Images:
 
     def __init__(self, operator: AdvectionDiffusion, u0: torch.Tensor, seed: torch.Tensor) -> None:
         self.flow = _Flow(operator, u0, seed, adjoint=False)
-        rows = torch.arange(len(u0))
-        state = u0.to(self.flow.dtype, copy=True, memory_format=torch.contiguous_format)
-        start = _Party(rows, state, torch.zeros(len(u0), dtype=torch.int32))
+        start = _Party(torch.arange(len(u0)), self.flow.start(u0), torch.zeros(len(u0), dtype=torch.int32))
         self.parties: list[_Party | None] = [start, *[None] * (len(self.flow.plan.grids) - 1)]
 
     def at(self, level: torch.Tensor) -> torch.Tensor:
@@ -368,7 +354,7 @@ class _Images:
                     out = picture
                 else:
                     out = picture.new_empty((len(level), *picture.shape[1:])) if out is None else out
-                    out[here.rows.to(out.device)] = picture
+                    out[_on_device(here.rows, out)] = picture
             if not bool(stays.all()):
                 leaving = party.take(~stays)
                 arriving = _Party(leaving.rows, coarser(leaving.state), torch.zeros_like(leaving.done))
@@ -386,7 +372,7 @@ def _transposed(operator: AdvectionDiffusion, w: torch.Tensor, seed: torch.Tenso
         rows = torch.nonzero(grid_of == index).flatten()
         party = arriving
         if len(rows):
-            picture = w if len(rows) == len(w) else w[rows.to(w.device)]
+            picture = w if len(rows) == len(w) else w[_on_device(rows, w)]
             for _ in range(index):
                 picture = _transpose_of_finer(picture, flow.periodic)
             theta = torch.from_numpy(plan.partial_theta)[level[rows]]
@@ -407,3 +393,8 @@ def _transpose_of_finer(w: torch.Tensor, periodic: bool) -> torch.Tensor:
         coarse = w.new_zeros((*w.shape[:2], w.shape[2] // 2, w.shape[3] // 2)).requires_grad_()
         (result,) = torch.autograd.grad(finer(coarse, periodic), coarse, w)
     return result
+
+
+def _on_device(small: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A small tensor made on the CPU, queued to where ``like`` is: nothing waits."""
+    return small.to(like.device, non_blocking=True)

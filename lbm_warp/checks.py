@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -15,10 +15,15 @@ class InputError(ValueError):
 BOUNDARIES = ("wall", "periodic")
 
 
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise InputError unless ``value`` is one of ``choices``."""
+    if value not in (choices := tuple(choices)):
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def check_boundary(boundary: str) -> None:
     """Raise InputError unless ``boundary`` is one of ``BOUNDARIES``."""
-    if boundary not in BOUNDARIES:
-        raise InputError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+    check_choice("boundary", boundary, BOUNDARIES)
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lbm_warp.checks import InputError
 from lbm_warp.schedule import Schedule
 
 # theta = 1/3: diffusion is fourth-order accurate, what a sharp picture needs.
@@ -80,7 +81,9 @@ class March:
     partial_theta: np.ndarray
 
     @classmethod
-    def plan(cls, schedule: Schedule, peclet: float, height: int, width: int, coarsen: bool = True) -> March:
+    def plan(
+        cls, schedule: Schedule, peclet: float, height: int, width: int, coarsen: bool = True, theta: float | None = None
+    ) -> March:
         """The march for images of ``height`` x ``width`` pixels at Peclet number ``peclet`` >= 0.
 
         Args:
@@ -88,6 +91,10 @@ class March:
             peclet: advection against diffusion, >= 0.
             height, width: size of the images [pixels].
             coarsen: whether to go on at half the resolution whenever the picture and the flow allow it.
+            theta: lattice temperature of all full iterations; what is best if not given.
+
+        Raises:
+            InputError: if the flow is too fast for iterations of the given ``theta``.
         """
         # Time in pixel units is sigma^2 = theta factor^2 summed over iterations: alpha t = sigma^2 / 2 with alpha = theta / 2.
         time = schedule.sigma**2
@@ -100,7 +107,12 @@ class March:
             # u = Pe alpha / L vhat with alpha = theta / 2, all in cells of this grid.
             velocity_per_theta = peclet * factor / (2.0 * min(height, width))
             theta_limit = MAX_VELOCITY_LU / (PEAK_TO_RMS * velocity_per_theta) if peclet > 0.0 else np.inf
-            sharp, smooth = min(THETA_SHARP, theta_limit), min(THETA_SMOOTH, theta_limit)
+            sharp, smooth = (min(best, theta_limit) if theta is None else theta for best in (THETA_SHARP, THETA_SMOOTH))
+            if sharp > theta_limit:
+                raise InputError(
+                    f"at Pe = {peclet:g} on {height} x {width} pixels the flow moves too far an iteration: relaxation times up to "
+                    f"{0.5 + 1.5 * theta_limit:.4g} are stable"
+                )
             smooth_from = int(np.ceil(SMOOTH_FROM_SIGMA_PX**2 / sharp)) if factor == 1 else 0
 
             elapsed = np.maximum(time - start, 0.0) / factor**2

@@ -9,9 +9,11 @@ The fast operator is this scheme at tau = 1 (alpha = 1/6), where every collision
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from lbm_warp.checks import InputError, check_boundary, check_images, check_integer, check_number
+from lbm_warp.checks import InputError, check_boundary, check_choice, check_images, check_integer, check_number
 from lbm_warp.interop import launch
 from lbm_warp.kernels.populations import BGK, CENTRAL_MOMENTS, TRT, start_kernel, stream_collide_kernel
 
@@ -60,10 +62,9 @@ def evolve(
     check_boundary(boundary)
     check_number("relaxation_time", relaxation_time, 0.5 + 1e-6)
     check_integer("iterations", iterations, 0)
-    for name, value, allowed in (("collision", collision, [*COLLISIONS]), ("initial", initial, INITIALS)):
-        if value not in allowed:
-            raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    batch, channels, height, width = u0.shape
+    check_choice("collision", collision, COLLISIONS)
+    check_choice("initial", initial, INITIALS)
+    batch, _, height, width = u0.shape
     if not isinstance(velocity, torch.Tensor):
         raise InputError(f"velocity must be a torch tensor [N, 2, H, W], got {type(velocity).__name__}")
     if velocity.shape != (batch, 2, height, width) or velocity.dtype != torch.float32:
@@ -71,17 +72,52 @@ def evolve(
     if velocity.device != u0.device:
         raise InputError(f"velocity must be on the device of the images, {u0.device}, got {velocity.device}")
 
-    # The share of a departure from equilibrium that a collision leaves, and the one that the first collision has left.
-    even_time = 0.5 + MAGIC / (relaxation_time - 0.5) if collision == "trt" else relaxation_time
-    keep = [1.0 - 1.0 / even_time, 1.0 - 1.0 / relaxation_time]
-    start = 1.0 - relaxation_time if initial == "non-equilibrium" else 0.0
-    code, periodic = COLLISIONS[collision], boundary == "periodic"
-
     velocity = velocity.contiguous()
-    rho = u0.clone(memory_format=torch.contiguous_format)
-    f, f_next = (u0.new_empty((batch, channels * 9, height, width)) for _ in range(2))
-    launch(start_kernel, u0.shape, batched=[rho, velocity], inputs=[code, start, periodic], outputs=[f])
-    for _ in range(iterations):
-        launch(stream_collide_kernel, u0.shape, batched=[f, velocity], inputs=[code, *keep, periodic], outputs=[rho, f_next])
-        f, f_next = f_next, f
-    return rho
+    solver = Populations(collision, float(relaxation_time), boundary == "periodic", initial)
+    f = solver.start(u0.contiguous(), velocity)
+    solver.march(f, velocity, torch.full((batch,), iterations, dtype=torch.int32))
+    return solver.density(f)
+
+
+@dataclass(frozen=True)
+class Populations:
+    """The solver on its state, the populations f after a collision: float32 [N, 9 C, H, W]. Arguments as for :func:`evolve`."""
+
+    collision: str
+    relaxation_time: float
+    periodic: bool
+    initial: str = "non-equilibrium"
+
+    def start(self, u0: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+        """Populations of the density ``u0``."""
+        batch, channels, height, width = u0.shape
+        f = u0.new_empty((batch, 9 * channels, height, width))
+        # What the first collision has left of the departure from equilibrium.
+        left = 1.0 - self.relaxation_time if self.initial == "non-equilibrium" else 0.0
+        settings = [COLLISIONS[self.collision], left, self.periodic]
+        launch(start_kernel, u0.shape, batched=[u0, velocity], inputs=settings, outputs=[f])
+        return f
+
+    def march(self, f: torch.Tensor, velocity: torch.Tensor, count: torch.Tensor) -> None:
+        """Take every image through ``count`` iterations (int32 [N], on the CPU), in place."""
+        scratch = f.clone()
+        # The share of a departure from equilibrium that a collision leaves.
+        tau = self.relaxation_time
+        even_time = 0.5 + MAGIC / (tau - 0.5) if self.collision == "trt" else tau
+        settings = [COLLISIONS[self.collision], 1.0 - 1.0 / even_time, 1.0 - 1.0 / tau, self.periodic]
+        batch, populations, height, width = f.shape
+        on_device = count.to(f.device, non_blocking=True)
+        for step in range(int(count.max())):
+            launch(
+                stream_collide_kernel,
+                (batch, populations // 9, height, width),
+                batched=[on_device, velocity],
+                inputs=[*settings, step],
+                outputs=[f, scratch],
+            )
+
+    @staticmethod
+    def density(f: torch.Tensor) -> torch.Tensor:
+        """The zeroth moment, [N, C, H, W]."""
+        # Added up one by one, in the same order everywhere: torch's own sum rounds as it sees fit.
+        return sum(f.unflatten(1, (-1, 9)).unbind(dim=2))

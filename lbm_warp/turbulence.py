@@ -7,6 +7,7 @@ batch it was made in, nor on the device (up to rounding).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -173,9 +174,8 @@ class SpectralTurbulence:
         corners: bool,
     ) -> torch.Tensor:
         """Sum of waves along (y, x) on the cells' corners or middles, float32 [N, height (+ 1), width (+ 1)]."""
-        axes = [_wave_basis(kinds[axis], size[axis], min(size), self.k_max, corners) for axis in range(2)]
         (ky, key_y, basis_y), (kx, key_x, basis_x) = (
-            tuple(torch.from_numpy(part).to(seeds.device) for part in axis) for axis in axes
+            _wave_basis(kinds[axis], size[axis], min(size), self.k_max, corners, seeds.device) for axis in range(2)
         )
         count = len(seeds)
         amplitude = basis_y.new_empty((count, len(ky), len(kx)))
@@ -281,7 +281,8 @@ def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
     return torch.fft.ifft2(spectrum).real[..., :height, :width].to(velocity.dtype).contiguous()
 
 
-def _wave_basis(kind: str, size: int, length: int, k_max: float, corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=64)
+def _wave_basis(kind: str, size: int, length: int, k_max: float, corners: bool, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Waves along an axis: wavenumber [waves per shorter side], key for the random numbers, values [waves, positions].
 
     A wall axis carries half waves (sines vanish on the walls, cosines have no slope there), a periodic one whole waves.
@@ -306,7 +307,8 @@ def _wave_basis(kind: str, size: int, length: int, k_max: float, corners: bool) 
         k, key, basis = 1.0 * order, 2 * order + is_sine, np.where(is_sine[:, None], np.sin(phase), np.cos(phase))
         if corners:
             basis[:, -1] = basis[:, 0]
-    return (k * waves_per_side).astype(np.float32), key.astype(np.int32), basis.astype(np.float32)
+    parts = (k * waves_per_side).astype(np.float32), key.astype(np.int32), basis.astype(np.float32)
+    return tuple(torch.from_numpy(part).to(device) for part in parts)
 
 
 def _seeds(

@@ -10,7 +10,8 @@ import pytest
 import torch
 import warp as wp
 
-from lbm_warp.kernels.advection_diffusion import cpu_kernels, cuda_kernels
+from lbm_warp.interop import BLOCK, launch, launch_repeatedly
+from lbm_warp.kernels.advection_diffusion import advance_kernel, cpu_kernels, cuda_kernels
 from lbm_warp.random import normal
 
 MODULES = ["hashing", "turbulence", "populations"]
@@ -34,7 +35,7 @@ def test_every_kernel_builds_for_sm_90(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("dtype", [wp.float32, wp.float64])
 def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: bool, background: bool, tmp_path: Path) -> None:
-    for kernel in cuda_kernels(dtype, adjoint, background):
+    for kernel in (*cuda_kernels(dtype, adjoint, background), advance_kernel):
         wp.compile_aot_module(kernel.module, device=None, arch=90, module_dir=tmp_path / kernel.key)
         built = [file for file in (tmp_path / kernel.key).rglob("*") if file.suffix in (".ptx", ".cubin")]
         assert built and any(kernel.key.encode() in file.read_bytes() for file in built)
@@ -94,31 +95,38 @@ def test_normal_numbers_do_not_depend_on_the_batch() -> None:
 def test_the_kernels_with_a_thread_a_cell_equal_those_with_a_thread_an_image(
     adjoint: bool, background: bool, periodic: bool
 ) -> None:
-    """What runs on CUDA, launched on the CPU: images that start and stop at iterations of their own, then a read-out."""
-    generator = np.random.default_rng(0)
-    shape = (4, 3, 9, 14)
-    u = generator.random(shape)
-    velocity = wp.array(generator.normal(size=(4, 2, 9, 14)), dtype=wp.float64, device="cpu")
-    first, stop = (wp.array(np.array(v, dtype=np.int32), device="cpu") for v in ([0, 3, 5, 2], [0, 10, 8, 9]))
-    theta = wp.array(generator.uniform(0.0, 0.5, 4), dtype=wp.float64, device="cpu")
+    """What runs on CUDA, recorded and replayed on the CPU: images with iterations of their own, then a read-out."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand((4, 3, 9, 14), generator=generator, dtype=torch.float64)
+    velocity = torch.randn((4, 2, 9, 14), generator=generator, dtype=torch.float64)
+    theta = torch.rand(4, generator=generator, dtype=torch.float64) / 2
+    # More steps than a graph has, no steps, and an odd and an even number that begin elsewhere.
+    first, stop = (torch.tensor(v, dtype=torch.int32) for v in ([0, 3, 5, 2], [0, 3 + BLOCK + 9, 8, 8]))
     settings = [0.05, 1.0 / 3.0, 0.5, 6, 9.5 if background else 0.0]
     results = []
-    for one_thread_a_cell in (False, True):
-        a, b = (wp.array(u, dtype=wp.float64, device="cpu") for _ in range(2))
-        if one_thread_a_cell:
+    for repeat in range(3):
+        a, b = u.clone(), u.clone()
+        if repeat == 0:
+            kernels = cpu_kernels(wp.float64, adjoint, background, periodic, *u.shape[1:])
+            jobs = torch.tensor([[n, 0, 9, 0, 0] for n in range(4)], dtype=torch.int32)
+            launch(kernels.march, (4,), batched=[jobs], inputs=[first, stop, velocity, *settings, 0, 1000, a, b])
+            marched = a.clone()
+            launch(kernels.read, (4,), batched=[theta, velocity], inputs=[settings[0], settings[-1]], outputs=[a, b])
+        else:  # The second replay finds its tensors elsewhere.
             kernels = cuda_kernels(wp.float64, adjoint, background)
-            dim = (shape[0], *shape[2:])
-            for step in range(8):
-                wp.launch(kernels.march, dim, [first, stop, velocity, *settings, periodic, step, a, b], device="cpu")
-            marched = a.numpy().copy()
-            wp.launch(kernels.read, dim, [theta, velocity, settings[0], settings[-1], periodic, a, b], device="cpu")
-        else:
-            kernels = cpu_kernels(wp.float64, adjoint, background, periodic, *shape[1:])
-            wp.launch(kernels.march, shape[0], [first, stop, velocity, *settings, a, b], device="cpu")
-            marched = a.numpy().copy()
-            wp.launch(kernels.read, shape[0], [theta, velocity, settings[0], settings[-1], a, b], device="cpu")
-        results.append((marched, b.numpy()))
-    for by_image, by_cell in zip(*results, strict=True):
-        np.testing.assert_allclose(by_cell, by_image, rtol=0, atol=1e-13)
-    np.testing.assert_array_equal(results[0][0][0], u[0])
-    assert abs(results[0][0][1] - u[1]).max() > 0.01
+            launch_repeatedly(
+                kernels.march,
+                (4, 9, 14),
+                tensors=[first, stop, velocity, a, b],
+                settings=[*u.shape[1:], *settings, periodic],
+                steps=int((stop - first).max()),
+            )
+            marched = a.clone()
+            constants = [settings[0], settings[-1], periodic]
+            launch(kernels.read, (4, 9, 14), batched=[theta, velocity], inputs=constants, outputs=[a, b])
+        results.append((marched, b))
+    for other in results[1:]:
+        for by_image, by_cell in zip(results[0], other, strict=True):
+            torch.testing.assert_close(by_cell, by_image, rtol=0, atol=1e-13)
+    assert torch.equal(results[0][0][0], u[0])
+    assert (results[0][0][1] - u[1]).abs().max() > 0.01

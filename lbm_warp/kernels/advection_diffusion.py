@@ -8,7 +8,8 @@ It is linear in rho with weights that depend on the velocity alone, so its adjoi
 itself, lambda'(x) = sum_ij phi_i(u_x(x)) phi_j(u_y(x)) lambda(x + c_ij): gradients need no stored states.
 
 ``arrivals`` and ``departures`` are the only statements of these rules. The CUDA kernels run one thread a cell; the CPU kernels run
-one thread an image and all of its iterations, with the image's shape compiled in, which is what lets LLVM vectorise along a row.
+one thread an image, or a band of its rows, and many iterations, with the image's shape compiled in, which is what lets LLVM
+vectorise along a row.
 """
 
 import functools
@@ -164,7 +165,8 @@ class Kernels(NamedTuple):
 
     ``march`` takes image n through its full iterations first[n] to stop[n] (or back, for the adjoint) between two buffers; its
     state begins in ``b`` if their number is odd and always ends in ``a``. ``read`` is one iteration of temperature theta[n] from
-    ``a`` to ``b``. The CUDA ``march`` is one iteration, one thread a cell; the CPU ``march`` is all of them, one thread an image.
+    ``a`` to ``b``. The CUDA ``march`` is one iteration, one thread a cell; the CPU ``march`` is many, one thread a job (an image or
+    a band of it).
     """
 
     march: wp.Kernel
@@ -201,24 +203,29 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
 
     @wp.kernel(module="unique", enable_backward=False)
     def march(
-        first: wp.array[wp.int32],
-        stop: wp.array[wp.int32],
-        velocity: wp.array4d[dtype],
+        call: wp.array[wp.int64],
+        channels: wp.int32,
+        height: wp.int32,
+        width: wp.int32,
         velocity_per_theta: dtype,
         sharp_theta: dtype,
         smooth_theta: dtype,
         smooth_from: wp.int32,
         offset: dtype,
         periodic: wp.bool,
-        step: wp.int32,
-        # in turn inputs and outputs
-        a: wp.array4d[dtype],
-        b: wp.array4d[dtype],
+        ahead: wp.int32,
     ):
+        """``call`` holds the addresses of first, stop, velocity, a and b, and the number of steps behind: see ``repeated``."""
         n, y, x = wp.tid()
+        first = wp.array(ptr=wp.uint64(call[0]), shape=(n + 1,), dtype=wp.int32)
+        stop = wp.array(ptr=wp.uint64(call[1]), shape=(n + 1,), dtype=wp.int32)
+        step = wp.int32(call[5]) + ahead
         left = stop[n] - first[n] - step
         if left <= 0:
             return
+        velocity = wp.array(ptr=wp.uint64(call[2]), shape=(n + 1, 2, height, width), dtype=dtype)
+        a = wp.array(ptr=wp.uint64(call[3]), shape=(n + 1, channels, height, width), dtype=dtype)
+        b = wp.array(ptr=wp.uint64(call[4]), shape=(n + 1, channels, height, width), dtype=dtype)
         iteration = first[n] + step
         if wp.static(adjoint):
             iteration = first[n] + left - 1
@@ -245,12 +252,23 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
     return Kernels(march, read)
 
 
+@wp.kernel(module="unique", enable_backward=False)
+def advance_kernel(
+    steps: wp.int32,
+    # in turn input and output
+    call: wp.array[wp.int64],
+):
+    """Count the steps that a call of ``march`` has behind it."""
+    call[5] += wp.int64(steps)
+
+
 @functools.cache
 def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, channels: int, height: int, width: int) -> Kernels:
-    """Kernels with one thread an image, for images of one shape.
+    """Kernels with one thread an image or a band of its rows, for images of one shape.
 
-    What makes them fast: an image stays in the cache of its core, rows have a length known to the compiler, the channels share
-    the nine weights, and addresses are simple enough for LLVM to prove that a row's output does not overlap its input.
+    What makes them fast: what a thread works on stays in the cache of its core, rows have a length known to the compiler, the
+    channels share the nine weights, and addresses are simple enough for LLVM to prove that a row's output does not overlap its
+    input.
     """
     rule = departures if adjoint else arrivals
     rows = channels * height
@@ -299,6 +317,7 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
     def march(
+        job: wp.array2d[wp.int32],
         first: wp.array[wp.int32],
         stop: wp.array[wp.int32],
         velocity: wp.array4d[dtype],
@@ -307,28 +326,40 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
         smooth_theta: dtype,
         smooth_from: wp.int32,
         offset: dtype,
+        begin: wp.int32,
+        end: wp.int32,
         # in turn inputs and outputs
         a: wp.array4d[dtype],
         b: wp.array4d[dtype],
     ):
-        n = wp.tid()
+        """A job is (image, top, bottom, top's growth, bottom's growth): a band of rows whose edges move with each iteration."""
+        number = wp.tid()
+        n = job[number, 0]
+        top = job[number, 1]
+        bottom = job[number, 2]
         vx = wp.array(ptr=velocity[n, 0].ptr, shape=(height, width), dtype=dtype)
         vy = wp.array(ptr=velocity[n, 1].ptr, shape=(height, width), dtype=dtype)
         state = wp.array(ptr=a[n].ptr, shape=(rows, width), dtype=dtype)
         scratch = wp.array(ptr=b[n].ptr, shape=(rows, width), dtype=dtype)
         count = stop[n] - first[n]
-        for step in range(count):
+        for step in range(begin, wp.min(end, count)):
             iteration = first[n] + step
             if wp.static(adjoint):
                 iteration = stop[n] - 1 - step
             theta = wp.where(iteration < smooth_from, sharp_theta, smooth_theta)
             scale = velocity_per_theta * theta
+            low = top + (step - begin) * job[number, 3]
+            band = bottom + (step - begin) * job[number, 4] - low
+            # All rows, of which the band's are picked: a range that is not constant would make the loop five times slower,
+            # because LLVM does not see through it.
             if (count - step) % 2 == 0:
                 for y in range(height):
-                    sweep_row(state, vx, vy, y, scale, theta, offset, scratch)
+                    if (y - low + height) % height < band:
+                        sweep_row(state, vx, vy, y, scale, theta, offset, scratch)
             else:
                 for y in range(height):
-                    sweep_row(scratch, vx, vy, y, scale, theta, offset, state)
+                    if (y - low + height) % height < band:
+                        sweep_row(scratch, vx, vy, y, scale, theta, offset, state)
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
     def read(

@@ -189,38 +189,65 @@ def start_kernel(
         f[n, 9 * c + i, y, x] = after[i]
 
 
-@wp.kernel
-def stream_collide_kernel(
-    f: wp.array4d[wp.float32],
+@wp.func
+def stream_collide(
+    n: wp.int32,
+    c: wp.int32,
+    y: wp.int32,
+    x: wp.int32,
     velocity: wp.array4d[wp.float32],
     collision: wp.int32,
     keep_even: wp.float32,
     keep_odd: wp.float32,
     periodic: wp.bool,
+    source: wp.array4d[wp.float32],
     # outputs
-    rho: wp.array4d[wp.float32],
-    f_next: wp.array4d[wp.float32],
+    target: wp.array4d[wp.float32],
 ):
-    """One iteration: pull the nine populations that arrive, collide them; one thread a cell and channel.
+    """Pull the nine populations that arrive at a cell, collide them.
 
     On a wall a population comes back mirrored: from the cell beside it, with the velocity across the wall reversed.
     """
-    n, c, y, x = wp.tid()
     arrived = vec9()
     for i in range(9):
         cy = i // 3 - 1
         cx = i % 3 - 1
-        row = neighbour(y, -cy, rho.shape[2], periodic)
-        column = neighbour(x, -cx, rho.shape[3], periodic)
-        arrived[i] = f[n, 9 * c + 3 * (row.sign * cy + 1) + column.sign * cx + 1, row.index, column.index]
-    total = density(arrived)
+        row = neighbour(y, -cy, source.shape[2], periodic)
+        column = neighbour(x, -cx, source.shape[3], periodic)
+        arrived[i] = source[n, 9 * c + 3 * (row.sign * cy + 1) + column.sign * cx + 1, row.index, column.index]
     ux = velocity[n, 0, y, x]
     uy = velocity[n, 1, y, x]
-    equilibrium = total * shares(ux, uy)
+    equilibrium = density(arrived) * shares(ux, uy)
     after = equilibrium + relax(collision, arrived - equilibrium, ux, uy, keep_even, keep_odd)
-    rho[n, c, y, x] = total
     for i in range(9):
-        f_next[n, 9 * c + i, y, x] = after[i]
+        target[n, 9 * c + i, y, x] = after[i]
+
+
+@wp.kernel
+def stream_collide_kernel(
+    count: wp.array[wp.int32],
+    velocity: wp.array4d[wp.float32],
+    collision: wp.int32,
+    keep_even: wp.float32,
+    keep_odd: wp.float32,
+    periodic: wp.bool,
+    step: wp.int32,
+    # in turn inputs and outputs
+    a: wp.array4d[wp.float32],
+    b: wp.array4d[wp.float32],
+):
+    """Iteration number ``step`` of the count[n] that image n has to take between two buffers; one thread a cell and channel.
+
+    The populations, [N, 9 C, H, W], begin in ``b`` if their number is odd and always end in ``a``.
+    """
+    n, c, y, x = wp.tid()
+    left = count[n] - step
+    if left <= 0:
+        return
+    if left % 2 == 0:
+        stream_collide(n, c, y, x, velocity, collision, keep_even, keep_odd, periodic, a, b)
+    else:
+        stream_collide(n, c, y, x, velocity, collision, keep_even, keep_odd, periodic, b, a)
 
 
 @wp.kernel
