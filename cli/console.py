@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 import tyro
 import warp as wp
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lbm_warp.checks import InputError
 
@@ -24,7 +25,8 @@ def run(command: Callable[[Config], None], config: type[Config], module: str) ->
     logging.getLogger("lbm_warp").setLevel(logging.INFO)
     try:
         _start_warp()
-        command(arguments)
+        with logging_redirect_tqdm():
+            command(arguments)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -23,13 +23,14 @@ from cli import console, render
 from diffusion.data import read_image, resize_shorter
 from diffusion.files import write_json
 from diffusion.process import TURBULENCE
-from lbm_warp import AdvectionDiffusion, Schedule
+from lbm_warp import AdvectionDiffusion, Schedule, energy_spectrum
 from lbm_warp.checks import InputError, check_integer
 
 # A larger picture is brought to this shorter side unless --size says otherwise: the work grows with its fourth power.
 DEFAULT_SIZE = 384
 DEFAULT_PECLET = 300.0
 VIDEO_SIZE = 512
+SPECTRUM_SEEDS = 32
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ def corrupt(options: Corrupt) -> None:
         options.offset,
         options.turbulence_time,
     )
-    march = operator.march(height, width)
-    iterations = {f"{grid.factor} px": grid.iterations for grid in march.grids}
-    print(f"{path.name}: {width} x {height} px, Pe = {peclet:g}, {sum(iterations.values())} lattice iterations on {device}")
+    grids = operator.march(height, width).grids if operator.solver == "lattice" else ()
+    iterations = {f"{grid.factor} px": grid.iterations for grid in grids}
+    solver = f"{sum(iterations.values())} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
+    print(f"{path.name}: {width} x {height} px, Pe = {peclet:g}, {solver} on {device}")
 
     shown: dict[float, np.ndarray] = {}
 
@@ -138,9 +140,13 @@ def corrupt(options: Corrupt) -> None:
     render.save_figure(written[0], render.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{path.stem}   {flow}"))
     render.save_image(written[1], shown[schedule.sigma[-1]])
     if peclet > 0:
-        velocity = operator.velocity(options.seed, height, width)[0].numpy()
+        velocity = operator.velocity(options.seed, height, width)
+        others = [energy_spectrum(operator.velocity(seed, height, width), options.boundary)[1] for seed in range(SPECTRUM_SEEDS)]
+        k, energy = energy_spectrum(velocity, options.boundary)
+        spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
         written.append(out / "velocity.png")
-        render.save_figure(written[-1], render.velocity_figure(velocity, f"Velocity field   {flow}"))
+        title = f"Velocity field   {flow}"
+        render.save_figure(written[-1], render.velocity_figure(velocity[0].numpy(), title, spectrum, SPECTRUM_SEEDS))
     write_json(
         out / "corruption.json",
         {
@@ -156,6 +162,7 @@ def corrupt(options: Corrupt) -> None:
             "length_px": length,
             "sigma_px": schedule.sigma.tolist(),
             "fourier": fourier.tolist(),
+            "solver": operator.solver,
             "lattice_iterations": iterations,
             "device": str(device),
             "versions": {module.__name__: module.__version__ for module in (warp, torch, np, PIL)},

@@ -79,11 +79,17 @@ def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> 
     return figure
 
 
-def velocity_figure(velocity: np.ndarray, title: str) -> plt.Figure:
-    """Speed of a velocity field [2, H, W] in colour, the way it goes as streamlines."""
+def velocity_figure(
+    velocity: np.ndarray, title: str, spectrum: tuple[np.ndarray, np.ndarray, np.ndarray], seeds: int
+) -> plt.Figure:
+    """A velocity field [2, H, W]: speed in colour, the way it goes as streamlines; beside it how its energy is spread.
+
+    ``spectrum`` holds wavenumbers, the energy of this field and its mean over the fields of so many seeds.
+    """
     _, height, width = velocity.shape
     speed = np.hypot(*velocity)
-    figure, axes = plt.subplots(figsize=(7.6, float(np.clip(0.6 + 6.4 * height / width, 1.8, 12.0))), layout="constrained")
+    tall = float(np.clip(0.6 + 6.4 * height / width, 4.2, 12.0))
+    figure, (axes, beside) = plt.subplots(1, 2, figsize=(12.4, tall), width_ratios=(7.6, 4.2), layout="constrained")
     shown = axes.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     axes.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)
@@ -94,6 +100,21 @@ def velocity_figure(velocity: np.ndarray, title: str) -> plt.Figure:
     bar.outline.set_visible(False)
     for side in axes.spines.values():
         side.set_visible(False)
+
+    k, this, mean = spectrum
+    magma = plt.get_cmap("magma")
+    beside.loglog(k, this, color=magma(0.75), linewidth=1.0, label="this flow")
+    beside.loglog(k, mean, color=magma(0.35), linewidth=2.4, label=f"mean of {seeds} seeds")
+    # Kolmogorov's law, a little above the curve.
+    law = 1.6 * mean[k <= 2][-1] * (k / k[k <= 2][-1]) ** (-5.0 / 3.0)
+    beside.loglog(k, law, color=INK, linestyle=(0, (5, 3)), linewidth=1.2, label="$k^{-5/3}$ (Kolmogorov)")
+    floor = 1e-5 * mean.max()
+    beside.set(xlim=(0.9, 1.1 * k[mean > floor].max()), ylim=(floor, 1.5 * law.max()))
+    beside.set_box_aspect(1.0)
+    beside.set_xlabel("wavenumber k [waves per shorter side]", color=INK)
+    beside.set_title("Energy spectrum E(k) / V$^2$", fontsize=11, color=INK, loc="left")
+    beside.legend(frameon=False, loc="lower left", fontsize=9)
+    _plain(beside)
     return figure
 
 
@@ -147,9 +168,14 @@ def cost_figure(rows: Sequence[dict], title: str) -> plt.Figure:
     axes.set_xlabel("side of the image [pixels]", color=INK)
     axes.set_ylabel("seconds an image", color=INK)
     axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: plt.Axes) -> None:
+    """A light grid behind the curves, and no frame."""
     axes.grid(True, which="major", color="#e3e6ea")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return figure

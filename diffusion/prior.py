@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from diffusion.process import ForwardProcess
 from diffusion.rng import below, seeds
+from lbm_warp.heat import cosines
 from lbm_warp.random import normal
 
 PROBES = 32
@@ -79,16 +80,8 @@ def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
     """
     size = pictures.shape[-1]
     modes = min(size, side)
-    matrix = _cosine_modes(side)[:modes].T @ _cosine_modes(size)[:modes] * (side / size) ** 0.5
+    matrix = cosines(side)[1][:modes].T @ cosines(size)[1][:modes] * (side / size) ** 0.5
     return (matrix.to(pictures) @ pictures @ matrix.T.to(pictures)).contiguous()
-
-
-def _cosine_modes(size: int) -> torch.Tensor:
-    """Orthonormal cosine modes (DCT-II), float64 [size, size], one a row."""
-    k = torch.arange(size, dtype=torch.float64)
-    modes = torch.cos(torch.pi / size * k[:, None] * (k + 0.5)) * (2.0 / size) ** 0.5
-    modes[0] /= 2.0**0.5
-    return modes
 
 
 def _faded(difference: torch.Tensor, process: ForwardProcess) -> torch.Tensor:

@@ -2,6 +2,15 @@
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.schedule import Schedule
-from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, solenoidal
+from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, energy_spectrum, solenoidal
 
-__all__ = ["AdvectionDiffusion", "CurlNoise", "GivenVelocity", "Schedule", "SpectralTurbulence", "Turbulence", "solenoidal"]
+__all__ = [
+    "AdvectionDiffusion",
+    "CurlNoise",
+    "GivenVelocity",
+    "Schedule",
+    "SpectralTurbulence",
+    "Turbulence",
+    "energy_spectrum",
+    "solenoidal",
+]

@@ -16,6 +16,7 @@ import torch
 
 from lbm_warp.checks import InputError, as_batch, check_boundary, check_choice, check_images, check_number
 from lbm_warp.grids import coarser, coarser_velocity, curved, finer
+from lbm_warp.heat import blur
 from lbm_warp.lattice import March
 from lbm_warp.populations import COLLISIONS, Populations
 from lbm_warp.schedule import Schedule
@@ -57,6 +58,8 @@ class AdvectionDiffusion:
             the pixel grid and has no gradient.
         relaxation_time: tau of the textbook solver, 0.500001 to 1.5. The smaller, the shorter the steps; at 1 it does what the
             fast scheme does at its temperature of 1/3.
+        exact: where the Peclet number is zero, solve the heat equation in the image's own waves (``lbm_warp.heat``) instead of on
+            the lattice. The attribute ``solver`` says which of the two it is, ``heat kernel`` or ``lattice``.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -73,6 +76,7 @@ class AdvectionDiffusion:
         coarsen: bool = True,
         collision: str = "equilibrium",
         relaxation_time: float = 1.0,
+        exact: bool = True,
     ) -> None:
         check_number("peclet", peclet, 0.0)
         check_number("offset", offset, -1e6, 1e6)
@@ -93,6 +97,7 @@ class AdvectionDiffusion:
         self.coarsen = coarsen
         self.collision = collision
         self.relaxation_time = float(relaxation_time)
+        self.solver = "heat kernel" if exact and peclet == 0.0 and collision == "equilibrium" else "lattice"
 
     def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
         """Corrupt clean images to a level.
@@ -142,7 +147,7 @@ class AdvectionDiffusion:
             ValueError: if an argument has the wrong shape, type or range.
         """
         check_images(u0)
-        images = _Images(self, u0.detach(), as_batch("seed", seed, len(u0)))
+        images = self._images(u0.detach(), as_batch("seed", seed, len(u0)))
         for level in range(self.schedule.levels + 1):
             yield level, images.at(self._levels(level, len(u0), 0)).to(u0.dtype)
 
@@ -177,11 +182,17 @@ class AdvectionDiffusion:
         return self.turbulence.velocity(seed, height, width, boundary=self.boundary, device=device, time=time)
 
     def march(self, height: int, width: int) -> March:
-        """How the lattice walks the schedule on images of this size: its grids, and the iterations to each level."""
+        """How the lattice walks the schedule on images of this size: its grids, and the iterations to each level.
+
+        The heat kernel takes no iterations.
+        """
         if self.collision == "equilibrium":
             return March.plan(self.schedule, self.peclet, height, width, self.coarsen)
         # alpha = theta / 2 = (tau - 1/2) / 3.
         return March.plan(self.schedule, self.peclet, height, width, coarsen=False, theta=2.0 / 3.0 * (self.relaxation_time - 0.5))
+
+    def _images(self, u0: torch.Tensor, seed: torch.Tensor) -> _Images | _BlurredImages:
+        return _BlurredImages(self, u0) if self.solver == "heat kernel" else _Images(self, u0, seed)
 
     def _check_gradient(self) -> None:
         if self.collision != "equilibrium":
@@ -204,7 +215,7 @@ class _Corruption(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             operator._check_gradient()
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
-        images = _Images(operator, u0, seed)
+        images = operator._images(u0, seed)
         return tuple(images.at(level).to(u0.dtype) for level in levels)
 
     @staticmethod
@@ -361,8 +372,23 @@ class _Images:
         return out
 
 
+class _BlurredImages:
+    """A batch of images on its way where nothing flows."""
+
+    def __init__(self, operator: AdvectionDiffusion, u0: torch.Tensor) -> None:
+        self.sigma = torch.tensor(operator.schedule.sigma)
+        self.periodic = operator.boundary == "periodic"
+        self.u0 = u0.to(torch.float64 if u0.dtype == torch.float64 else torch.float32, copy=True)
+
+    def at(self, level: torch.Tensor) -> torch.Tensor:
+        """As :meth:`_Images.at`, in any order."""
+        return blur(self.u0, self.sigma[level], self.periodic)
+
+
 def _transposed(operator: AdvectionDiffusion, w: torch.Tensor, seed: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
     """The adjoint of :meth:`_Images.at` for one level an image: every step transposed, in the opposite order."""
+    if operator.solver == "heat kernel":
+        return _BlurredImages(operator, w).at(level)  # a blur is its own transpose
     flow = _Flow(operator, w, seed, adjoint=True)
     plan = flow.plan
     w = w.to(flow.dtype)

@@ -161,7 +161,8 @@ def _recorded(
 def _load(module: wp.Module, device: torch.device) -> None:
     """Compile a kernel's module, or find it in the cache; threads and graphs that use it must find it loaded."""
     where = warp_device(device)
-    if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier()).exists():
+    threads_a_block = 1 if where.is_cpu else 256  # Warp's defaults; the cache keeps one build for each
+    if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier(threads_a_block)).exists():
         _announce_compilation()
     wp.load_module(module, device=where)
 

@@ -264,11 +264,7 @@ def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
     """
     check_boundary(boundary)
     height, width = velocity.shape[2:]
-    field = velocity.double()
-    if boundary == "wall":
-        across = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=field.device)[:, None, None]
-        field = torch.cat([field, field.flip(3) * across], dim=3)
-        field = torch.cat([field, field.flip(2) * -across], dim=2)
+    field = _periodic(velocity.double(), boundary)
     spectrum = torch.fft.fft2(field)
     step_y, step_x = (
         torch.exp(2j * torch.pi * torch.fft.fftfreq(n, dtype=torch.float64, device=field.device)) for n in field.shape[2:]
@@ -279,6 +275,39 @@ def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
     along = (a * spectrum).sum(dim=1) / torch.where(size > 1e-24, size, 1.0)
     spectrum = spectrum - a.conj() * along[:, None]
     return torch.fft.ifft2(spectrum).real[..., :height, :width].to(velocity.dtype).contiguous()
+
+
+def energy_spectrum(velocity: torch.Tensor, boundary: str = "wall") -> tuple[torch.Tensor, torch.Tensor]:
+    """How the energy of a flow is spread over scales.
+
+    Args:
+        velocity: (u_x, u_y), floating-point [N, 2, H, W].
+        boundary: ``wall`` (the field goes on in its mirror images) or ``periodic``.
+
+    Returns:
+        ``(k, E)``: wavenumbers 1, 2, ... up to half the shorter side [waves a shorter side], float64 [K], and the mean over the N
+        fields of the energy (u_x^2 + u_y^2) / 2 between k - 1/2 and k + 1/2, float64 [K]. Over all k it sums up to the mean energy,
+        but for the mean flow and the corners of the spectrum.
+    """
+    check_boundary(boundary)
+    field = _periodic(velocity.double(), boundary)
+    cells = field.shape[2] * field.shape[3]
+    energy = torch.fft.fft2(field).abs().square().sum(dim=1).mean(dim=0) / (2.0 * cells**2)
+    length = min(velocity.shape[2:])
+    ky, kx = (length * torch.fft.fftfreq(n, dtype=torch.float64, device=field.device) for n in field.shape[2:])
+    ring = torch.hypot(ky[:, None], kx[None]).add(0.5).long()
+    total = energy.new_zeros(int(ring.max()) + 1).index_add_(0, ring.flatten(), energy.flatten())
+    k = torch.arange(1, length // 2 + 1)
+    return k.double(), total[k.to(total.device)].cpu()
+
+
+def _periodic(velocity: torch.Tensor, boundary: str) -> torch.Tensor:
+    """The field as one period: itself, or itself and its mirror images beyond the walls, [N, 2, 2 H, 2 W]."""
+    if boundary == "periodic":
+        return velocity
+    across = velocity.new_tensor([-1.0, 1.0])[:, None, None]
+    velocity = torch.cat([velocity, velocity.flip(3) * across], dim=3)
+    return torch.cat([velocity, velocity.flip(2) * -across], dim=2)
 
 
 @functools.lru_cache(maxsize=64)

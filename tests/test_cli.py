@@ -56,6 +56,17 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "picture.png"
 
 
+def test_compilation_is_announced_once_and_only_where_it_happens(tmp_path: Path, picture: Path) -> None:
+    """With a kernel cache of its own the first call compiles, the second finds everything there."""
+    said = []
+    for _ in range(2):
+        command = [sys.executable, "-m", "cli.corrupt", str(picture), "--levels", "2", "--columns", "2", "--device", "cpu"]
+        environment = os.environ | {"WARP_CACHE_PATH": str(tmp_path / "kernels"), "PYTHONPATH": str(ROOT)}
+        said.append(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stderr)
+    assert [text.count("compiling kernels") for text in said] == [1, 0]
+    assert str(tmp_path / "kernels") in said[0]
+
+
 def files(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
