@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio.v2 as imageio
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.files import whole_file
 
 matplotlib.use("Agg")
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 
 INK = "#20242c"
@@ -153,6 +155,78 @@ def save_grid(path: Path, images: torch.Tensor) -> None:
     """Write images [N, C, H, W] as one sheet, enlarged so that small ones can be seen."""
     pictures = [enlarged(to_pixels(image), 64) for image in images]
     save_image(path, grid(pictures, grid_columns(len(pictures)), gap=4))
+
+
+class ComparedRow(NamedTuple):
+    """A process in a comparison: its name, a line or two about it, pictures uint8 [H, W, 3], and their spectra (k, power)."""
+
+    name: str
+    about: str
+    pictures: Sequence[np.ndarray]
+    spectra: Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+def comparison(rows: Sequence[ComparedRow], fractions: Sequence[float]) -> plt.Figure:
+    """One row a process: pictures at the same shares of the way, and at the end how their power is spread over scales."""
+    height, width = rows[0].pictures[0].shape[:2]
+    # Inches.
+    columns, panel_width = len(fractions), float(np.clip(1.75 * width / height, 0.7, 2.4))
+    panel_height = panel_width * height / width
+    spectrum_height = min(panel_height, 1.6)
+    margin, gap, label, head, spectrum_width = 0.15, 0.06, 1.75, 0.42, 2.0
+    size = (
+        margin + label + columns * (panel_width + gap) + 0.62 + spectrum_width + margin,
+        head + len(rows) * (panel_height + gap) + 0.5,
+    )
+    figure = plt.figure(figsize=size)
+
+    def axes_at(left: float, top: float, width: float, height: float) -> plt.Axes:
+        return figure.add_axes((left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1]))
+
+    def text_at(left: float, top: float, text: str, **style: object) -> None:
+        figure.text(left / size[0], 1 - top / size[1], text, **({"color": INK, "fontsize": 10} | style))
+
+    colours = plt.get_cmap("plasma")(np.linspace(0.0, 0.88, columns))
+    right = margin + label + columns * (panel_width + gap) + 0.62
+    low = min(power.max() for _, power in rows[0].spectra) * 1e-9
+    peak = max(power.max() for row in rows for _, power in row.spectra)
+    for column, fraction in enumerate(fractions):
+        middle = margin + label + column * (panel_width + gap) + panel_width / 2
+        title = "clean" if fraction == 0 else f"k / K = {fraction:.2g}"
+        text_at(middle, head / 2, title, ha="center", va="center", color=colours[column] if fraction else INK)
+    text_at(right + spectrum_width / 2, head / 2, "power at scale", ha="center", va="center")
+    for index, row in enumerate(rows):
+        top = head + index * (panel_height + gap)
+        middle = top + panel_height / 2
+        text_at(margin, middle - 0.06, row.name, ha="left", va="bottom", fontsize=12, fontweight="bold")
+        text_at(margin, middle, row.about, ha="left", va="top", fontsize=8.5, linespacing=1.4)
+        for column, picture in enumerate(row.pictures):
+            axes = axes_at(margin + label + column * (panel_width + gap), top, panel_width, panel_height)
+            axes.imshow(picture, interpolation="nearest" if min(height, width) < 64 else "antialiased")
+            axes.set_axis_off()
+        beside = axes_at(right, middle - spectrum_height / 2 + 0.05, spectrum_width, spectrum_height - 0.1)
+        for colour, (k, power) in zip(colours, row.spectra, strict=True):
+            beside.loglog(k, np.maximum(power, low / 10), color=colour, linewidth=1.3)
+        beside.set_ylim(low, 3 * peak)
+        beside.tick_params(labelsize=7, labelbottom=index == len(rows) - 1)
+        _plain(beside)
+    beside.set_xlabel("waves per shorter side", fontsize=8.5, color=INK)
+    return figure
+
+
+def caption(text: str, width: int, height: int = 40) -> np.ndarray:
+    """A line of text in the middle of a white strip, uint8 [height, width, 3]."""
+    strip = Image.new("RGB", (width, height), "white")
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), int(0.5 * height))
+    ImageDraw.Draw(strip).text((width / 2, height / 2), text, fill=INK, font=font, anchor="mm")
+    return np.asarray(strip)
+
+
+def resized(pixels: np.ndarray, width: int) -> np.ndarray:
+    """The picture at another width, the height in proportion."""
+    height = max(2, round(pixels.shape[0] * width / pixels.shape[1]))
+    method = Image.Resampling.NEAREST if width >= 4 * pixels.shape[1] else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize((width, height), method))
 
 
 def cost_figure(rows: Sequence[dict], title: str) -> plt.Figure:

@@ -11,7 +11,7 @@ are choices of its numbers (``PROCESSES``); a new one is made by naming others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,7 +72,7 @@ QUANTUM = 1.0 / 255.0
 
 @dataclass(frozen=True)
 class ForwardProcess:
-    """A corruption process for square images of any size.
+    """A corruption process for images of any size; sizes are shorter sides.
 
     Raises:
         InputError: if a value is out of its range, or a sampler does not fit the target.
@@ -135,7 +135,7 @@ class ForwardProcess:
         return np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
 
     def operator(self, size: int) -> AdvectionDiffusion | None:
-        """The corruption operator for images of ``size`` x ``size`` pixels; None where there is no blur."""
+        """The corruption operator for images whose shorter side is ``size`` pixels; None where there is no blur."""
         if self.blur == "none":
             return None
         check_number("sigma_max in pixels", self.sigma_max * size, self.sigma_min)
@@ -152,12 +152,21 @@ class ForwardProcess:
             level: k, 0 to K, one for all or int64 [N] on the CPU.
             seed: seeds of the images, int64 [N]; the flow belongs to the seed, whatever the level.
         """
-        operator = self.operator(u0.shape[-1])
+        operator = self.operator(min(u0.shape[2:]))
         return self._scaled(u0 if operator is None else operator(u0, level, seeds(seed, "flow")), level)
 
     def corrupt(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """Level k of clean images; arguments as for :meth:`mean`."""
         return self.mean(u0, level, seed) + self._noise_scale(level, u0) * normal(seeds(seed, "noise"), u0.shape, u0.device)
+
+    def trajectory(self, u0: torch.Tensor, seed: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """``(k, u_k)`` for all levels 0 to K in one pass; arguments as for :meth:`mean`."""
+        noise = normal(seeds(seed, "noise"), u0.shape, u0.device)
+        operator = self.operator(min(u0.shape[2:]))
+        levels = range(self.levels + 1)
+        means = ((k, u0) for k in levels) if operator is None else operator.trajectory(u0, seeds(seed, "flow"))
+        for k, u in means:
+            yield k, self._scaled(u, k) + self._noise_scale(k, u0) * noise
 
     def training_example(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network sees at level k, and what it should say.

@@ -100,6 +100,16 @@ def test_the_right_answer_gives_the_clean_image(name: str, device: torch.device)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+def test_a_trajectory_is_its_levels(name: str) -> None:
+    process = replace(named_process(name), levels=7)
+    u0, seed = torch.rand((2, 3, 12, 20), generator=torch.Generator().manual_seed(0)), torch.tensor([5, 6])
+    levels = dict(process.trajectory(u0, seed))
+    assert list(levels) == list(range(8))
+    for k in (0, 3, 7):
+        assert torch.equal(levels[k], process.corrupt(u0, k, seed))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
 def test_level_zero_is_clean_and_levels_of_a_batch_are_its_images_own(name: str) -> None:
     process = replace(named_process(name), levels=9)
     u0 = torch.rand((3, 1, 16, 16), generator=torch.Generator().manual_seed(0))
