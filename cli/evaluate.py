@@ -123,7 +123,7 @@ def evaluate(options: Evaluate) -> None:
         out,
         {
             "samples": {"source": str(options.run), "seed": options.seed if is_run else None},
-            "reference": {"data": reference.name, "split": options.split},
+            "reference": {"data": options.data or reference.name, "split": options.split},
             "size": samples.size,
             "channels": samples.channels,
             "features": {"name": extractor.name, "sha256": extractor.sha256, "dimension": real.features.shape[1]},

@@ -20,6 +20,7 @@ from lbm_warp.checks import InputError, check_integer
 
 TILE = 2**24  # distances at a time: 128 MiB
 FIT_BATCH = 4096
+MOST_FEATURES = 2**14  # a covariance of 2 GiB
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,11 @@ def precision_recall_density_coverage(
 
 
 def check_features(features: torch.Tensor, least: int) -> None:
-    """Raise InputError unless ``features`` is floating-point [N, D], N at least ``least``, and finite."""
+    """Raise InputError unless ``features`` is floating-point [N, D], N at least ``least``, D at most 16,384, and finite."""
     if features.ndim != 2 or features.shape[1] == 0 or not features.is_floating_point():
         raise InputError(f"features must be floating-point of shape [N, D], got {features.dtype} of shape {list(features.shape)}")
+    if features.shape[1] > MOST_FEATURES:
+        raise InputError(f"{features.shape[1]} features an image are too many, at most {MOST_FEATURES}: take other ones")
     if len(features) < least:
         raise InputError(f"{len(features)} images are too few for neighbourhoods of k = {least - 1}; at least {least} are needed")
     broken = len(features) - int(features.isfinite().all(dim=1).sum())

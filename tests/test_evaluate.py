@@ -87,7 +87,7 @@ def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
     code, out, _ = call(run, "--data", data, "--num", 30, "--seed", 4, "--features", "pixels", "--k", 3)
     assert code == 0 and "samples" in out and "floor" in out and "precision" in out and str(run / "metrics.json") in out
     found = report(run / "metrics.json")
-    assert found["samples"] == {"source": str(run), "seed": 4} and found["reference"] == {"data": "data", "split": "all"}
+    assert found["samples"] == {"source": str(run), "seed": 4} and found["reference"] == {"data": str(data), "split": "all"}
     assert found["features"] == {"name": "pixels", "sha256": None, "dimension": SIZE**2}
     assert (found["size"], found["channels"], found["k"]) == (SIZE, 1, 3)
 

@@ -271,6 +271,7 @@ BAD = float("nan")
         (torch.zeros(9), torch.zeros(9, 2), 5, r"of shape \[N, D\], got torch.float32 of shape \[9\]"),
         (torch.zeros(9, 2), torch.zeros(9, 2, dtype=torch.int64), 5, "floating-point"),
         (torch.zeros(9, 0), torch.zeros(9, 0), 5, "shape"),
+        (torch.zeros(9, 20_000), torch.zeros(9, 20_000), 5, "20000 features an image are too many, at most 16384"),
         (torch.zeros(5, 2), torch.zeros(9, 2), 5, "5 images are too few for neighbourhoods of k = 5; at least 6"),
         (torch.zeros(9, 2), torch.zeros(5, 2), 5, "5 images are too few"),
         (torch.zeros(9, 2), torch.zeros(9, 3), 5, "dimension 3 cannot be compared with features of dimension 2"),
