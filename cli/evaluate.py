@@ -74,7 +74,7 @@ class Source:
     """Images by number."""
 
     name: str
-    """What people call them."""
+    """What the user calls them."""
     size: int
     """Side in pixels."""
     channels: int
@@ -122,8 +122,8 @@ def evaluate(options: Evaluate) -> None:
     write_json(
         out,
         {
-            "samples": {"source": str(options.run), "seed": options.seed if is_run else None},
-            "reference": {"data": options.data or reference.name, "split": options.split},
+            "samples": {"source": samples.name, "seed": options.seed if is_run else None},
+            "reference": {"data": reference.name, "split": options.split},
             "size": samples.size,
             "channels": samples.channels,
             "features": {"name": extractor.name, "sha256": extractor.sha256, "dimension": real.features.shape[1]},
@@ -179,7 +179,7 @@ def open_run(folder: Path, seed: int, device: torch.device) -> tuple[Source, str
     def read(index: np.ndarray) -> torch.Tensor:
         return to_uint8(generate(run.network, config, run.prior, index, device, seed=seed))
 
-    return Source(folder.resolve().name, config.size, config.channels, None, read), config.data
+    return Source(str(folder), config.size, config.channels, None, read), config.data
 
 
 def open_pictures(data: str, size: int | None, root: Path | None, channels: int | None = None) -> Source:
@@ -191,7 +191,7 @@ def open_pictures(data: str, size: int | None, root: Path | None, channels: int 
             images = list(pool.map(dataset.__getitem__, index.tolist()))
         return to_uint8(torch.from_numpy(np.stack(images)))
 
-    return Source(dataset.name, dataset.size, dataset.channels, len(dataset), read)
+    return Source(data, dataset.size, dataset.channels, len(dataset), read)
 
 
 def open_npz(path: Path, size: int | None) -> Source:
@@ -209,7 +209,7 @@ def open_npz(path: Path, size: int | None) -> Source:
         chosen = images[index].transpose(0, 3, 1, 2).astype(np.float32) / 255.0
         return to_uint8(torch.from_numpy(np.stack([fit(image, side) for image in chosen])))
 
-    return Source(path.stem, side, images.shape[3], len(images), read)
+    return Source(str(path), side, images.shape[3], len(images), read)
 
 
 def measure(

@@ -187,7 +187,7 @@ def test_reference_features_are_kept_and_only_good_ones_taken(
     def again(*options: object) -> list[str]:
         measured.clear()
         assert call("samples.npz", "--data", data, *(options or ("--features", "pixels")))[0] == 0
-        return list(measured)
+        return [Path(name).stem for name in measured]
 
     assert again() == ["data", "samples"]
     expected = report(Path("outputs/samples-metrics.json"))
@@ -234,9 +234,9 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
         (["floats.npz", "--data", data], "floats.npz: arr_0 is float64 [9, 8, 8, 3]; expected uint8 [N, H, W, C]"),
         (["channels.npz", "--data", data], "channels.npz: arr_0 is uint8 [9, 8, 8, 4]"),
         (["good.npz", "--data", "nothing"], "nothing: no such folder or archive"),
-        (["good.npz", "--data", data, "--num", "42", *pixels], "good has 41 images, fewer than --num 42"),
-        (["good.npz", "--data", data, "--num", "5", *pixels], "good has 5 images, too few for k = 5: at least 6 are needed"),
-        (["good.npz", "--data", data, "--k", "20", *pixels], "each half of data has 20 images, too few for k = 20"),
+        (["good.npz", "--data", data, "--num", "42", *pixels], "good.npz has 41 images, fewer than --num 42"),
+        (["good.npz", "--data", data, "--num", "5", *pixels], "good.npz has 5 images, too few for k = 5: at least 6 are needed"),
+        (["good.npz", "--data", data, "--k", "20", *pixels], f"each half of {data} has 20 images, too few for k = 20"),
         (["good.npz", "--data", data, "--k", "0", *pixels], "--k must be at least 1, got 0"),
         (["good.npz", "--data", data, "--batch", "0"], "--batch must be at least 1, got 0"),
         (["good.npz", "--data", data, "--num", "1"], "--num must be at least 2, got 1"),
@@ -274,7 +274,8 @@ class Broken(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("flat", "message"), [(True, "must return features of shape"), (False, "dark: the features of 6 of 6 images are not finite")]
+    ("flat", "message"),
+    [(True, "must return features of shape"), (False, "dark.npz: the features of 6 of 6 images are not")],
 )
 def test_features_that_are_none_are_refused(call: Call, data: Path, tmp_path: Path, flat: bool, message: str) -> None:
     torch.jit.script(Broken(flat)).save("broken.pt")
