@@ -1,1 +1,1 @@
-"""Commands: ``python -m cli.corrupt``, ``cli.train``, ``cli.sample``, ``cli.benchmark``."""
+"""Commands: ``python -m cli.corrupt``, ``cli.train``, ``cli.sample``, ``cli.evaluate``, ``cli.benchmark``."""

@@ -1,0 +1,250 @@
+"""Scores of samples against reference images, from the features and the mean colours of both.
+
+    Frechet distance        between Gaussians fitted to the features (Heusel et al. 2017); called FID with Inception's features
+    precision, recall       the share of samples on the reference's manifold, and the reverse (Kynkaanniemi et al. 2019)
+    density, coverage       how densely, and how widely, samples fill the reference's neighbourhoods (Naeem et al. 2020)
+    colour drift, spread    what a forward process that loses or gains brightness shows first
+
+Everything is computed in float64, on the device that the features are on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lbm_warp.checks import InputError, check_integer
+
+TILE = 2**24  # distances at a time: 128 MiB
+FIT_BATCH = 4096
+MOST_FEATURES = 2**14  # a covariance of 2 GiB
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean, float64 [D], and covariance, float64 [D, D]."""
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the scores need to know of a set of N images."""
+
+    features: torch.Tensor
+    """One row an image, floating-point [N, D]."""
+    colours: torch.Tensor
+    """Mean of each channel of each image in 1/255, floating-point [N, C]."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: np.ndarray) -> Measurement:
+        """The measurement of the images number ``index``."""
+        rows = torch.from_numpy(index)
+        return Measurement(self.features[rows], self.colours[rows])
+
+    def to(self, device: torch.device) -> Measurement:
+        """The same on another device."""
+        return Measurement(self.features.to(device), self.colours.to(device))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How close a set of samples is to a reference set."""
+
+    samples: int
+    """Number of samples."""
+    reference: int
+    """Number of reference images."""
+    neighbours: int
+    """Number of images of each set that precision, recall, density and coverage were computed from."""
+    frechet_distance: float
+    """0 for equal means and covariances; lower is better."""
+    precision: float
+    """Share of samples within a reference image's neighbourhood, 0 to 1."""
+    recall: float
+    """Share of reference images within a sample's neighbourhood, 0 to 1."""
+    density: float
+    """Reference neighbourhoods a sample lies in, over k; its mean is 1 for samples that are distributed like the reference."""
+    coverage: float
+    """Share of reference images with a sample in their neighbourhood, 0 to 1."""
+    colour_drift: float
+    """Length of the difference of the mean colours, in 1/255."""
+    colour_drift_by_channel: tuple[float, ...]
+    """Mean of the samples minus mean of the reference, in 1/255."""
+    colour_spread: float | None
+    """Standard deviation of the mean colour from image to image, over the reference's; None if the reference has none."""
+
+
+def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
+    """All scores of ``samples`` against ``reference``.
+
+    The Frechet distance takes every image. The radius of a neighbourhood depends on how many images there are, so the other four
+    take equally many of both: the larger set is thinned evenly.
+
+    Args:
+        samples, reference: measurements with the same extractor, on one device.
+        k: neighbours that set the size of a neighbourhood, >= 1.
+
+    Raises:
+        InputError: if a set has k images or fewer, features that are not finite, or features of another dimension.
+    """
+    fitted = [fit_gaussian(measured.features.split(FIT_BATCH)) for measured in (samples, reference)]
+    equal = min(len(samples), len(reference))
+    thinned = (measured[spread(len(measured), equal)].features for measured in (reference, samples))
+    precision, recall, density, coverage = precision_recall_density_coverage(*thinned, k)
+    drift = samples.colours.double().mean(dim=0) - reference.colours.double().mean(dim=0)
+    deviation, reference_deviation = (m.colours.double().var(dim=0).sum().sqrt().item() for m in (samples, reference))
+    return Scores(
+        samples=len(samples),
+        reference=len(reference),
+        neighbours=equal,
+        frechet_distance=frechet_distance(*fitted),
+        precision=precision,
+        recall=recall,
+        density=density,
+        coverage=coverage,
+        colour_drift=drift.norm().item(),
+        colour_drift_by_channel=tuple(drift.tolist()),
+        colour_spread=deviation / reference_deviation if reference_deviation > 0 else None,
+    )
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``count`` places, evenly spread: int64."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+
+
+def fit_gaussian(batches: Iterable[torch.Tensor]) -> Gaussian:
+    """Mean and covariance (divided by N - 1) of features that come in batches, each floating-point [n, D].
+
+    Batches are joined by the update of Chan, Golub and LeVeque (1979), which never subtracts large sums.
+
+    Raises:
+        InputError: if there are fewer than two features in all, or a batch has the wrong shape or values that are not finite.
+    """
+    count, mean, scatter = 0, None, None
+    for batch in batches:
+        check_features(batch, 0)
+        batch = batch.double()
+        if mean is None:
+            mean, scatter = batch.new_zeros(batch.shape[1]), batch.new_zeros(batch.shape[1], batch.shape[1])
+        _check_same_dimension(batch.shape[1], len(mean))
+        shift = batch.mean(dim=0) - mean
+        centred = batch - (mean + shift)
+        total = count + len(batch)
+        scatter += centred.T @ centred + torch.outer(shift, shift) * (count * len(batch) / total)
+        mean = mean + shift * (len(batch) / total)
+        count = total
+    if count < 2:
+        raise InputError(f"a covariance needs at least 2 features, got {count}")
+    return Gaussian(mean, scatter / (count - 1))
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}), at least 0 (Dowson and Landau 1982).
+
+    The trace of the root is the sum of the singular values of S_a^{1/2} S_b^{1/2}. It is not taken from the eigenvalues of
+    S_a^{1/2} S_b S_a^{1/2}, their squares: where the covariances have less than full rank (fewer images than features), rounding
+    leaves eigenvalues of 1e-16 there whose roots are 1e-8.
+
+    Raises:
+        InputError: if the statistics are not finite or of different dimensions.
+    """
+    _check_same_dimension(len(a.mean), len(b.mean))
+    for gaussian in (a, b):
+        if not (gaussian.mean.isfinite().all() and gaussian.covariance.isfinite().all()):
+            raise InputError("the statistics of the features are not finite (NaN or infinite); look for broken images or weights")
+    (root_a, basis_a), (root_b, basis_b) = _root(a.covariance), _root(b.covariance)
+    overlap = root_a[:, None] * (basis_a.T @ basis_b) * root_b
+    root_trace = torch.linalg.svdvals(overlap).sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2.0 * root_trace
+    return max(distance.item(), 0.0)
+
+
+def precision_recall_density_coverage(
+    reference: torch.Tensor, samples: torch.Tensor, k: int = 5
+) -> tuple[float, float, float, float]:
+    """Precision, recall, density and coverage of samples.
+
+    An image's neighbourhood is the closed ball that reaches to its k-th nearest other image of the same set. Distances that differ
+    by rounding alone count as equal, so an image lies in every ball around a copy of itself, even one of radius zero.
+
+    Args:
+        reference: features of the reference images, floating-point [N, D].
+        samples: features of the samples, floating-point [M, D].
+        k: neighbours that set the size of a neighbourhood, >= 1.
+
+    Returns:
+        Shares of 0 to 1, but for density, which is at least 0 and may exceed 1.
+
+    Raises:
+        InputError: if a set has k images or fewer, features that are not finite, or features of another dimension.
+    """
+    check_integer("k", k, 1)
+    for features in (reference, samples):
+        check_features(features, k + 1)
+    _check_same_dimension(samples.shape[1], reference.shape[1])
+    # Moving both sets changes no distance, and near the origin |a|^2 + |b|^2 - 2 a.b loses the fewest digits.
+    centre = reference.double().mean(dim=0)
+    reference, samples = reference.double() - centre, samples.double() - centre
+    largest = max(features.square().sum(dim=1).max().item() for features in (reference, samples))
+    rounding = 8.0 * reference.shape[1] * torch.finfo(torch.float64).eps * largest
+
+    reference_radius, sample_radius = (_neighbourhood(features, k) + rounding for features in (reference, samples))
+    balls = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)  # of the reference, around each sample
+    recalled = covered = 0
+    for rows, distance in _squared_distances(reference, samples):
+        inside = distance <= reference_radius[rows, None]
+        balls += inside.sum(dim=0)
+        covered += inside.any(dim=1).sum().item()
+        recalled += (distance <= sample_radius).any(dim=1).sum().item()
+    precision = (balls > 0).double().mean().item()
+    density = balls.double().mean().item() / k
+    return precision, recalled / len(reference), density, covered / len(reference)
+
+
+def check_features(features: torch.Tensor, least: int) -> None:
+    """Raise InputError unless ``features`` is floating-point [N, D], N at least ``least``, D at most 16,384, and finite."""
+    if features.ndim != 2 or features.shape[1] == 0 or not features.is_floating_point():
+        raise InputError(f"features must be floating-point of shape [N, D], got {features.dtype} of shape {list(features.shape)}")
+    if features.shape[1] > MOST_FEATURES:
+        raise InputError(f"{features.shape[1]} features an image are too many, at most {MOST_FEATURES}: take other ones")
+    if len(features) < least:
+        raise InputError(f"{len(features)} images are too few for neighbourhoods of k = {least - 1}; at least {least} are needed")
+    broken = len(features) - int(features.isfinite().all(dim=1).sum())
+    if broken:
+        raise InputError(f"the features of {broken} of {len(features)} images are not finite (NaN or infinite)")
+
+
+def _check_same_dimension(have: int, want: int) -> None:
+    if have != want:
+        raise InputError(f"features of dimension {have} cannot be compared with features of dimension {want}")
+
+
+def _root(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Root of a covariance as the roots [r] and directions [D, r] of its eigenvalues above rounding, r its rank."""
+    eigenvalues, directions = torch.linalg.eigh(covariance)
+    kept = eigenvalues > len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1]
+    return eigenvalues[kept].sqrt(), directions[:, kept]
+
+
+def _neighbourhood(features: torch.Tensor, k: int) -> torch.Tensor:
+    """Squared distance of each image [N] to its k-th nearest other one."""
+    # The nearest of all is the image itself, or a copy of it at the same distance.
+    tiles = _squared_distances(features, features)
+    return torch.cat([distance.topk(k + 1, dim=1, largest=False).values[:, -1] for _, distance in tiles])
+
+
+def _squared_distances(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """|a_i - b_j|^2 in tiles of some rows at a time: the rows, and float64 [rows, len(b)]."""
+    a_squared, b_squared = a.square().sum(dim=1), b.square().sum(dim=1)
+    step = max(1, TILE // len(b))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        yield rows, torch.addmm(b_squared, a[rows], b.T, alpha=-2.0).add_(a_squared[rows, None])

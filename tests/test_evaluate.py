@@ -1,0 +1,340 @@
+"""The evaluate command, from pictures to a table and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import nn
+
+from cli import console, evaluate
+from cli.sample import generate
+from diffusion import checkpoint
+from diffusion.features import open_features
+from diffusion.training import train
+from tests.runs import SIZE, stripes, tiny_config
+from tests.test_metrics import counted
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+PICTURES = np.rint(255 * np.stack(stripes(41))).astype(np.uint8)
+Call = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run trained for a moment."""
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    train(tiny_config(), stripes(), folder, CPU)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of 41 grey pictures of 8 x 8 pixels."""
+    return save_pictures(tmp_path / "data", PICTURES)
+
+
+def save_pictures(folder: Path, pictures: np.ndarray) -> Path:
+    folder.mkdir()
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture.transpose(1, 2, 0).squeeze()).save(folder / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command in a fresh folder, with the cache in it; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cli.evaluate", *map(str, arguments)])
+        try:
+            console.run(evaluate.evaluate, evaluate.Evaluate, "evaluate")
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def report(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+PIXELS = ("--features", "pixels", "--size", SIZE)
+
+
+def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
+    """Against an independent count and Frechet distance on the images that cli.sample would write."""
+    code, out, _ = call(run, "--data", data, "--num", 30, "--seed", 4, "--features", "pixels", "--k", 3)
+    assert code == 0 and "samples" in out and "floor" in out and "precision" in out and str(run / "metrics.json") in out
+    found = report(run / "metrics.json")
+    assert found["samples"] == {"source": str(run), "seed": 4} and found["reference"] == {"data": str(data), "split": "all"}
+    assert found["features"] == {"name": "pixels", "sha256": None, "dimension": SIZE**2}
+    assert (found["size"], found["channels"], found["k"]) == (SIZE, 1, 3)
+
+    loaded = checkpoint.load_run(run, CPU)
+    images = generate(loaded.network, loaded.config, loaded.prior, np.arange(30), CPU, seed=4)
+    samples = np.rint(images.clamp(0, 1).numpy() * 255).reshape(30, -1) / 255
+    reference = PICTURES.reshape(41, -1) / 255
+    thinned = reference[np.linspace(0, 40, 30).round().astype(int)]
+    scores = found["scores"]
+    names = ("precision", "recall", "density", "coverage")
+    assert [scores[name] for name in names] == pytest.approx(counted(thinned, samples, 3), abs=1e-12)
+    centred, centred_reference = ((x - x.mean(axis=0)) / (len(x) - 1) ** 0.5 for x in (samples, reference))
+    nuclear = np.linalg.svd(centred @ centred_reference.T, compute_uv=False).sum()
+    distance = np.sum((samples.mean(axis=0) - reference.mean(axis=0)) ** 2)
+    distance += np.sum(centred**2) + np.sum(centred_reference**2) - 2 * nuclear
+    assert scores["frechet_distance"] == pytest.approx(distance, rel=1e-6)
+    drift = 255 * (samples.mean() - reference.mean())
+    assert scores["colour_drift_by_channel"] == pytest.approx([drift]) and scores["colour_drift"] == pytest.approx(abs(drift))
+    spreads = [x.mean(axis=1).std(ddof=1) for x in (samples, reference)]
+    assert scores["colour_spread"] == pytest.approx(spreads[0] / spreads[1])
+
+
+def test_the_batch_changes_nothing(call: Call, run: Path, data: Path) -> None:
+    options = (run, "--data", data, "--num", 13, "--features", "pixels", "--cache")
+    assert call(*options, "one", "--out", "one.json")[0] == call(*options, "two", "--out", "two.json", "--batch", 5)[0] == 0
+    one, two = report(Path("one.json")), report(Path("two.json"))
+    # A pixel on the edge between two bytes may fall either way.
+    assert one["scores"]["frechet_distance"] == pytest.approx(two["scores"]["frechet_distance"], rel=1e-3)
+    assert one["floor"] == two["floor"]
+
+
+def test_a_run_makes_as_many_samples_as_there_are_reference_pictures(call: Call, run: Path, data: Path) -> None:
+    assert call(run, "--data", data, "--split", "odd", "--features", "pixels", "--out", "m.json")[0] == 0
+    found = report(Path("m.json"))
+    assert (found["scores"]["samples"], found["scores"]["reference"]) == (20, 20)
+    assert (found["floor"]["samples"], found["floor"]["reference"]) == (20, 20)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "npz"])
+def test_the_data_itself_is_perfect(call: Call, data: Path, kind: str) -> None:
+    samples = {"folder": data, "zip": Path("copy.zip"), "npz": Path("copy.npz")}[kind]
+    with zipfile.ZipFile("copy.zip", "w") as archive:
+        for file in sorted(data.iterdir()):
+            archive.write(file, file.name)
+    np.savez("copy.npz", PICTURES.transpose(0, 2, 3, 1))
+    code, out, _ = call(samples, "--data", data, *PIXELS)
+    assert code == 0 and f"wrote outputs/{samples.stem}-metrics.json" in out
+    scores = report(Path("outputs") / f"{samples.stem}-metrics.json")["scores"]
+    assert scores["frechet_distance"] < 1e-10 and scores["colour_drift"] == 0 and scores["colour_spread"] == 1
+    assert scores["precision"] == scores["recall"] == scores["coverage"] == 1
+
+
+@pytest.mark.parametrize(("held", "shown"), [("odd", slice(0, None, 2)), ("even", slice(1, None, 2))])
+def test_the_floor_is_the_half_that_is_not_the_reference(call: Call, data: Path, tmp_path: Path, held: str, shown: slice) -> None:
+    """Whoever memorises one half exactly reaches the floor against the other half exactly."""
+    memory = save_pictures(tmp_path / "memory", PICTURES[shown])
+    assert call(memory, "--data", data, "--split", held, *PIXELS)[0] == 0
+    found = report(Path("outputs/memory-metrics.json"))
+    assert found["scores"] == found["floor"] and found["floor"]["frechet_distance"] > 0
+    # Against all pictures it is nearer, and the floor is that of even against odd.
+    assert call(memory, "--data", data, *PIXELS, "--out", "all.json")[0] == 0
+    every = report(Path("all.json"))
+    assert every["scores"]["frechet_distance"] < found["scores"]["frechet_distance"]
+    assert every["scores"]["reference"] == 41 and every["floor"]["reference"] == 20
+
+
+def test_digits_and_their_features_are_the_default_pair(call: Call) -> None:
+    np.savez("digits.npz", np.zeros((200, 16, 16, 1), np.uint8))
+    code, out, _ = call("digits.npz", "--data", "digits")
+    found = report(Path("outputs/digits-metrics.json"))
+    assert code == 0 and "digits features" in out and found["features"]["dimension"] == 64
+    # Black pictures only: far from digits, darker by their mean brightness, and all alike.
+    scores = found["scores"]
+    assert scores["frechet_distance"] > 3 * found["floor"]["frechet_distance"]
+    assert scores["colour_drift_by_channel"] == pytest.approx([-scores["colour_drift"]]) and scores["colour_spread"] == 0
+
+
+def test_colour(call: Call, tmp_path: Path) -> None:
+    """A cast of (8, 0, -6) is a drift of 10, and is found by channel."""
+    pictures = np.random.default_rng(0).integers(20, 200, (20, 3, SIZE, SIZE)).astype(np.uint8)
+    colours = save_pictures(tmp_path / "colours", pictures)
+    cast = (pictures + np.array([8, 0, -6])[:, None, None]).astype(np.uint8)
+    np.savez("cast.npz", arr_0=cast.transpose(0, 2, 3, 1))
+    assert call("cast.npz", "--data", colours, "--features", "pixels")[0] == 0
+    scores = report(Path("outputs/cast-metrics.json"))["scores"]
+    assert scores["colour_drift"] == pytest.approx(10) and scores["colour_drift_by_channel"] == pytest.approx([8, 0, -6])
+
+
+def test_reference_features_are_kept_and_only_good_ones_taken(
+    call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    measure = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda source, *rest: measured.append(source.name) or measure(source, *rest))
+    np.savez("samples.npz", PICTURES[:9].transpose(0, 2, 3, 1))
+
+    def again(*options: object) -> list[str]:
+        measured.clear()
+        assert call("samples.npz", "--data", data, *(options or ("--features", "pixels")))[0] == 0
+        return [Path(name).stem for name in measured]
+
+    assert again() == ["data", "samples"]
+    expected = report(Path("outputs/samples-metrics.json"))
+    assert again() == ["samples"] and report(Path("outputs/samples-metrics.json")) == expected
+    [cached] = files(tmp_path / "home" / "beyond-blur")
+    # Other features, another size and other pictures are other entries.
+    assert again("--features", "digits") == again("--features", "pixels", "--size", "4") == ["data", "samples"]
+    Image.fromarray(PICTURES[0, 0] // 2).save(data / "000.png")
+    assert again() == ["data", "samples"] and len(files(tmp_path / "home" / "beyond-blur")) == 4
+    Image.fromarray(PICTURES[0, 0]).save(data / "000.png")
+    # A damaged entry is made anew.
+    path = tmp_path / "home" / "beyond-blur" / cached
+    path.write_bytes(path.read_bytes()[:100])
+    assert again() == ["data", "samples"] and report(Path("outputs/samples-metrics.json")) == expected
+    assert again() == ["samples"]
+    assert again("--features", "pixels", "--cache", "here") == ["data", "samples"] and len(files(tmp_path / "here")) == 1
+
+
+# Bad input
+
+
+def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, data: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npz").write_text("nothing")
+    np.savez("named.npz", images=PICTURES)
+    np.savez("floats.npz", np.zeros((9, 8, 8, 3)))
+    np.savez("channels.npz", np.zeros((9, 8, 8, 4), np.uint8))
+    np.savez("objects.npz", np.array([{}], dtype=object))
+    np.savez("good.npz", PICTURES.transpose(0, 2, 3, 1))
+    np.save("array.npy", PICTURES)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:900])
+    before, run_before = files(tmp_path), files(run)
+    pixels = ("--features", "pixels")
+    for arguments, message in (
+        (["nowhere"], "nowhere: no such run folder, folder or .zip of images, or .npz file"),
+        (["good.npz"], "good.npz: not a run folder, so name the data to compare its images with: --data NAME"),
+        (["empty", "--data", data], "empty: no image files"),
+        (["text.npz", "--data", data], "text.npz: not an .npz file with an array arr_0"),
+        (["cut.npz", "--data", data], "cut.npz: not an .npz file with an array arr_0"),
+        (["array.npz", "--data", data], "array.npz: not an .npz file with an array arr_0"),
+        (["objects.npz", "--data", data], "objects.npz: not an .npz file with an array arr_0"),
+        (["named.npz", "--data", data], "named.npz: not an .npz file with an array arr_0"),
+        (["floats.npz", "--data", data], "floats.npz: arr_0 is float64 [9, 8, 8, 3]; expected uint8 [N, H, W, C]"),
+        (["channels.npz", "--data", data], "channels.npz: arr_0 is uint8 [9, 8, 8, 4]"),
+        (["good.npz", "--data", "nothing"], "nothing: no such folder or archive"),
+        (["good.npz", "--data", data, "--num", "42", *pixels], "good.npz has 41 images, fewer than --num 42"),
+        (["good.npz", "--data", data, "--num", "5", *pixels], "good.npz has 5 images, too few for k = 5: at least 6 are needed"),
+        (["good.npz", "--data", data, "--k", "20", *pixels], f"each half of {data} has 20 images, too few for k = 20"),
+        (["good.npz", "--data", data, "--k", "0", *pixels], "--k must be at least 1, got 0"),
+        (["good.npz", "--data", data, "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["good.npz", "--data", data, "--num", "1"], "--num must be at least 2, got 1"),
+        (["good.npz", "--data", data, "--size", "1"], "--size must be at least 2, got 1"),
+        (["good.npz", "--data", data, "--seed", "-1"], "--seed must be from 0"),
+        (["good.npz", "--data", data, "--features", "vgg"], "features 'vgg': expected inception, digits, pixels"),
+        (["good.npz", "--data", data, "--features", "no.pt"], "no.pt: no such file"),
+        (["good.npz", "--data", data, "--inception", "no.pt"], "no.pt: no such file"),
+        (["good.npz", "--data", data, "--device", "tpu"], "--device tpu: expected auto, cpu, cuda or cuda:N"),
+        ([run, "--data", data, "--size", "16"], f"--size 16: the images of {run} have 8 x 8 pixels"),
+        ([run], "stripes: no such folder or archive"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1, (arguments, err)
+    assert files(tmp_path) == before and files(run) == run_before
+
+
+def test_a_missing_inception_is_asked_for(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.delenv("BEYOND_BLUR_DATA", raising=False)
+    code, _, err = call(data, "--data", data)
+    assert code == 2 and "https://nvlabs-fi-cdn.nvidia.com/" in err and "SHA-256" in err and err.count("\n") == 1
+
+
+class Broken(nn.Module):
+    """Features that are not finite where a picture is dark, or of a shape that is none."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat = flat
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        brightness = images.float().mean((1, 2, 3))
+        return brightness if self.flat else (brightness - 1.0).log()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("flat", "message"),
+    [(True, "must return features of shape"), (False, "dark.npz: the features of 6 of 6 images are not")],
+)
+def test_features_that_are_none_are_refused(call: Call, data: Path, tmp_path: Path, flat: bool, message: str) -> None:
+    torch.jit.script(Broken(flat)).save("broken.pt")
+    np.savez("dark.npz", np.zeros((6, SIZE, SIZE, 1), np.uint8))
+    code, _, err = call("dark.npz", "--data", data, "--features", "broken.pt")
+    error = err.strip().splitlines()[-1]
+    assert code == 2 and message in error and error.startswith("error: ") and "outputs" not in os.listdir(tmp_path)
+
+
+def test_a_run_whose_samples_are_not_finite_is_refused(call: Call, run: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    for name in ("config.json", "prior.safetensors"):
+        (tmp_path / "broken" / name).write_bytes((run / name).read_bytes())
+    weights = checkpoint.load_tensors(run / "ema.safetensors")
+    weights["enter.bias"].fill_(float("nan"))
+    checkpoint.save_tensors(tmp_path / "broken" / "ema.safetensors", weights)
+    code, _, err = call("broken", "--data", data, "--num", 8, "--features", "pixels")
+    error = err.strip().splitlines()[-1]
+    assert code == 2 and "broken: 8 of 8 images are not finite" in error and "metrics.json" not in files(tmp_path / "broken")
+
+
+# Ranks
+
+
+RANK = """
+import sys, numpy as np, torch
+from accelerate import PartialState
+from cli.evaluate import measure, open_npz, open_features
+from diffusion.checkpoint import save_tensors
+from pathlib import Path
+state = PartialState(cpu=True)
+assert state.num_processes == 2
+measured = measure(open_npz(Path("all.npz"), None), np.arange(41), open_features("pixels", state.device), 7, state, state.device)
+if state.is_main_process:
+    save_tensors(Path("two.safetensors"), vars(measured))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_what_one_does(call: Call, run: Path, data: Path, tmp_path: Path) -> None:
+    """41 images on two ranks: the order is kept, and the one that makes the shares equal is cut off. Then the whole command."""
+    np.savez("all.npz", PICTURES.transpose(0, 2, 3, 1))
+    Path("rank.py").write_text(RANK)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+    def launch(*arguments: object) -> None:
+        done = subprocess.run([*launcher, *map(str, arguments)], env=environment, cwd=tmp_path, capture_output=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    launch("rank.py")
+    state = PartialState(cpu=True)
+    one = evaluate.measure(evaluate.open_npz(Path("all.npz"), None), np.arange(41), open_features("pixels", CPU), 64, state, CPU)
+    two = checkpoint.load_tensors(tmp_path / "two.safetensors")
+    assert torch.equal(two["features"], one.features) and torch.equal(two["colours"], one.colours)
+
+    options = (run, "--data", data, "--num", 9, "--features", "pixels", "--device", "cpu", "--cache")
+    assert call(*options, "one", "--out", "one.json")[0] == 0
+    launch("-m", "--", "cli.evaluate", *options, "two", "--out", "two.json")
+    alone, together = report(Path("one.json")), report(Path("two.json"))
+    assert together["floor"] == alone["floor"]
+    assert together["scores"]["frechet_distance"] == pytest.approx(alone["scores"]["frechet_distance"], rel=1e-3)
