@@ -30,8 +30,8 @@ class Compare:
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
     """The picture, anything Pillow reads; the bundled photograph of a cat if left out."""
-    processes: tuple[str, ...] = tuple(PROCESSES)
-    """Which processes, in this order; all by default."""
+    processes: tuple[str, ...] = tuple(name for name, process in PROCESSES.items() if process.transport)
+    """Which processes, in this order; all but the control by default."""
     levels: int = 200
     """Number of levels K of each."""
     columns: int = 8

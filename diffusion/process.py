@@ -20,7 +20,9 @@ import torch
 
 from diffusion.rng import seeds
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence, Turbulence
+from lbm_warp.advection_diffusion import Integers
 from lbm_warp.checks import InputError, check_boundary, check_choice, check_integer, check_name, check_number
+from lbm_warp.lattice import March
 from lbm_warp.random import normal
 
 TURBULENCE: dict[str, Turbulence] = {
@@ -84,6 +86,9 @@ class ForwardProcess:
     """Kind of velocity field."""
     offset: float = 0.0
     """Background the flow acts on (felt by compressible flows only)."""
+    transport: bool = True
+    """Whether the flow carries the image. If not it acts on the background alone, and the image just blurs: the same structured
+    noise without transport, A_0(u) + A(c) - c, to tell the two apart."""
     boundary: Literal["wall", "periodic"] = "wall"
     """What happens at the border."""
     blur: Literal["geometric", "sine", "exponential", "none"] = "geometric"
@@ -134,7 +139,7 @@ class ForwardProcess:
         noise = self.noise * NOISE[self.noise_schedule](t, signal)
         return np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
 
-    def operator(self, size: int) -> AdvectionDiffusion | None:
+    def operator(self, size: int) -> AdvectionDiffusion | Untransported | None:
         """The corruption operator for images whose shorter side is ``size`` pixels; None where there is no blur."""
         if self.blur == "none":
             return None
@@ -142,7 +147,8 @@ class ForwardProcess:
         t = np.arange(1, self.levels + 1) / self.levels
         sigma = BLUR[self.blur](t, self.sigma_min, self.sigma_max * size)
         schedule = Schedule(np.concatenate([[0.0], sigma]))
-        return AdvectionDiffusion(schedule, self.peclet, TURBULENCE[self.turbulence], self.boundary, self.offset)
+        operator = AdvectionDiffusion(schedule, self.peclet, TURBULENCE[self.turbulence], self.boundary, self.offset)
+        return operator if self.transport else Untransported(operator)
 
     def mean(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """Level k without its noise, m + s_k (A_k(u_0) - m).
@@ -205,6 +211,34 @@ class ForwardProcess:
         return _each(self.scales()[1], level, like)
 
 
+class Untransported:
+    """What a flow does to its background, and to images nothing but the blur: A_0(u_0) + A(c) - c."""
+
+    def __init__(self, flow: AdvectionDiffusion) -> None:
+        self.flow = flow
+        self.blur = AdvectionDiffusion(flow.schedule, 0.0, boundary=flow.boundary)
+        self.schedule = flow.schedule
+
+    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
+        """As :meth:`AdvectionDiffusion.__call__`."""
+        return self.blur(u0, level, seed) + self.flow(torch.zeros_like(u0), level, seed)
+
+    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`AdvectionDiffusion.pair`."""
+        blurred, printed = self.blur.pair(u0, level, seed), self.flow.pair(torch.zeros_like(u0), level, seed)
+        return blurred[0] + printed[0], blurred[1] + printed[1]
+
+    def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
+        """As :meth:`AdvectionDiffusion.trajectory`."""
+        printed = self.flow.trajectory(torch.zeros_like(u0), seed)
+        for (level, blurred), (_, noise) in zip(self.blur.trajectory(u0, seed), printed, strict=True):
+            yield level, blurred + noise
+
+    def march(self, height: int, width: int) -> March:
+        """As :meth:`AdvectionDiffusion.march`."""
+        return self.flow.march(height, width)
+
+
 def _each(values: np.ndarray, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor | float:
     """The value of a level, or of one for each image of a batch, to multiply images with."""
     if isinstance(level, int):
@@ -222,21 +256,32 @@ PROCESSES = {
     "ihd": ForwardProcess(),
     # Blurring diffusion (Hoogeboom and Salimans 2023); blur of 20 px at 128 px as there, and their floor of 0.001 left out.
     "blurring": ForwardProcess(
-        blur="sine", sigma_max=0.16, signal="cosine", noise=0.5, noise_schedule="variance-preserving", target="clean",
-        sampler="resample", sampling_noise=1.0,
+        blur="sine",
+        sigma_max=0.16,
+        signal="cosine",
+        noise=0.5,
+        noise_schedule="variance-preserving",
+        target="clean",
+        sampler="resample",
+        sampling_noise=1.0,
     ),
     # Soft diffusion (Daras et al. 2023): blur and a little growing noise, momentum sampler. They fit the levels to the data.
     "soft": ForwardProcess(noise=0.1, noise_schedule="geometric", target="clean", sampler="resample", sampling_noise=1.0),
     # Cold diffusion (Bansal et al. 2022), algorithm 2; a blur of 141 px at 128 px.
-    "cold": ForwardProcess(
-        blur="exponential", sigma_max=1.1, noise=0.0, target="clean", sampler="resample", sampling_noise=1.0
-    ),
+    "cold": ForwardProcess(blur="exponential", sigma_max=1.1, noise=0.0, target="clean", sampler="resample", sampling_noise=1.0),
     # Denoising diffusion (Ho et al. 2020).
     "ddpm": ForwardProcess(
-        blur="none", signal="linear-beta", noise=0.5, noise_schedule="variance-preserving", target="noise", sampler="ancestral",
+        blur="none",
+        signal="linear-beta",
+        noise=0.5,
+        noise_schedule="variance-preserving",
+        target="noise",
+        sampler="ancestral",
         sampling_noise=1.0,
     ),
-}  # fmt: skip
+    # A control for beyond-blur: its noise without its transport.
+    "structured-noise": ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5, transport=False),
+}
 
 
 def named_process(name: str) -> ForwardProcess:

@@ -137,6 +137,17 @@ def test_the_published_process_makes_structured_noise_and_transport_does_not() -
     assert spread["beyond-blur-curl"] < 0.004 and spread["ihd"] < 1e-5
 
 
+def test_structured_noise_is_beyond_blurs_noise_on_a_blurred_image() -> None:
+    """Linear: on a black image both processes are one, and what an image adds to it is its blur alone."""
+    noise, both, blur = (replace(named_process(n), levels=9) for n in ("structured-noise", "beyond-blur", "ihd"))
+    u0, seed = torch.rand((1, 1, 16, 16), generator=torch.Generator().manual_seed(0)), torch.tensor([3])
+    zero = torch.zeros_like(u0)
+    torch.testing.assert_close(noise.mean(zero, 9, seed), both.mean(zero, 9, seed), rtol=0, atol=1e-6)
+    expected = blur.mean(u0, 9, seed) + both.mean(zero, 9, seed)
+    torch.testing.assert_close(noise.mean(u0, 9, seed), expected, rtol=0, atol=1e-6)
+    assert (noise.mean(u0, 9, seed) - both.mean(u0, 9, seed)).abs().max() > 1e-3
+
+
 def test_an_eighth_method_is_made_by_naming_its_numbers() -> None:
     """Transport under fading contrast: the mean is the operator's picture on grey, s_k times its contrast."""
     process = ForwardProcess(
