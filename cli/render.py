@@ -5,25 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import imageio.v2 as imageio
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 
 from diffusion.files import whole_file
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = "#20242c"
 
 
+def _pyplot() -> ModuleType:
+    """matplotlib.pyplot without a window, imported by those who draw: it takes longer than many a command that does not."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def quantised(image: torch.Tensor) -> np.ndarray:
+    """uint8 [H, W, C] from a float image [C, H, W], clipped to [0, 1]."""
+    return (image.detach().cpu().permute(1, 2, 0).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy()
+
+
 def to_pixels(image: torch.Tensor) -> np.ndarray:
     """uint8 [H, W, 3] from a float image [C, H, W], clipped to [0, 1]; grey becomes three equal channels."""
-    rgb = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
-    return (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy()
+    return quantised(image.expand(3, -1, -1))
 
 
 def enlarged(pixels: np.ndarray, shorter: int, longest: int = 3840) -> np.ndarray:
@@ -43,19 +57,19 @@ def enlarged(pixels: np.ndarray, shorter: int, longest: int = 3840) -> np.ndarra
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] as an image file."""
+    """Write uint8 [H, W, 3], or [H, W, 1] as a grey one, as an image file."""
     with whole_file(path) as aside:
-        Image.fromarray(pixels).save(aside)
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(aside)
 
 
-def save_figure(path: Path, figure: plt.Figure, dpi: int = 160) -> None:
+def save_figure(path: Path, figure: Figure, dpi: int = 160) -> None:
     """Write a figure and close it."""
     with whole_file(path) as aside:
         figure.savefig(aside, dpi=dpi, facecolor="white")
-    plt.close(figure)
+    _pyplot().close(figure)
 
 
-def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> plt.Figure:
+def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> Figure:
     """Pictures in one row, a caption under each."""
     height, width = images[0].shape[:2]
     # Inches: a picture is 2.1 wide, or 3.4 high if it is a tall one; a caption needs 1.1 beside its neighbours.
@@ -65,7 +79,7 @@ def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> 
     margin, gap, head, foot = 0.15, 0.08, 0.5, 0.62
     columns = len(images)
     size = (2 * margin + columns * cell + (columns - 1) * gap, head + panel_height + foot)
-    figure = plt.figure(figsize=size)
+    figure = _pyplot().figure(figsize=size)
     figure.text(margin / size[0], 1 - 0.5 * head / size[1], title, ha="left", va="center", fontsize=11, color=INK)
     for column, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
         middle = margin + column * (cell + gap) + cell / 2
@@ -79,11 +93,44 @@ def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> 
     return figure
 
 
-def velocity_figure(velocity: np.ndarray, title: str) -> plt.Figure:
+def restorations(
+    original: np.ndarray, corrupted: Sequence[np.ndarray], restored: Sequence[Sequence[np.ndarray]], captions: Sequence[str]
+) -> Figure:
+    """A picture, what became of it at several levels (a row each, with its caption), and what was restored from that."""
+    panel, gap, wide, margin, head = 1.1, 0.06, 0.24, 0.15, 0.34
+    columns = 2 + max(map(len, restored))
+    # Inches from the left: the original, the corrupted ones with their captions, the restorations.
+    left = [margin, margin + panel + 1.15 + wide]
+    left += [left[1] + panel + wide + (panel + gap) * number for number in range(columns - 2)]
+    size = (left[-1] + panel + margin, head + len(corrupted) * (panel + gap) + margin)
+    figure = _pyplot().figure(figsize=size)
+
+    def place(pixels: np.ndarray, column: int, row: float) -> None:
+        bottom = size[1] - head - panel - row * (panel + gap)
+        axes = figure.add_axes((left[column] / size[0], bottom / size[1], panel / size[0], panel / size[1]))
+        axes.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 64 else "antialiased")
+        axes.set_axis_off()
+
+    def write(text: str, x: float, y: float, **options: object) -> None:
+        figure.text(x / size[0], y / size[1], text, color=INK, fontsize=9, linespacing=1.35, **options)
+
+    top = size[1] - 0.6 * head
+    for column, text in enumerate(("original", "corrupted", "restored")):
+        write(text, left[column], top, va="center")
+    place(original, 0, 0)
+    for row, caption in enumerate(captions):
+        middle = size[1] - head - panel / 2 - row * (panel + gap)
+        write(caption, left[1] - 0.12, middle, ha="right", va="center")
+        for column, pixels in enumerate([corrupted[row], *restored[row]], start=1):
+            place(pixels, column, row)
+    return figure
+
+
+def velocity_figure(velocity: np.ndarray, title: str) -> Figure:
     """Speed of a velocity field [2, H, W] in colour, the way it goes as streamlines."""
     _, height, width = velocity.shape
     speed = np.hypot(*velocity)
-    figure, axes = plt.subplots(figsize=(7.6, float(np.clip(0.6 + 6.4 * height / width, 1.8, 12.0))), layout="constrained")
+    figure, axes = _pyplot().subplots(figsize=(7.6, float(np.clip(0.6 + 6.4 * height / width, 1.8, 12.0))), layout="constrained")
     shown = axes.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     axes.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)
@@ -99,6 +146,8 @@ def velocity_figure(velocity: np.ndarray, title: str) -> plt.Figure:
 
 def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 frames [H, W, 3] as H.264 that browsers play; odd sizes gain a repeated row or column."""
+    import imageio.v2 as imageio
+
     options = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
     with (
@@ -128,16 +177,16 @@ def grid_columns(count: int) -> int:
     return max(1, round(count**0.5))
 
 
-def save_grid(path: Path, images: torch.Tensor) -> None:
-    """Write images [N, C, H, W] as one sheet, enlarged so that small ones can be seen."""
+def save_grid(path: Path, images: torch.Tensor, columns: int | None = None) -> None:
+    """Write images [N, C, H, W] as one sheet, about as wide as high unless told, enlarged so that small ones can be seen."""
     pictures = [enlarged(to_pixels(image), 64) for image in images]
-    save_image(path, grid(pictures, grid_columns(len(pictures)), gap=4))
+    save_image(path, grid(pictures, columns or grid_columns(len(pictures)), gap=4))
 
 
-def cost_figure(rows: Sequence[dict], title: str) -> plt.Figure:
+def cost_figure(rows: Sequence[dict], title: str) -> Figure:
     """Seconds an image against its side, one line a way of computing it."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, len({row["name"] for row in rows})))
+    figure, axes = _pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
+    colours = _pyplot().get_cmap("viridis")(np.linspace(0.1, 0.85, len({row["name"] for row in rows})))
     for colour, name in zip(colours, dict.fromkeys(row["name"] for row in rows), strict=True):
         points = sorted((row["size"], 1.0 / row["images_per_second"]) for row in rows if row["name"] == name)
         axes.loglog(*zip(*points, strict=True), marker="o", color=colour, linewidth=2, label=name)

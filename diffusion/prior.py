@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from diffusion.process import ForwardProcess
 from diffusion.rng import below, seeds
-from lbm_warp.random import normal
 
 PROBES = 32
 BANK = 10_000
@@ -51,7 +50,7 @@ class Prior:
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], side) for i in kept]))
 
     def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:
-        """Images at level K, under the sampling noise: a random thumbnail in a flow of its own for every seed.
+        """Images at level K: a random thumbnail in a flow of its own for every seed.
 
         Args:
             seed: one integer a sample, int64 [N].
@@ -63,8 +62,15 @@ class Prior:
             float32 [N, C, size, size].
         """
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        u = process.operator(size)(_resized(chosen, size), process.levels, seeds(seed, "flow"))
-        return u + process.noise * process.sampling_noise * normal(seeds(seed, "noise", process.levels), u.shape, device)
+        return process.operator(size)(_resized(chosen, size), process.levels, seeds(seed, "flow"))
+
+
+def cosine_modes(size: int) -> torch.Tensor:
+    """Orthonormal cosine modes (DCT-II), float64 [size, size], one a row."""
+    k = torch.arange(size, dtype=torch.float64)
+    modes = torch.cos(torch.pi / size * k[:, None] * (k + 0.5)) * (2.0 / size) ** 0.5
+    modes[0] /= 2.0**0.5
+    return modes
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -79,16 +85,8 @@ def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
     """
     size = pictures.shape[-1]
     modes = min(size, side)
-    matrix = _cosine_modes(side)[:modes].T @ _cosine_modes(size)[:modes] * (side / size) ** 0.5
+    matrix = cosine_modes(side)[:modes].T @ cosine_modes(size)[:modes] * (side / size) ** 0.5
     return (matrix.to(pictures) @ pictures @ matrix.T.to(pictures)).contiguous()
-
-
-def _cosine_modes(size: int) -> torch.Tensor:
-    """Orthonormal cosine modes (DCT-II), float64 [size, size], one a row."""
-    k = torch.arange(size, dtype=torch.float64)
-    modes = torch.cos(torch.pi / size * k[:, None] * (k + 0.5)) * (2.0 / size) ** 0.5
-    modes[0] /= 2.0**0.5
-    return modes
 
 
 def _faded(difference: torch.Tensor, process: ForwardProcess) -> torch.Tensor:
