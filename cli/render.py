@@ -97,10 +97,10 @@ def restorations(
     original: np.ndarray, corrupted: Sequence[np.ndarray], restored: Sequence[Sequence[np.ndarray]], captions: Sequence[str]
 ) -> Figure:
     """A picture, what became of it at several levels (a row each, with its caption), and what was restored from that."""
-    panel, gap, wide, margin, head = 1.1, 0.06, 0.24, 0.15, 0.34
+    panel, gap, wide, margin, head = 1.1, 0.06, 0.2, 0.15, 0.34
     columns = 2 + max(map(len, restored))
     # Inches from the left: the original, the corrupted ones with their captions, the restorations.
-    left = [margin, margin + panel + 1.15 + wide]
+    left = [margin, margin + panel + 1.05 + wide]
     left += [left[1] + panel + wide + (panel + gap) * number for number in range(columns - 2)]
     size = (left[-1] + panel + margin, head + len(corrupted) * (panel + gap) + margin)
     figure = _pyplot().figure(figsize=size)
@@ -114,10 +114,11 @@ def restorations(
     def write(text: str, x: float, y: float, **options: object) -> None:
         figure.text(x / size[0], y / size[1], text, color=INK, fontsize=9, linespacing=1.35, **options)
 
-    top = size[1] - 0.6 * head
-    for column, text in enumerate(("original", "corrupted", "restored")):
-        write(text, left[column], top, va="center")
-    place(original, 0, 0)
+    middle_row = (len(corrupted) - 1) / 2
+    place(original, 0, middle_row)
+    top = size[1] - 0.75 * head
+    for column, text, row in ((0, "original", middle_row), (1, "corrupted", 0), (2, "restored", 0)):
+        write(text, left[column], top - row * (panel + gap), va="baseline")
     for row, caption in enumerate(captions):
         middle = size[1] - head - panel / 2 - row * (panel + gap)
         write(caption, left[1] - 0.12, middle, ha="right", va="center")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID = 64
+RESTORATIONS = 8
 VIDEO_PANEL = 96
 VIDEO_WIDTH = 1024
 MOST_IMAGES = 10_000_000
@@ -57,7 +58,7 @@ class Sample:
     interpolate: int | None = None
     """Make rows of so many pictures from one sample to another: 0 to 1, 2 to 3, ... or between those that --seeds names."""
     from_image: Path | None = None
-    """Corrupt this picture to --level and restore it, and write restoration.png: both beside each other."""
+    """Corrupt this picture to --level and restore it; restoration.png shows original, corrupted and up to eight restored ones."""
     level: tuple[int, ...] = ()
     """Levels to corrupt the picture to; a third, two thirds and the whole of the way by default."""
     batch: int | None = None
@@ -253,7 +254,7 @@ def _restoration_figure(options: Sample, pipeline: Pipeline, picture: torch.Tens
     return render.restorations(
         render.to_pixels(picture),
         [render.to_pixels(image) for image in corrupted],
-        [[render.to_pixels(image) for image in row[:8]] for row in rows],
+        [[render.to_pixels(image) for image in row[:RESTORATIONS]] for row in rows],
         [f"level {level} of {pipeline.config.process.levels}\n$\\sigma$ = {sigma[level]:.3g} px" for level in levels],
     )
 

@@ -141,7 +141,7 @@ def activation_bytes(network: NetworkConfig, size: int) -> int:
     """About what the network holds of one image of ``size`` x ``size`` pixels: features kept for the way up, and work space."""
     maps = [network.width * multiplier * (size >> depth) ** 2 for depth, multiplier in enumerate(network.multipliers)]
     # Entering the way up, a block holds its input joined to the kept features, that normalised, and that activated.
-    return 4 * ((network.blocks + 1) * sum(maps) + 10 * max(maps))
+    return 4 * ((network.blocks + 1) * sum(maps) + 12 * max(maps))
 
 
 def _unblurring(residual: torch.Tensor, prediction: torch.Tensor, modes: torch.Tensor) -> torch.Tensor:
