@@ -41,8 +41,9 @@ class Sample:
 
     run: Annotated[str | None, tyro.conf.Positional] = None
     """Run folder that python -m cli.train made, or owner/name on the Hugging Face Hub; the bundled digits if left out."""
-    num: int | None = None
-    """Number of images, 64 by default; of rows with --interpolate, of restorations a level with --from-image, 6 by default."""
+    num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of images, 64 by default; of rows with --interpolate, of restorations a level with --from-image, 6 by default. Under
+    torchrun write -n: it takes --num for an option of its own."""
     seeds: tuple[str, ...] = ()
     """Numbers of single images to make instead of the first --num, such as 3 17 100-131; two a row with --interpolate."""
     seed: int = 0
