@@ -49,7 +49,8 @@ class Sample:
     seed: int = 0
     """Image number i depends on this seed and on i alone."""
     levels: int | None = None
-    """Steps of the walk, at most K, the number of levels of the run, which is the default; fewer are coarser and faster."""
+    """Steps of the walk, at most K, the number of levels of the run, which is the default; fewer are coarser and faster, and each
+    adds its noise once: try a larger --delta with them."""
     delta: float | None = None
     """Sampling noise in units of the training noise; the run's own (1.25) by default."""
     same_init: bool = False
@@ -67,7 +68,7 @@ class Sample:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network; bf16 is faster on GPUs and rounds more."""
     compile: bool = False
-    """Compile the network first: minutes once, then faster; needs a C++ compiler."""
+    """Compile the network first, which takes half a minute or more; needs a C++ compiler."""
     npz: bool = False
     """Write samples.npz as well: all images as arr_0, uint8 [N, H, W, C], what ADM's evaluation reads."""
     zip: bool = False
@@ -148,6 +149,9 @@ def sample(options: Sample) -> None:
     filmed = set(names[: film.most]) if film else set()
     missing = {name for name in names if not _file(out, name).exists()}
     todo = [part for part in parts if not missing.union(filmed).isdisjoint(part.names)]
+    if processes is not None:
+        # Before anything is written: all must see the same images missing.
+        processes.wait_for_everyone()
     visits = sum(part.visits * len(part.names) for part in todo[rank::world])
     with tqdm(total=visits, desc="sampling", unit="level", disable=rank > 0) as progress:
 
@@ -163,28 +167,33 @@ def sample(options: Sample) -> None:
     if processes is not None:
         processes.wait_for_everyone()
         processes.destroy_process_group()
-    if rank > 0:
-        return
+    if rank == 0:
+        files = [_file(out, name) for name in names]
+        written = [f"{out / 'images'} ({len(files)} images, {len(missing)} of them new)"]
+        print("wrote " + ", ".join([*written, *_sheets(options, pipeline, picture, out, files, film)]))
 
-    files = [_file(out, name) for name in names]
-    written = [f"{out / 'images'} ({len(files)} images, {len(missing)} of them new)"]
+
+def _sheets(
+    options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, out: Path, files: list[Path], film: Film | None
+) -> list[str]:
+    """Write what shows and holds all the images together; returns what that is."""
+    written = []
+    if picture is not None:
+        render.save_figure(out / "restoration.png", _restoration_figure(options, pipeline, picture, files))
+        written.append(f"{out / 'restoration.png'}")
+    else:
+        render.save_grid(out / "grid.png", _read(files[:GRID]), options.interpolate)
+        written.append(f"{out / 'grid.png'}" + (f" (the first {GRID})" if len(files) > GRID else ""))
     if options.npz:
         archives.save_npz(out / "samples.npz", files)
         written.append(f"{out / 'samples.npz'}")
     if options.zip:
         archives.save_zip(out / "samples.zip", files)
         written.append(f"{out / 'samples.zip'}")
-    if picture is None:
-        render.save_grid(out / "grid.png", _read(files[:GRID]), options.interpolate)
-        written.append(f"{out / 'grid.png'}" + (f" (the first {GRID})" if len(files) > GRID else ""))
-    else:
-        rows = _read(files).unflatten(0, (len(parts), -1))
-        render.save_figure(out / "restoration.png", _restoration_figure(options, pipeline, picture, rows))
-        written.append(f"{out / 'restoration.png'}")
     if film is not None:
         film.save(out / "reverse.mp4", options.fps, options.interpolate)
         written.append(f"{out / 'reverse.mp4'}")
-    print("wrote " + ", ".join(written))
+    return written
 
 
 def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, world: int) -> list[Part]:
@@ -248,15 +257,15 @@ class Film:
         render.save_video(path, tqdm(order, desc="encoding", unit="frame", leave=False), fps)
 
 
-def _restoration_figure(options: Sample, pipeline: Pipeline, picture: torch.Tensor, rows: torch.Tensor) -> Figure:
-    levels = _levels(options, pipeline)
-    sigma = pipeline.config.process.operator(pipeline.config.size).schedule.sigma
-    corrupted = [pipeline.corrupt(picture, level, options.seed) for level in levels]
+def _restoration_figure(options: Sample, pipeline: Pipeline, picture: torch.Tensor, files: list[Path]) -> Figure:
+    levels, process = _levels(options, pipeline), pipeline.config.process
+    sigma = process.operator(pipeline.config.size).schedule.sigma
+    rows = _read(files).unflatten(0, (len(levels), -1))[:, :RESTORATIONS]
     return render.restorations(
         render.to_pixels(picture),
-        [render.to_pixels(image) for image in corrupted],
-        [[render.to_pixels(image) for image in row[:RESTORATIONS]] for row in rows],
-        [f"level {level} of {pipeline.config.process.levels}\n$\\sigma$ = {sigma[level]:.3g} px" for level in levels],
+        [render.to_pixels(pipeline.corrupt(picture, level, options.seed)) for level in levels],
+        [[render.to_pixels(image) for image in row] for row in rows],
+        [f"level {level} of {process.levels}\n$\\sigma$ = {sigma[level]:.3g} px" for level in levels],
     )
 
 

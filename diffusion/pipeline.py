@@ -236,7 +236,7 @@ class Pipeline(
         if tuple(image.shape) != shape:
             raise InputError(f"the image must have shape {list(shape)}, got {list(image.shape)}")
         flow = seeds(_sample_seeds(np.zeros(1, dtype=np.int64), seed), "flow")
-        return self.config.process.operator(self.config.size)(image[None].float(), level, flow)[0].cpu()
+        return self.config.process.operator(self.config.size)(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
 
     def restore(
         self,

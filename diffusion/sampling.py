@@ -19,7 +19,8 @@ by the Wiener filter that takes the prediction p = u_k + residual for the signal
 
     u_j = p + (m - 1) W residual,    W = p^2 / (p^2 + residual^2).
 
-With as many steps as levels m is 1, and the walk is the one the network was trained for.
+With as many steps as levels m is 1, and the walk is the one the network was trained for. Fewer steps add less noise in all; a
+delta larger by sqrt(m) adds as much variance as before, and helps where noise is all that makes samples differ (pure blur).
 """
 
 from __future__ import annotations
