@@ -15,7 +15,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cli import console, render
+from cli import console, figures
 from diffusion.files import write_json
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import check_integer, check_number
@@ -111,7 +111,7 @@ def benchmark(options: Benchmark) -> None:
         }
         write_json(options.out, {"device": described, "copy_bytes_per_second": copy, "settings": settings, "rows": rows})
     if options.plot is not None:
-        render.save_figure(options.plot, render.cost_figure(rows, f"{described}, {task}"))
+        figures.save_figure(options.plot, figures.cost_figure(rows, f"{described}, {task}"))
 
 
 def _contenders(options: Benchmark, size: int, batch: int, device: torch.device) -> list[Contender]:

@@ -13,7 +13,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cli import console, render
+from cli import console, figures, render
 from cli.corrupt import held
 from diffusion.data import read_image, resize_shorter
 from diffusion.process import PROCESSES, ForwardProcess, named_process
@@ -75,12 +75,12 @@ def compare(options: Compare) -> None:
                     spectra.append(power_spectrum(u[0]))
                 if options.video:
                     film.append(picture)
-            rows.append(render.ComparedRow(name, describe(process), pictures, spectra))
+            rows.append(figures.ComparedRow(name, describe(process), pictures, spectra))
 
     out = options.out or Path("outputs") / f"{path.stem}-comparison"
     written = [out / "comparison.png"]
     fractions = [level / options.levels for level in columns]
-    render.save_figure(written[0], render.comparison(rows, fractions))
+    figures.save_figure(written[0], figures.comparison(rows, fractions))
     if options.video:
         written.append(out / "comparison.mp4")
         frames = side_by_side(film, list(processes), options.levels)
@@ -115,7 +115,7 @@ def side_by_side(film: list[np.ndarray], names: list[str], levels: int) -> Itera
     columns = min(len(names), 4)
     height, width = film[0].shape[:2]
     panel = max(2, min(VIDEO_WIDTH // columns - 8, 480 * width // height))
-    titles = [render.caption(name, panel) for name in names]
+    titles = [figures.caption(name, panel) for name in names]
     for level in range(levels + 1):
         pictures = [film[row * (levels + 1) + level] for row in range(len(names))]
         panels = [np.concatenate([title, render.resized(picture, panel)]) for title, picture in zip(titles, pictures, strict=True)]

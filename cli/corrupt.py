@@ -19,7 +19,7 @@ import tyro
 import warp
 from tqdm import tqdm
 
-from cli import console, render
+from cli import console, figures, render
 from diffusion.data import read_image, resize_shorter
 from diffusion.files import write_json
 from diffusion.process import TURBULENCE
@@ -137,7 +137,7 @@ def corrupt(options: Corrupt) -> None:
         f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
     ]
     flow = f"Pe = {peclet:g}, {options.turbulence}, seed {options.seed}"
-    render.save_figure(written[0], render.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{path.stem}   {flow}"))
+    figures.save_figure(written[0], figures.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{path.stem}   {flow}"))
     render.save_image(written[1], shown[schedule.sigma[-1]])
     if peclet > 0:
         velocity = operator.velocity(options.seed, height, width)
@@ -146,7 +146,7 @@ def corrupt(options: Corrupt) -> None:
         spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
         written.append(out / "velocity.png")
         title = f"Velocity field   {flow}"
-        render.save_figure(written[-1], render.velocity_figure(velocity[0].numpy(), title, spectrum, SPECTRUM_SEEDS))
+        figures.save_figure(written[-1], figures.velocity_figure(velocity[0].numpy(), title, spectrum, SPECTRUM_SEEDS))
     write_json(
         out / "corruption.json",
         {

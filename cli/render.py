@@ -1,31 +1,26 @@
-"""Pictures and videos for people: strips with captions, velocity fields, grids, H.264."""
+"""Pictures and videos for people: pixels, grids, H.264."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import imageio.v2 as imageio
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from diffusion.files import whole_file
 
-matplotlib.use("Agg")
-from matplotlib import font_manager
-from matplotlib import pyplot as plt
 
-INK = "#20242c"
+def quantised(image: torch.Tensor) -> np.ndarray:
+    """uint8 [H, W, C] from a float image [C, H, W], clipped to [0, 1]."""
+    return (image.detach().cpu().permute(1, 2, 0).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy()
 
 
 def to_pixels(image: torch.Tensor) -> np.ndarray:
     """uint8 [H, W, 3] from a float image [C, H, W], clipped to [0, 1]; grey becomes three equal channels."""
-    rgb = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
-    return (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy()
+    return quantised(image.expand(3, -1, -1))
 
 
 def enlarged(pixels: np.ndarray, shorter: int, longest: int = 3840) -> np.ndarray:
@@ -45,83 +40,15 @@ def enlarged(pixels: np.ndarray, shorter: int, longest: int = 3840) -> np.ndarra
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] as an image file."""
+    """Write uint8 [H, W, 3], or [H, W, 1] as a grey one, as an image file."""
     with whole_file(path) as aside:
-        Image.fromarray(pixels).save(aside)
-
-
-def save_figure(path: Path, figure: plt.Figure, dpi: int = 160) -> None:
-    """Write a figure and close it."""
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=dpi, facecolor="white")
-    plt.close(figure)
-
-
-def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> plt.Figure:
-    """Pictures in one row, a caption under each."""
-    height, width = images[0].shape[:2]
-    # Inches: a picture is 2.1 wide, or 3.4 high if it is a tall one; a caption needs 1.1 beside its neighbours.
-    panel_width = min(2.1, 3.4 * width / height)
-    panel_height = panel_width * height / width
-    cell = max(panel_width, 1.1)
-    margin, gap, head, foot = 0.15, 0.08, 0.5, 0.62
-    columns = len(images)
-    size = (2 * margin + columns * cell + (columns - 1) * gap, head + panel_height + foot)
-    figure = plt.figure(figsize=size)
-    figure.text(margin / size[0], 1 - 0.5 * head / size[1], title, ha="left", va="center", fontsize=11, color=INK)
-    for column, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
-        middle = margin + column * (cell + gap) + cell / 2
-        left = middle - panel_width / 2
-        axes = figure.add_axes((left / size[0], foot / size[1], panel_width / size[0], panel_height / size[1]))
-        axes.imshow(pixels, interpolation="nearest" if min(height, width) < 64 else "antialiased")
-        axes.set_axis_off()
-        figure.text(
-            middle / size[0], (foot - 0.08) / size[1], caption, ha="center", va="top", fontsize=9, linespacing=1.35, color=INK
-        )
-    return figure
-
-
-def velocity_figure(
-    velocity: np.ndarray, title: str, spectrum: tuple[np.ndarray, np.ndarray, np.ndarray], seeds: int
-) -> plt.Figure:
-    """A velocity field [2, H, W]: speed in colour, the way it goes as streamlines; beside it how its energy is spread.
-
-    ``spectrum`` holds wavenumbers, the energy of this field and its mean over the fields of so many seeds.
-    """
-    _, height, width = velocity.shape
-    speed = np.hypot(*velocity)
-    tall = float(np.clip(0.6 + 6.4 * height / width, 4.2, 12.0))
-    figure, (axes, beside) = plt.subplots(1, 2, figsize=(12.4, tall), width_ratios=(7.6, 4.2), layout="constrained")
-    shown = axes.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
-    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    axes.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)
-    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    axes.set_title(title, fontsize=11, color=INK, loc="left")
-    bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("speed / V", color=INK)
-    bar.outline.set_visible(False)
-    for side in axes.spines.values():
-        side.set_visible(False)
-
-    k, this, mean = spectrum
-    magma = plt.get_cmap("magma")
-    beside.loglog(k, this, color=magma(0.75), linewidth=1.0, label="this flow")
-    beside.loglog(k, mean, color=magma(0.35), linewidth=2.4, label=f"mean of {seeds} seeds")
-    # Kolmogorov's law, a little above the curve.
-    law = 1.6 * mean[k <= 2][-1] * (k / k[k <= 2][-1]) ** (-5.0 / 3.0)
-    beside.loglog(k, law, color=INK, linestyle=(0, (5, 3)), linewidth=1.2, label="$k^{-5/3}$ (Kolmogorov)")
-    floor = 1e-5 * mean.max()
-    beside.set(xlim=(0.9, 1.1 * k[mean > floor].max()), ylim=(floor, 1.5 * law.max()))
-    beside.set_box_aspect(1.0)
-    beside.set_xlabel("wavenumber k [waves per shorter side]", color=INK)
-    beside.set_title("Energy spectrum E(k) / V$^2$", fontsize=11, color=INK, loc="left")
-    beside.legend(frameon=False, loc="lower left", fontsize=9)
-    _plain(beside)
-    return figure
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(aside)
 
 
 def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 frames [H, W, 3] as H.264 that browsers play; odd sizes gain a repeated row or column."""
+    import imageio.v2 as imageio
+
     options = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
     with (
@@ -151,75 +78,10 @@ def grid_columns(count: int) -> int:
     return max(1, round(count**0.5))
 
 
-def save_grid(path: Path, images: torch.Tensor) -> None:
-    """Write images [N, C, H, W] as one sheet, enlarged so that small ones can be seen."""
+def save_grid(path: Path, images: torch.Tensor, columns: int | None = None) -> None:
+    """Write images [N, C, H, W] as one sheet, about as wide as high unless told, enlarged so that small ones can be seen."""
     pictures = [enlarged(to_pixels(image), 64) for image in images]
-    save_image(path, grid(pictures, grid_columns(len(pictures)), gap=4))
-
-
-class ComparedRow(NamedTuple):
-    """A process in a comparison: its name, a line or two about it, pictures uint8 [H, W, 3], and their spectra (k, power)."""
-
-    name: str
-    about: str
-    pictures: Sequence[np.ndarray]
-    spectra: Sequence[tuple[np.ndarray, np.ndarray]]
-
-
-def comparison(rows: Sequence[ComparedRow], fractions: Sequence[float]) -> plt.Figure:
-    """One row a process: pictures at the same shares of the way, and at the end how their power is spread over scales."""
-    height, width = rows[0].pictures[0].shape[:2]
-    # Inches.
-    columns, panel_width = len(fractions), float(np.clip(1.75 * width / height, 0.7, 2.4))
-    panel_height = panel_width * height / width
-    spectrum_height = min(panel_height, 1.6)
-    margin, gap, label, head, spectrum_width = 0.15, 0.06, 1.75, 0.42, 2.0
-    size = (
-        margin + label + columns * (panel_width + gap) + 0.62 + spectrum_width + margin,
-        head + len(rows) * (panel_height + gap) + 0.5,
-    )
-    figure = plt.figure(figsize=size)
-
-    def axes_at(left: float, top: float, width: float, height: float) -> plt.Axes:
-        return figure.add_axes((left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1]))
-
-    def text_at(left: float, top: float, text: str, **style: object) -> None:
-        figure.text(left / size[0], 1 - top / size[1], text, **({"color": INK, "fontsize": 10} | style))
-
-    colours = plt.get_cmap("plasma")(np.linspace(0.0, 0.88, columns))
-    right = margin + label + columns * (panel_width + gap) + 0.62
-    low = min(power.max() for _, power in rows[0].spectra) * 1e-9
-    peak = max(power.max() for row in rows for _, power in row.spectra)
-    for column, fraction in enumerate(fractions):
-        middle = margin + label + column * (panel_width + gap) + panel_width / 2
-        title = "clean" if fraction == 0 else f"k / K = {fraction:.2g}"
-        text_at(middle, head / 2, title, ha="center", va="center", color=colours[column] if fraction else INK)
-    text_at(right + spectrum_width / 2, head / 2, "power at scale", ha="center", va="center")
-    for index, row in enumerate(rows):
-        top = head + index * (panel_height + gap)
-        middle = top + panel_height / 2
-        text_at(margin, middle - 0.06, row.name, ha="left", va="bottom", fontsize=12, fontweight="bold")
-        text_at(margin, middle, row.about, ha="left", va="top", fontsize=8.5, linespacing=1.4)
-        for column, picture in enumerate(row.pictures):
-            axes = axes_at(margin + label + column * (panel_width + gap), top, panel_width, panel_height)
-            axes.imshow(picture, interpolation="nearest" if min(height, width) < 64 else "antialiased")
-            axes.set_axis_off()
-        beside = axes_at(right, middle - spectrum_height / 2 + 0.05, spectrum_width, spectrum_height - 0.1)
-        for colour, (k, power) in zip(colours, row.spectra, strict=True):
-            beside.loglog(k, np.maximum(power, low / 10), color=colour, linewidth=1.3)
-        beside.set_ylim(low, 3 * peak)
-        beside.tick_params(labelsize=7, labelbottom=index == len(rows) - 1)
-        _plain(beside)
-    beside.set_xlabel("waves per shorter side", fontsize=8.5, color=INK)
-    return figure
-
-
-def caption(text: str, width: int, height: int = 40) -> np.ndarray:
-    """A line of text in the middle of a white strip, uint8 [height, width, 3]."""
-    strip = Image.new("RGB", (width, height), "white")
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), int(0.5 * height))
-    ImageDraw.Draw(strip).text((width / 2, height / 2), text, fill=INK, font=font, anchor="mm")
-    return np.asarray(strip)
+    save_image(path, grid(pictures, columns or grid_columns(len(pictures)), gap=4))
 
 
 def resized(pixels: np.ndarray, width: int) -> np.ndarray:
@@ -227,29 +89,3 @@ def resized(pixels: np.ndarray, width: int) -> np.ndarray:
     height = max(2, round(pixels.shape[0] * width / pixels.shape[1]))
     method = Image.Resampling.NEAREST if width >= 4 * pixels.shape[1] else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(pixels).resize((width, height), method))
-
-
-def cost_figure(rows: Sequence[dict], title: str) -> plt.Figure:
-    """Seconds an image against its side, one line a way of computing it."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, len({row["name"] for row in rows})))
-    for colour, name in zip(colours, dict.fromkeys(row["name"] for row in rows), strict=True):
-        points = sorted((row["size"], 1.0 / row["images_per_second"]) for row in rows if row["name"] == name)
-        axes.loglog(*zip(*points, strict=True), marker="o", color=colour, linewidth=2, label=name)
-    sizes = sorted({row["size"] for row in rows})
-    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
-    axes.minorticks_off()
-    axes.set_xlabel("side of the image [pixels]", color=INK)
-    axes.set_ylabel("seconds an image", color=INK)
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
-    axes.legend(frameon=False)
-    _plain(axes)
-    return figure
-
-
-def _plain(axes: plt.Axes) -> None:
-    """A light grid behind the curves, and no frame."""
-    axes.grid(True, which="major", color="#e3e6ea")
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
-from torch import nn
 from tqdm import tqdm
 
-from cli import console, render
-from diffusion.checkpoint import RunConfig, load_run
-from diffusion.files import write_json
-from diffusion.prior import Prior
-from diffusion.rng import seeds
-from diffusion.sampling import residual_sampler
-from lbm_warp.checks import check_integer
+from cli import archives, console, render
+from diffusion.checkpoint import fingerprint
+from diffusion.data import fit, read_image
+from diffusion.files import read_json, write_json
+from diffusion.pipeline import BUNDLED, Pipeline
+from diffusion.sampling import walk
+from lbm_warp.checks import InputError, check_integer, check_number
 
-DEFAULT_RUN = Path("runs/digits-beyond-blur")
+GRID = 64
+RESTORATIONS = 8
 VIDEO_PANEL = 96
+VIDEO_WIDTH = 1024
+MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
 class Sample:
     """Options of ``python -m cli.sample``."""
 
-    run: Annotated[Path, tyro.conf.Positional] = DEFAULT_RUN
-    """Run folder that python -m cli.train made."""
-    num: int = 64
-    """Number of images."""
+    run: Annotated[str | None, tyro.conf.Positional] = None
+    """Run folder that python -m cli.train made, or owner/name on the Hugging Face Hub; the bundled digits if left out."""
+    num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of images, 64 by default; of rows with --interpolate, of restorations a level with --from-image, 6 by default. Under
+    torchrun write -n: it takes --num for an option of its own."""
+    seeds: tuple[str, ...] = ()
+    """Numbers of single images to make instead of the first --num, such as 3 17 100-131; two a row with --interpolate."""
     seed: int = 0
     """Image number i depends on this seed and on i alone."""
-    batch: int = 64
-    """Images at a time; the result does not depend on it."""
+    levels: int | None = None
+    """Steps of the walk, at most K, the number of levels of the run, which is the default; fewer are coarser and faster, and each
+    adds its noise once: try a larger --delta with them."""
+    delta: float | None = None
+    """Sampling noise in units of the training noise; the run's own (1.25) by default."""
+    same_init: bool = False
+    """Start all images from the same corrupted one, each with its own noise."""
+    share_noise: bool = False
+    """Give all images the same noise, each on its own start."""
+    interpolate: int | None = None
+    """Make rows of so many pictures from one sample to another: 0 to 1, 2 to 3, ... or between those that --seeds names."""
+    from_image: Path | None = None
+    """Corrupt this picture to --level and restore it; restoration.png shows original, corrupted and up to eight restored ones."""
+    level: tuple[int, ...] = ()
+    """Levels to corrupt the picture to; a third, two thirds and the whole of the way by default."""
+    batch: int | None = None
+    """Images at a time, chosen by memory if left out; the result does not depend on it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; bf16 is faster on GPUs and rounds more."""
+    compile: bool = False
+    """Compile the network first, which takes half a minute or more; needs a C++ compiler."""
+    npz: bool = False
+    """Write samples.npz as well: all images as arr_0, uint8 [N, H, W, C], what ADM's evaluation reads."""
+    zip: bool = False
+    """Write samples.zip as well: all images as an archive that EDM, StyleGAN and --data read."""
     video: bool = False
     """Write reverse.mp4: the grid on its way from level K to level 0."""
     fps: int = 12
@@ -44,67 +77,268 @@ class Sample:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
-    """Folder for the results; outputs/<name of the run>-samples if left out."""
+    """Folder for the results; outputs/<name of the run>-samples and what is special if left out. The same command goes on with a
+    folder that is not complete, and makes only what is missing."""
+
+    def validate(self) -> None:
+        """Raise InputError if an option is out of its range or does not go with another."""
+        for name, lowest in (("num", 1), ("batch", 1), ("fps", 1), ("interpolate", 2)):
+            if getattr(self, name) is not None:
+                check_integer(f"--{name}", getattr(self, name), lowest)
+        check_integer("--seed", self.seed, 0, 2**63 - 1)
+        if self.delta is not None:
+            check_number("--delta", self.delta, 0.0)
+        special = {
+            "--same-init": self.same_init,
+            "--share-noise": self.share_noise,
+            "--interpolate": self.interpolate is not None,
+            "--from-image": self.from_image is not None,
+        }
+        chosen = [name for name, given in special.items() if given]
+        if len(chosen) > 1:
+            raise InputError(f"{' and '.join(chosen)} do not go together; choose one")
+        if self.seeds and self.num is not None:
+            raise InputError("--seeds names the images, --num counts them; give one of the two")
+        if self.from_image is None and self.level:
+            raise InputError("--level goes with --from-image; for a coarser walk use --levels")
+        if self.from_image is not None and (self.seeds or self.video):
+            raise InputError("--from-image goes with --num, and without --seeds and --video")
+        if self.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
+            raise InputError("--compile needs a C++ compiler, g++ or clang++; install one or leave it out")
+
+
+class Part(NamedTuple):
+    """Images that are made in one call: the names of their files, the call, and the number of levels it visits."""
+
+    names: list[str]
+    draw: Callable[..., torch.Tensor]
+    visits: int
 
 
 def sample(options: Sample) -> None:
-    """Read the run, walk from its prior to new images, write them."""
+    """Read the run, walk from its prior to new images, write them as they come."""
+    options.validate()
     device = console.pick_device(options.device)
-    for name in ("num", "batch", "fps"):
-        check_integer(f"--{name}", getattr(options, name), 1)
-    check_integer("--seed", options.seed, 0, 2**63 - 1)
-    run = load_run(options.run, device)
-    config = run.config
-    out = options.out or Path("outputs") / f"{options.run.resolve().name}-samples"
-    # The video shows as much of the grid as fits a screen.
-    filmed = min(options.num, 64) if options.video else 0
-    film: list[list[np.ndarray]] = []
-    samples = []
-    starts = range(0, options.num, options.batch)
-    with tqdm(total=options.num * (config.process.levels + 1), desc="sampling", unit="level") as progress:
-        for start in starts:
-            index = np.arange(start, min(start + options.batch, options.num))
+    processes = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Under torchrun or accelerate launch. Imported here: it takes a second that a single process need not wait for.
+        from accelerate import PartialState
 
-            def on_level(level: int, u: torch.Tensor, start: int = start) -> None:
-                progress.update(len(u))
-                frame = config.process.levels - level
-                if start < filmed:
-                    film.extend([] for _ in range(frame + 1 - len(film)))
-                    film[frame].extend(render.to_pixels(image) for image in u[: filmed - start])
+        if options.video:
+            raise InputError("--video needs a single process; leave out torchrun or accelerate launch")
+        processes = PartialState(cpu=device.type == "cpu")
+        device = processes.device
+    rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
 
-            samples.append(generate(run.network, config, run.prior, index, device, seed=options.seed, callback=on_level))
-    images = torch.cat(samples)
+    run = BUNDLED if options.run is None else options.run
+    pipeline = Pipeline.from_pretrained(run, device=device, precision=options.precision, batch=options.batch)
+    picture = None if options.from_image is None else _picture(options.from_image, pipeline)
+    parts = _plan(options, pipeline, picture, world)
+    names = [name for part in parts for name in part.names]
+    record = _record(options, pipeline, picture)
+    out = options.out or Path("outputs") / _default_name(options, record)
+    _check_same_images(out, record)
+    write_json(out / "sampling.json", record | {"run": str(run), "images": len(names)})
+    if options.compile:
+        pipeline.network.compile()
 
-    for index, image in enumerate(images):
-        render.save_image(out / "images" / f"{index:05d}.png", render.to_pixels(image))
-    render.save_grid(out / "grid.png", images)
-    written = [str(out / "grid.png"), f"{out / 'images'} ({options.num} files)"]
-    if options.video:
-        columns = render.grid_columns(filmed)
-        frames = [render.grid([render.enlarged(p, VIDEO_PANEL) for p in pictures], columns, gap=6) for pictures in film]
-        order = [*frames, *[frames[-1]] * (2 * options.fps)]
-        render.save_video(out / "reverse.mp4", tqdm(order, desc="encoding", unit="frame"), options.fps)
-        written.append(str(out / "reverse.mp4"))
-    write_json(out / "sampling.json", {"run": str(options.run), "num": options.num, "seed": options.seed})
-    print("wrote " + ", ".join(written))
+    film = Film(pipeline, options.levels) if options.video else None
+    filmed = set(names[: film.most]) if film else set()
+    missing = {name for name in names if not _file(out, name).exists()}
+    todo = [part for part in parts if not missing.union(filmed).isdisjoint(part.names)]
+    if processes is not None:
+        # Before anything is written: all must see the same images missing.
+        processes.wait_for_everyone()
+    visits = sum(part.visits * len(part.names) for part in todo[rank::world])
+    with tqdm(total=visits, desc="sampling", unit="level", disable=rank > 0) as progress:
+
+        def on_level(level: int, u: torch.Tensor) -> None:
+            progress.update(len(u))
+            if film is not None:
+                film.add(level, u)
+
+        for part in todo[rank::world]:
+            for name, image in zip(part.names, part.draw(callback=on_level).flatten(0, -4), strict=True):
+                if name in missing:
+                    render.save_image(_file(out, name), render.quantised(image))
+    if processes is not None:
+        processes.wait_for_everyone()
+        processes.destroy_process_group()
+    if rank == 0:
+        files = [_file(out, name) for name in names]
+        written = [f"{out / 'images'} ({len(files)} images, {len(missing)} of them new)"]
+        print("wrote " + ", ".join([*written, *_sheets(options, pipeline, picture, out, files, film)]))
 
 
-def generate(
-    network: nn.Module,
-    config: RunConfig,
-    prior: Prior,
-    index: np.ndarray,
-    device: torch.device,
-    *,
-    seed: int = 0,
-    callback: Callable[[int, torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """Images number ``index`` of a run under ``seed``, float32 [len(index), C, S, S] on the CPU; not clipped."""
-    sample_seed = seeds(seed, "sample", index)
-    u = prior.draw(sample_seed, config.size, config.process, device)
-    if callback is not None:
-        callback(config.process.levels, u)
-    return residual_sampler(network, u, config.process, sample_seed, callback).cpu()
+def _sheets(
+    options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, out: Path, files: list[Path], film: Film | None
+) -> list[str]:
+    """Write what shows and holds all the images together; returns what that is."""
+    written = []
+    if picture is not None:
+        _draw_restorations(out / "restoration.png", options, pipeline, picture, files)
+        written.append(f"{out / 'restoration.png'}")
+    else:
+        render.save_grid(out / "grid.png", _read(files[:GRID]), options.interpolate)
+        written.append(f"{out / 'grid.png'}" + (f" (the first {GRID})" if len(files) > GRID else ""))
+    if options.npz:
+        archives.save_npz(out / "samples.npz", files)
+        written.append(f"{out / 'samples.npz'}")
+    if options.zip:
+        archives.save_zip(out / "samples.zip", files)
+        written.append(f"{out / 'samples.zip'}")
+    if film is not None:
+        film.save(out / "reverse.mp4", options.fps, options.interpolate)
+        written.append(f"{out / 'reverse.mp4'}")
+    return written
+
+
+def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, world: int) -> list[Part]:
+    """What makes all images, in their order."""
+    how = {"seed": options.seed, "levels": options.levels, "delta": options.delta}
+    process = pipeline.config.process
+    if picture is not None:
+        count = options.num or 6
+        return [
+            Part(
+                [f"level{level:03d}-{number:05d}" for number in range(count)],
+                partial(pipeline.restore, picture, level, count, **how),
+                len(walk(process, level, options.levels)),
+            )
+            for level in _levels(options, pipeline)
+        ]
+    visits = len(walk(process, process.levels, options.levels))
+    if options.interpolate is not None:
+        numbers = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
+        if len(numbers) % 2:
+            raise InputError(f"--interpolate needs --seeds in pairs, got {len(numbers)} numbers")
+        return [
+            Part(
+                [f"{first:05d}-{second:05d}-{place:03d}" for place in range(options.interpolate)],
+                partial(pipeline.interpolate, [(first, second)], options.interpolate, **how),
+                visits,
+            )
+            for first, second in zip(numbers[::2], numbers[1::2], strict=True)
+        ]
+    how |= {"same_init": options.same_init, "share_noise": options.share_noise}
+    numbers = list(dict.fromkeys(_numbers(options.seeds))) if options.seeds else range(options.num or 64)
+    size = min(pipeline.batch, -(-len(numbers) // world))
+    chunks = [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    return [Part([f"{number:05d}" for number in chunk], partial(pipeline.sample, chunk, **how), visits) for chunk in chunks]
+
+
+class Film:
+    """Frames of the reverse process: as many of the first images as fit a screen."""
+
+    def __init__(self, pipeline: Pipeline, levels: int | None) -> None:
+        self.visited = walk(pipeline.config.process, levels=levels)
+        self.most = min(GRID, (VIDEO_WIDTH // max(pipeline.config.size, VIDEO_PANEL)) ** 2)
+        self.batches: list[list[list[np.ndarray]]] = []
+
+    def add(self, level: int, u: torch.Tensor) -> None:
+        """Take the images [N, C, S, S] of a batch at a level; a batch begins at level K."""
+        if level == self.visited[0]:
+            self.batches.append([])
+        first = sum(len(batch[0]) for batch in self.batches[:-1])
+        self.batches[-1].append([render.to_pixels(image) for image in u[: max(self.most - first, 0)]])
+
+    def save(self, path: Path, fps: int, columns: int | None) -> None:
+        """Write the video; the last frame stays for two seconds."""
+        # A batch that did not fit into memory ends early, and comes again in halves.
+        whole = [batch for batch in self.batches if len(batch) == len(self.visited)]
+        frames = []
+        for pictures in zip(*whole, strict=True):
+            panels = [render.enlarged(pixels, VIDEO_PANEL) for batch in pictures for pixels in batch]
+            frames.append(render.grid(panels, columns or render.grid_columns(len(panels)), gap=6))
+        order = [*frames, *[frames[-1]] * (2 * fps)]
+        render.save_video(path, tqdm(order, desc="encoding", unit="frame", leave=False), fps)
+
+
+def _draw_restorations(path: Path, options: Sample, pipeline: Pipeline, picture: torch.Tensor, files: list[Path]) -> None:
+    from cli import figures  # matplotlib takes longer to import than digits to sample
+
+    levels, process = _levels(options, pipeline), pipeline.config.process
+    rows = _read(files).unflatten(0, (len(levels), -1))[:, :RESTORATIONS]
+    figure = figures.restorations(
+        render.to_pixels(picture),
+        [render.to_pixels(pipeline.corrupt(picture, level, options.seed)) for level in levels],
+        [[render.to_pixels(image) for image in row] for row in rows],
+        [f"level {level} of {process.levels}" for level in levels],
+    )
+    figures.save_figure(path, figure)
+
+
+def _levels(options: Sample, pipeline: Pipeline) -> tuple[int, ...]:
+    last = pipeline.config.process.levels
+    for level in options.level:
+        check_integer("--level", level, 1, last)
+    return options.level or tuple(sorted({-(-last * third // 3) for third in (1, 2, 3)}))
+
+
+def _numbers(seeds: tuple[str, ...]) -> list[int]:
+    """Numbers from words such as 3 and 100-131."""
+    numbers: list[int] = []
+    for word in seeds:
+        ends = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", word, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
+        if not first <= last < first + MOST_IMAGES:
+            raise InputError(f"--seeds takes numbers and ranges such as 3 17 100-131, got {word!r}")
+        numbers.extend(range(first, last + 1))
+    return numbers
+
+
+def _picture(path: Path, pipeline: Pipeline) -> torch.Tensor:
+    """The picture in the run's size and channels, float32 [C, S, S]."""
+    config = pipeline.config
+    return torch.from_numpy(fit(read_image(path, "L" if config.channels == 1 else "RGB"), config.size))
+
+
+def _read(files: Sequence[Path]) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(read_image(file)) for file in files])
+
+
+def _file(out: Path, name: str) -> Path:
+    return out / "images" / f"{name}.png"
+
+
+def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -> dict[str, object]:
+    """Everything that an image depends on, but for its name."""
+    weights = pipeline.network.state_dict() | {"thumbnails": pipeline.prior.thumbnails}
+    return {
+        "model": fingerprint(pipeline.config, weights),
+        "seed": options.seed,
+        "levels": options.levels,
+        "delta": options.delta,
+        "precision": options.precision,
+        "same_init": options.same_init,
+        "share_noise": options.share_noise,
+        "interpolate": options.interpolate,
+        "image": None if picture is None else hashlib.sha256(picture.numpy().tobytes()).hexdigest(),
+    }
+
+
+def _default_name(options: Sample, record: dict[str, object]) -> str:
+    """The run's name, and what sets these samples apart from ordinary ones."""
+    run = "digits" if options.run is None else Path(options.run).resolve().name
+    if options.from_image is not None:
+        return f"{run}-{options.from_image.stem}"
+    usual = {"seed": 0, "precision": "fp32"}
+    special = {name: value for name, value in record.items() if name != "model" and value not in (None, False, usual.get(name))}
+    words = [name.replace("_", "-") if value is True else f"{name}-{value}" for name, value in special.items()]
+    return "-".join([run, "samples", *words])
+
+
+def _check_same_images(out: Path, record: dict[str, object]) -> None:
+    """Raise InputError if the folder holds images that are not of this record."""
+    if (out / "images").exists() and not (out / "sampling.json").exists():
+        raise InputError(f"{out}: holds images, and no sampling.json that says which; choose another --out")
+    if not (out / "sampling.json").exists():
+        return
+    there = read_json(out / "sampling.json")
+    for name, value in record.items():
+        if there.get(name) != value:
+            what = f"{name} {there.get(name)}, not {value}" if name not in ("model", "image") else f"another {name}"
+            raise InputError(f"{out}: holds images made with {what}; choose another --out, or remove the folder")
 
 
 if __name__ == "__main__":

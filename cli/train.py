@@ -8,15 +8,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 from torch import nn
 
 from cli import console, render
-from cli.sample import generate
 from diffusion.checkpoint import RunConfig, TrainingConfig
 from diffusion.data import open_dataset
 from diffusion.network import NetworkConfig
+from diffusion.pipeline import Pipeline
 from diffusion.prior import Prior
 from diffusion.process import ForwardProcess, named_flow
 from diffusion.training import train
@@ -86,7 +85,7 @@ def run(options: Train) -> None:
     print(f"{dataset.description}\n{options.process}, Pe = {process.peclet:g}, K = {levels} levels, on {device} -> {folder}")
 
     def on_checkpoint(images: int, network: nn.Module, prior: Prior) -> None:
-        samples = generate(network, config, prior, np.arange(GRID_SAMPLES), device)
+        samples = Pipeline(config, network, prior).sample(GRID_SAMPLES)
         render.save_grid(folder / "samples" / f"{images:09d}.png", samples)
 
     with Interruption() as interruption:

@@ -13,6 +13,7 @@ Files are JSON and safetensors: reading a run never executes anything in it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,11 +22,9 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from diffusion.files import whole_file, write_json
+from diffusion.files import read_json, whole_file, write_json
 from diffusion.network import NetworkConfig, UNet
-from diffusion.prior import Prior
 from diffusion.process import ForwardProcess
 from lbm_warp.checks import InputError, check_integer, check_number
 
@@ -96,15 +95,6 @@ class RunConfig:
         return UNet(self.channels, self.network, self.process.levels)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A trained run, ready to sample from."""
-
-    config: RunConfig
-    network: nn.Module
-    prior: Prior
-
-
 def save_config(folder: Path, config: RunConfig) -> None:
     """Write config.json."""
     write_json(folder / "config.json", {"format": FORMAT} | asdict(config))
@@ -121,42 +111,12 @@ def load_config(folder: Path) -> RunConfig:
         raise InputError(f"{folder}: no such run folder; train one with python -m cli.train")
     if not path.is_file():
         raise InputError(f"{folder}: not a run folder (it has no config.json)")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = read_json(path)
+    if values.get("format") != FORMAT:
         raise InputError(f"{path}: not a run of format {FORMAT}, the one this version reads")
     del values["format"]
     parts = {"process": ForwardProcess, "network": NetworkConfig, "training": TrainingConfig}
     return _build(RunConfig, values | {name: _build(kind, values.get(name), path) for name, kind in parts.items()}, path)
-
-
-def load_run(folder: Path, device: torch.device) -> Run:
-    """Read a run to sample from: its averaged weights and its prior.
-
-    Raises:
-        InputError: if a file is missing, damaged, or does not fit the configuration.
-    """
-    config = load_config(folder)
-    with torch.device("meta"):
-        network = config.build_network()
-    network.load_state_dict(_fitting(load_tensors(folder / "ema.safetensors"), network, folder / "ema.safetensors"), assign=True)
-    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Run(config, network, load_prior(folder, config))
-
-
-def load_prior(folder: Path, config: RunConfig) -> Prior:
-    """Read prior.safetensors.
-
-    Raises:
-        InputError: if it is missing, damaged, or holds thumbnails of other images.
-    """
-    path = folder / "prior.safetensors"
-    thumbnails = load_tensors(path).get("thumbnails")
-    if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != config.channels or not len(thumbnails):
-        raise InputError(f"{path}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images")
-    return Prior(thumbnails.float())
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -186,15 +146,13 @@ def load_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors, if their names and shapes are the network's."""
-    expected = network.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        have, want = tensors.get(name), expected.get(name)
-        if have is None or want is None or have.shape != want.shape:
-            have_shape, want_shape = (None if t is None else list(t.shape) for t in (have, want))
-            raise InputError(f"{path}: weights do not fit config.json: {name} is {have_shape}, expected {want_shape}")
-    return tensors
+def fingerprint(config: RunConfig, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of a run's configuration and its tensors, names, shapes and values: equal for equal models only."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _build(kind: type[Part], values: Any, path: Path) -> Part:

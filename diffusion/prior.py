@@ -16,7 +16,6 @@ from tqdm import tqdm
 from diffusion.process import ForwardProcess
 from diffusion.rng import below, seeds
 from lbm_warp.heat import cosines
-from lbm_warp.random import normal
 
 PROBES = 32
 BANK = 10_000
@@ -52,7 +51,7 @@ class Prior:
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], side) for i in kept]))
 
     def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:
-        """Images at level K, under the sampling noise: a random thumbnail in a flow of its own for every seed.
+        """Images at level K: a random thumbnail in a flow of its own for every seed.
 
         Args:
             seed: one integer a sample, int64 [N].
@@ -64,8 +63,7 @@ class Prior:
             float32 [N, C, size, size].
         """
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        u = process.operator(size)(_resized(chosen, size), process.levels, seeds(seed, "flow"))
-        return u + process.noise * process.sampling_noise * normal(seeds(seed, "noise", process.levels), u.shape, device)
+        return process.operator(size)(_resized(chosen, size), process.levels, seeds(seed, "flow"))
 
 
 def _spread(count: int, most: int) -> list[int]:

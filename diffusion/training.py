@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from diffusion.checkpoint import RunConfig, load_config, load_metadata, load_prior, load_tensors, save_config, save_tensors
+from diffusion.checkpoint import RunConfig, load_config, load_metadata, load_tensors, save_config, save_tensors
 from diffusion.ema import EMA
 from diffusion.files import whole_file
+from diffusion.pipeline import load_prior
 from diffusion.prior import Prior
 from diffusion.process import ForwardProcess
 from diffusion.rng import below, seeds

@@ -49,8 +49,8 @@ def check_name(what: str, name: str, known: Collection[str]) -> None:
         raise InputError(f"unknown {what} {name!r}: expected one of {', '.join(known)}{hint}")
 
 
-def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int) -> torch.Tensor:
-    """One integer an image: int64 [batch] on the CPU, from one integer for all of them or one for each.
+def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """One integer an image: int64 [batch] on ``device``, from one integer for all of them or one for each.
 
     Raises:
         InputError: if ``value`` is not integer or of another length.
@@ -62,7 +62,7 @@ def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int) -
         tensor = tensor.expand(batch)
     if tensor.shape != (batch,):
         raise InputError(f"{name} must be one integer or one for each of the {batch} images, got shape {list(tensor.shape)}")
-    return tensor.to("cpu", torch.int64).contiguous()
+    return tensor.to(device, torch.int64).contiguous()
 
 
 def check_images(u0: torch.Tensor) -> None:

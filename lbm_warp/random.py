@@ -15,14 +15,15 @@ def normal(seed: int | Sequence[int] | torch.Tensor, shape: Sequence[int], devic
     """Standard normal numbers, the same whatever batch or device (up to rounding) they are drawn in.
 
     Args:
-        seed: one integer per image, or one for all of them (who then get the same noise).
+        seed: one integer per image, or one for all of them (who then get the same noise). A tensor that lies on ``device``
+            already costs no synchronisation.
         shape: [N, ...].
         device: where the noise is made.
 
     Returns:
         float32 tensor of that shape.
     """
-    seeds = as_batch("seed", seed, shape[0]).to(device)
+    seeds = as_batch("seed", seed, shape[0], device)
     out = torch.empty((shape[0], torch.Size(shape[1:]).numel()), device=device)
     launch(normal_kernel, out.shape, batched=[seeds], outputs=[out])
     return out.view(tuple(shape))

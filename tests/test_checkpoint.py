@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.checkpoint import load_config, load_run, load_tensors, save_tensors
+from diffusion.checkpoint import load_config, load_tensors, save_tensors
+from diffusion.pipeline import Pipeline
 from diffusion.training import train
 from tests.runs import stripes, tiny_config
 
@@ -39,12 +40,12 @@ def edit(path: Path, **changes: object) -> None:
 
 def refused(folder: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        load_run(folder, CPU)
+        Pipeline.from_pretrained(folder)
     assert "\n" not in str(error.value)
 
 
 def test_a_run_comes_back_as_it_was(run: Path) -> None:
-    loaded = load_run(run, CPU)
+    loaded = Pipeline.from_pretrained(run)
     assert loaded.config == tiny_config() == load_config(run)
     average = load_tensors(run / "ema.safetensors")
     assert all(torch.equal(tensor, average[name]) for name, tensor in loaded.network.state_dict().items())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import benchmark, console, corrupt, sample, train
+from cli import archives, benchmark, console, corrupt, sample, train
+from diffusion.data import fit, open_dataset, read_image
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {
@@ -192,9 +194,24 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
         ("sample", ["nowhere"], "nowhere: no such run folder"),
         ("sample", ["empty"], "empty: not a run folder"),
-        ("sample", [], "no such run folder; train one with python -m cli.train"),
+        ("sample", ["empty/mine"], "empty/mine: no such run folder; train one with python -m cli.train"),
         ("sample", ["empty", "--num", "0"], "--num must be at least 1, got 0"),
+        ("sample", ["empty", "--batch", "0"], "--batch must be at least 1, got 0"),
         ("sample", ["empty", "--seed", "-1"], "--seed must be from 0"),
+        ("sample", ["empty", "--delta", "-1"], "--delta must be at least 0, got -1"),
+        ("sample", ["--levels", "61"], "levels must be from 2 to 60, got 61"),
+        ("sample", ["--levels", "1"], "levels must be from 2 to 60, got 1"),
+        ("sample", ["--interpolate", "1"], "--interpolate must be at least 2, got 1"),
+        ("sample", ["--interpolate", "3", "--seeds", "1-3"], "--interpolate needs --seeds in pairs, got 3 numbers"),
+        ("sample", ["--seeds", "3", "x"], "--seeds takes numbers and ranges such as 3 17 100-131, got 'x'"),
+        ("sample", ["--seeds", "5-3"], "got '5-3'"),
+        ("sample", ["--seeds", "0-99999999999"], "got '0-99999999999'"),
+        ("sample", ["--seeds", "3", "--num", "2"], "--seeds names the images, --num counts them"),
+        ("sample", ["--same-init", "--share-noise"], "--same-init and --share-noise do not go together"),
+        ("sample", ["--interpolate", "3", "--from-image", "a.png"], "--interpolate and --from-image do not go together"),
+        ("sample", ["--level", "3"], "--level goes with --from-image"),
+        ("sample", ["--from-image", "a.png", "--video"], "--from-image goes with --num, and without --seeds and --video"),
+        ("sample", ["--from-image", "a.png"], "a.png: no such file"),
         ("benchmark", ["--repeats", "0"], "--repeats must be at least 1"),
         ("benchmark", ["--sizes", "1"], "--sizes must be at least 2, got 1"),
     ],
@@ -243,8 +260,9 @@ def test_train_then_sample(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "digits-beyond-blur-samples"
     images = {f"images/{i:05d}.png" for i in range(5)}
     assert files(folder) == {"grid.png", "reverse.mp4", "sampling.json"} | images
-    assert iio.imread(folder / "images" / "00000.png").shape == (16, 16, 3)
-    assert iio.immeta(folder / "reverse.mp4")["codec"] == "h264"
+    assert iio.imread(folder / "images" / "00000.png").shape == (16, 16)
+    # Levels 5 to 0, and two seconds of the last.
+    assert iio.immeta(folder / "reverse.mp4")["codec"] == "h264" and len(iio.imread(folder / "reverse.mp4")) == 6 + 2 * 12
     # Sampling does not need the batch, nor the order: two at a time gives the same pictures (to rounding).
     call("sample", run, "--num", "5", "--batch", "2", "--out", "other")
     for name in images:
@@ -252,6 +270,163 @@ def test_train_then_sample(call: Call, tmp_path: Path) -> None:
         assert abs(difference).max() <= 1
     call("sample", run, "--num", "5", "--seed", "1", "--out", "third")
     assert (iio.imread(folder / "grid.png") != iio.imread(tmp_path / "third" / "grid.png")).any()
+
+
+QUICK = ["--levels", "3"]
+
+
+def test_sampling_goes_on_with_what_is_missing_and_refuses_other_images(call: Call, tmp_path: Path) -> None:
+    assert call("sample", *QUICK, "--num", "5", "--batch", "2", "--out", "out")[0] == 0
+    out, images = tmp_path / "out", tmp_path / "out" / "images"
+    whole = {file: file.read_bytes() for file in images.iterdir()}
+    assert {file.name for file in whole} == {f"{number:05d}.png" for number in range(5)}
+    grid = (out / "grid.png").read_bytes()
+    for lost in (images / "00001.png", images / "00004.png", out / "grid.png"):
+        lost.unlink()
+    kept = (images / "00000.png").stat().st_mtime_ns
+    assert "5 images, 2 of them new" in call("sample", *QUICK, "--num", "5", "--batch", "2", "--out", "out")[1]
+    assert {file: file.read_bytes() for file in images.iterdir()} == whole and (out / "grid.png").read_bytes() == grid
+    assert (images / "00000.png").stat().st_mtime_ns == kept
+    # More of the same, and single ones of the same, go to the same folder.
+    assert "6 images, 1 of them new" in call("sample", *QUICK, "--num", "6", "--out", "out")[1]
+    assert "3 images, 2 of them new" in call("sample", *QUICK, "--seeds", "3", "17-18", "3", "--out", "out")[1]
+    # Others are refused, and nothing is touched.
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    for other, what in (
+        (["--seed", "1"], "seed 0, not 1"),
+        (["--delta", "1"], "delta None, not 1.0"),
+        (["--same-init"], "same_init False, not True"),
+        (["--precision", "bf16"], "precision fp32, not bf16"),
+        (["--levels", "4"], "levels 3, not 4"),
+    ):
+        code, _, err = call("sample", *QUICK, *other, "--out", "out")
+        assert code == 2 and f"holds images made with {what}; choose another --out, or remove the folder" in err
+    record = json.loads((out / "sampling.json").read_text())
+    (out / "sampling.json").write_text(json.dumps(record | {"model": "other"}))
+    assert "images made with another model" in call("sample", *QUICK, "--out", "out")[2]
+    (out / "sampling.json").unlink()
+    assert "holds images, and no sampling.json" in call("sample", *QUICK, "--out", "out")[2]
+    before.pop(out / "sampling.json")
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_archives_hold_the_images(call: Call, tmp_path: Path) -> None:
+    assert call("sample", *QUICK, "--num", "5", "--batch", "3", "--npz", "--zip", "--out", "out")[0] == 0
+    out = tmp_path / "out"
+    images = np.stack([iio.imread(out / "images" / f"{number:05d}.png") for number in range(5)])[..., None]
+    with np.load(out / "samples.npz", allow_pickle=False) as archive:
+        assert archive.files == ["arr_0"]
+        assert archive["arr_0"].dtype == np.uint8 and (archive["arr_0"] == images).all()
+    dataset = open_dataset(str(out / "samples.zip"), 16, None)
+    assert len(dataset) == 5 and dataset.channels == 1
+    assert all((np.rint(dataset[i] * 255) == images[i].transpose(2, 0, 1)).all() for i in range(5))
+    with zipfile.ZipFile(out / "samples.zip") as archive:
+        assert json.loads(archive.read("dataset.json")) == {"labels": None}
+        # No time of making in them: the same images are the same archive, byte for byte.
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_an_archive_is_whole_or_not_there(tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{number}.png" for number in range(3)]
+    for file in pictures:
+        Image.effect_noise((9, 7), 60).convert("RGB").save(file)
+    expected = np.stack([iio.imread(file) for file in pictures])
+    archives.save_npz(tmp_path / "samples.npz", pictures)
+    assert (np.load(tmp_path / "samples.npz")["arr_0"] == expected).all() and expected.shape == (3, 7, 9, 3)
+    pictures[1].write_text("damaged")
+    before = (tmp_path / "samples.npz").read_bytes()
+    with pytest.raises(OSError, match="cannot identify"):
+        archives.save_npz(tmp_path / "samples.npz", pictures)
+    assert (tmp_path / "samples.npz").read_bytes() == before and not list(tmp_path.glob(".*"))
+
+
+def test_every_way_of_sampling_has_a_folder_of_its_own(call: Call, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    for options, name in (
+        ([], "digits-samples-levels-3"),
+        (["--same-init"], "digits-samples-levels-3-same-init"),
+        (["--share-noise", "--seed", "2"], "digits-samples-seed-2-levels-3-share-noise"),
+        (["--delta", "1.1"], "digits-samples-levels-3-delta-1.1"),
+    ):
+        assert call("sample", *QUICK, *options, "--num", "4")[0] == 0
+        assert files(outputs / name) == {"grid.png", "sampling.json", *(f"images/{number:05d}.png" for number in range(4))}
+    plain = outputs / "digits-samples-levels-3" / "images"
+    same = outputs / "digits-samples-levels-3-same-init" / "images"
+    assert (iio.imread(plain / "00000.png") == iio.imread(same / "00000.png")).all()
+    assert (iio.imread(plain / "00001.png") != iio.imread(same / "00001.png")).any()
+
+    # Rows of an interpolation end at the ordinary samples.
+    code, out, _ = call("sample", *QUICK, "--interpolate", "5", "--seeds", "0", "3", "2", "1", "--video")
+    folder = outputs / "digits-samples-levels-3-interpolate-5"
+    assert code == 0 and "10 images" in out and len(files(folder)) == 13
+    for row, ends in (("00000-00003", (0, 3)), ("00002-00001", (2, 1))):
+        for place, end in zip((0, 4), ends, strict=True):
+            picture = iio.imread(folder / "images" / f"{row}-{place:03d}.png").astype(int)
+            assert abs(picture - iio.imread(plain / f"{end:05d}.png")).max() <= 1
+    # Two rows of five pictures, each 64 pixels wide, with a gap of 4; in the video 96 and 6.
+    assert iio.imread(folder / "grid.png").shape == (2 * 68 + 4, 5 * 68 + 4, 3)
+    assert iio.imread(folder / "reverse.mp4").shape == (4 + 2 * 12, 2 * 102 + 6, 5 * 102 + 6, 3)
+
+
+def test_a_picture_is_corrupted_and_restored(call: Call, picture: Path, tmp_path: Path) -> None:
+    options = ["--from-image", picture, "--num", "2", "--levels", "4"]
+    code, out, _ = call("sample", *options, "--level", "5", "30")
+    folder = tmp_path / "outputs" / "digits-picture"
+    assert code == 0 and "restoration.png" in out
+    images = {f"images/level{level:03d}-{number:05d}.png" for level in (5, 30) for number in (0, 1)}
+    assert files(folder) == {"restoration.png", "sampling.json"} | images
+    # The picture, fitted to 16 grey pixels, is nearer to what comes back from the lower level.
+    original = np.rint(fit(read_image(picture, "L"), 16)[0] * 255)
+    near, far = (abs(iio.imread(folder / "images" / f"level{level:03d}-00000.png") - original).mean() for level in (5, 30))
+    assert near < far
+    figure = iio.imread(folder / "restoration.png")
+    assert figure.std() > 10 and figure.shape[1] > figure.shape[0]
+    assert "level must be from 1 to 60, got 61" in call("sample", *options, "--level", "61")[2]
+    Image.effect_noise((20, 20), 60).save(picture)
+    assert "made with another image" in call("sample", *options, "--level", "5")[2]
+
+
+def sampling_process(folder: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, *launcher, "-m", "cli.sample", *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(call: Call, tmp_path: Path) -> None:
+    assert call("sample", *QUICK, "--num", "7", "--out", "one")[0] == 0
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    # Some versions of Python's argparse, which torchrun uses, take --num for --numa-binding cut short.
+    options = [*QUICK, "-n", "7", "--batch", "2", "--out", "two", "--npz", "--device", "cpu"]
+    process = sampling_process(tmp_path, *options, launcher=launcher)
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and out.count("wrote ") == 1 and "7 images, 7 of them new" in out
+    assert files(tmp_path / "two") == files(tmp_path / "one") | {"samples.npz"}
+    for number in range(7):
+        one, two = (iio.imread(tmp_path / name / "images" / f"{number:05d}.png").astype(int) for name in ("one", "two"))
+        assert abs(one - two).max() <= 1
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_to_the_same_images(tmp_path: Path) -> None:
+    options = ["--levels", "20", "--num", "48", "--batch", "4"]
+    process = sampling_process(tmp_path, *options, "--out", "killed")
+    images = tmp_path / "killed" / "images"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(images.glob("0*.png"))) < 6:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    made = {file.name: file.read_bytes() for file in images.glob("0*.png")}
+    assert 5 < len(made) < 48 and not (tmp_path / "killed" / "grid.png").exists()
+    out, _ = sampling_process(tmp_path, *options, "--out", "killed").communicate(timeout=240)
+    assert f"48 images, {48 - len(made)} of them new" in out
+    assert all((images / name).read_bytes() == content for name, content in made.items())
+    sampling_process(tmp_path, *options, "--out", "whole").communicate(timeout=240)
+    for file in (tmp_path / "whole" / "images").iterdir():
+        assert (images / file.name).read_bytes() == file.read_bytes()
 
 
 def test_train_on_a_folder_of_pictures_and_refuse_its_other_run(call: Call, tmp_path: Path) -> None:

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusion import sampling
+from diffusion.network import NetworkConfig, UNet
 from diffusion.prior import Prior, _faded, _resized
-from diffusion.process import FLOWS
-from diffusion.sampling import residual_sampler
+from diffusion.process import FLOWS, ForwardProcess
+from diffusion.rng import seeds
+from diffusion.sampling import activation_bytes, default_batch, residual_sampler, seeded_noise, spherical, walk
 from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
+
+
+def nothing(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """A network that predicts no change."""
+    return torch.zeros_like(u)
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -30,14 +41,17 @@ def test_with_a_network_that_knows_the_truth_sampling_walks_back_to_the_picture(
     assert visited == list(range(process.levels - 1, -1, -1))
 
 
-def test_each_step_but_the_last_adds_the_sampling_noise() -> None:
-    """With a network that does nothing K - 1 noises add up: standard deviation sqrt(K - 1) delta."""
+def test_every_step_looks_at_noise_and_the_result_has_none_of_its_own() -> None:
+    """With a network that does nothing K noises add up: standard deviation sqrt(K) delta. One that removes all leaves none."""
     process = tiny_config().process
     start = torch.zeros((4, 1, 64, 64))
-    u = residual_sampler(lambda u, level: torch.zeros_like(u), start, process, torch.arange(4))
+    u = residual_sampler(nothing, start, process, torch.arange(4))
     delta = process.noise * process.sampling_noise
     # 16,384 numbers: five standard errors of a standard deviation are 2.8 %.
-    assert u.std().item() == pytest.approx((process.levels - 1) ** 0.5 * delta, rel=0.03)
+    assert u.std().item() == pytest.approx(process.levels**0.5 * delta, rel=0.03)
+    seen = []
+    u = residual_sampler(lambda u, level: (seen.append(u.std().item()), -u)[1], start, process, torch.arange(4))
+    assert torch.equal(u, start) and seen == pytest.approx([delta] * process.levels, rel=0.03)
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:
@@ -84,10 +98,194 @@ def test_resizing_keeps_brightness_and_the_modes_that_fit() -> None:
 
 def test_the_prior_draws_level_k_of_the_pictures_with_a_flow_of_its_own() -> None:
     """For one picture only: every draw is near its level K, none like another, and the seed decides."""
-    process = replace(tiny_config().process, sampling_noise=0.0)
+    process = tiny_config().process
     picture = stripes(1)
     prior = Prior.build(picture, process, CPU)
     draws = prior.draw(torch.tensor([1, 2, 1]), SIZE, process, CPU)
     assert torch.equal(draws[0], draws[2]) and (draws[0] - draws[1]).abs().max() > 0.01
     # Walls keep the mean of the picture, whatever the flow.
     torch.testing.assert_close(draws.mean(dim=(1, 2, 3)), torch.full((3,), float(picture[0].mean())), rtol=0, atol=1e-4)
+
+
+def blur(levels: int, sigma_max: float = 0.25) -> ForwardProcess:
+    return ForwardProcess(0.0, "curl-noise", 0.0, sigma_max=sigma_max, levels=levels, sampling_noise=0.0)
+
+
+def coarse_mode(q: int, levels: int, steps: int) -> tuple[float, float]:
+    """Amplitude of a cosine mode (q along x) that the sampler restores from level K, and what its formula says, in floats."""
+    size = 32
+    sigma = [0.0, *np.geomspace(0.5, 0.25 * size, levels).tolist()]
+    eigenvalue = (np.pi * q / size) ** 2
+
+    def grown(level: int) -> float:
+        return float(np.exp(eigenvalue * (sigma[level] ** 2 - sigma[level - 1] ** 2) / 2))
+
+    def oracle(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return u * (grown(int(level[0])) - 1.0)
+
+    mode = torch.cos(torch.pi * q * (torch.arange(size) + 0.5) / size).expand(1, 1, size, size)
+    faded = float(np.exp(-eigenvalue * sigma[-1] ** 2 / 2))
+    restored = residual_sampler(oracle, faded * mode, blur(levels), torch.zeros(1, dtype=torch.int64), levels=steps)
+    torch.testing.assert_close(restored, restored[..., :1] / mode[..., :1] * mode, rtol=0, atol=1e-4)
+
+    amplitude, level = faded, levels
+    for place in range(1, steps + 1):
+        below = round(levels + (1 - levels) * place / (steps - 1)) if place < steps else 0
+        factor = grown(level)
+        if below < level - 1:
+            stretch = np.log(sigma[level] / sigma[below]) / np.log(sigma[level] / sigma[level - 1])
+            wiener = factor**2 / (factor**2 + (factor - 1.0) ** 2)
+            factor += (stretch - 1.0) * wiener * (factor - 1.0)
+        amplitude, level = amplitude * factor, below
+    return float((restored / mode)[0, 0, 0, 0]), amplitude
+
+
+@pytest.mark.parametrize("q", [1, 2, 3])
+@pytest.mark.parametrize("steps", [40, 20, 13, 2])
+def test_a_coarser_walk_restores_a_mode_as_its_formula_says(q: int, steps: int) -> None:
+    """u_k = exp(-kappa^2 sigma_k^2 / 2) u_0 under pure blur: the network's answer is known, and so is every step."""
+    restored, expected = coarse_mode(q, levels=40, steps=steps)
+    assert restored == pytest.approx(expected, rel=2e-5)
+    if steps == 40:
+        assert restored == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_coarser_walk_is_near_the_whole_one_and_comes_nearer_with_more_steps() -> None:
+    """Mode 1 has x = 0.31 at the start, mode 2 1.23, mode 3 2.8: the step is right to second order at x = 1."""
+    for q in (1, 2, 3):
+        errors = [abs(coarse_mode(q, levels=256, steps=steps)[0] - 1.0) for steps in (16, 32, 64, 128)]
+        assert errors[1] < 0.1
+        for error, finer in pairwise(errors):
+            assert finer < 0.7 * error
+
+
+def test_a_coarser_walk_does_not_stretch_the_removal_of_noise() -> None:
+    """Where nothing is left of a picture the network removes all it sees. So does a step over many levels; m times that would
+    be noise m - 1 times as large, and again in every step."""
+    process = replace(blur(60), sampling_noise=1.25)
+    u = residual_sampler(lambda u, level: -u, torch.zeros((2, 1, 16, 16)), process, torch.arange(2), levels=6)
+    assert u.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("start", "levels", "visited"),
+    [
+        (None, None, [6, 5, 4, 3, 2, 1, 0]),
+        (None, 3, [6, 4, 1, 0]),
+        (None, 2, [6, 1, 0]),
+        (4, None, [4, 3, 2, 1, 0]),
+        (4, 2, [4, 1, 0]),
+        (1, 1, [1, 0]),
+    ],
+)
+def test_the_walk_ends_with_levels_1_and_0(start: int | None, levels: int | None, visited: list[int]) -> None:
+    process = tiny_config().process
+    assert walk(process, start, levels) == visited
+    seen = []
+    u = torch.zeros((1, 1, SIZE, SIZE))
+    residual_sampler(
+        nothing, u, process, torch.zeros(1, dtype=torch.int64), lambda k, _: seen.append(k), start=start, levels=levels
+    )
+    assert seen == visited[1:]
+
+
+def test_every_coarse_walk_visits_each_level_once() -> None:
+    process = replace(tiny_config().process, levels=47)
+    for levels in range(2, 48):
+        visited = walk(process, levels=levels)
+        assert len(set(visited)) == levels + 1 and visited == sorted(visited, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "levels", "message"),
+    [
+        (None, 7, "levels must be from 2 to 6, got 7"),
+        (None, 1, "levels must be from 2 to 6, got 1"),
+        (3, 4, "levels must be from 2 to 3, got 4"),
+        (7, None, "level must be from 1 to 6, got 7"),
+        (0, None, "level must be from 1 to 6, got 0"),
+        (None, 2.5, "levels must be an integer, got 2.5"),
+    ],
+)
+def test_walks_that_do_not_exist_are_refused(start: int | None, levels: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        walk(tiny_config().process, start, levels)
+
+
+def test_noise_on_the_way_between_two_is_standard_normal_and_ends_at_them() -> None:
+    process, like = tiny_config().process, torch.zeros((3, 1, 128, 128))
+    one, other = (seeded_noise(torch.arange(n, n + 3), process, like) for n in (0, 10))
+    place = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None]
+    between = spherical(one, other, place)(4)
+    assert torch.equal(between[0], one(4)[0]) and torch.equal(between[2], other(4)[2])
+    # 16,384 numbers: five standard errors of a standard deviation are 2.8 %. Half-way it has as much of either.
+    assert between[1].std().item() == pytest.approx(1.0, rel=0.03)
+    for noise in (one, other):
+        assert (between[1] * noise(4)[1]).mean().item() == pytest.approx(0.5**0.5, abs=0.04)
+
+
+def test_the_seeds_of_all_steps_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(sampling, "seeds", lambda *arguments: (calls.append(1), seeds(*arguments))[1])
+    residual_sampler(nothing, torch.zeros((2, 1, SIZE, SIZE)), tiny_config().process, torch.arange(2))
+    assert len(calls) == 1
+
+
+@pytest.mark.cuda
+def test_no_step_waits_for_the_device() -> None:
+    config = tiny_config()
+    network = config.build_network().eval().cuda()
+
+    def strict(level: int, u: torch.Tensor) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+
+    try:
+        u = torch.zeros((2, 1, SIZE, SIZE), device="cuda")
+        residual_sampler(network, u, config.process, torch.arange(2), strict, levels=3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class Peak(TorchDispatchMode):
+    """Most bytes that tensors made under it held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.held += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+                self.most = max(self.most, self.held)
+        return result
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.held -= size
+
+
+@pytest.mark.parametrize(
+    ("size", "network"),
+    [
+        (32, NetworkConfig()),
+        (32, NetworkConfig(width=32, multipliers=(1, 2, 3), blocks=2, attention=(2,))),
+        (64, NetworkConfig(width=16, multipliers=(1, 1, 2, 4), blocks=3)),
+    ],
+)
+def test_the_memory_of_an_image_is_what_was_estimated(size: int, network: NetworkConfig) -> None:
+    unet = UNet(3, network, 10).eval()
+    with torch.no_grad(), Peak() as peak:
+        unet(torch.zeros((2, 3, size, size)), torch.ones(2, dtype=torch.int64))
+    assert 0.5 < peak.most / (2 * activation_bytes(network, size)) < 1.2
+
+
+def test_batches_are_chosen_by_memory() -> None:
+    assert default_batch(NetworkConfig(), 16, CPU) == 64
+    large = NetworkConfig(width=128, multipliers=(1, 2, 3, 4, 5), blocks=3)
+    assert 1 <= default_batch(large, 128, CPU) < 10
+    assert default_batch(large, 1024, CPU) == 1

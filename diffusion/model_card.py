@@ -1,0 +1,77 @@
+"""The model card of a run: what anyone who finds its weights has to know, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from diffusion.checkpoint import RunConfig
+
+PAPER = "https://arxiv.org/abs/2506.16827"
+
+
+def card_text(config: RunConfig, parameters: int, metrics: dict[str, Any], repo_id: str) -> str:
+    """The card's text in Markdown.
+
+    Args:
+        config: the run.
+        parameters: number of parameters of its network.
+        metrics: numbers of an evaluation, nested or not; whatever is no number is left out.
+        repo_id: what the lines that show how to sample load.
+    """
+    process, schedule = config.process, config.process.operator(config.size).schedule
+    sigma, fourier = schedule.sigma, schedule.fourier(config.size)
+    colours = {1: "grey", 3: "colour"}.get(config.channels, f"{config.channels}-channel")
+    levels = {
+        "levels K": schedule.levels,
+        "sigma, levels 1 to K": f"{sigma[1]:.3g} to {sigma[-1]:.4g} px",
+        "Fourier number, level K": f"{fourier[-1]:.3g}",
+    }
+    sections = {
+        f"Process: {config.process_name}": {
+            name: value for name, value in asdict(process).items() if name not in ("sigma_min", "sigma_max", "levels")
+        },
+        "Schedule": levels,
+        "Network": {"parameters": f"{parameters:,}"} | asdict(config.network),
+        "Training": {"data": config.data} | asdict(config.training),
+    }
+    if metrics:
+        sections["Metrics"] = dict(_numbers(metrics))
+    tables = "\n\n".join(f"## {_plain(title)}\n\n{_table(rows)}" for title, rows in sections.items())
+    return f"""# {_plain(config.process_name)}: {config.size} x {config.size} {colours} images
+
+An image diffusion model whose forward process is an advection-diffusion equation, solved with a lattice Boltzmann method: pictures
+are carried by a flow while they blur. The network learned to walk back, one level at a time. Method: *Beyond Blur: A Fluid
+Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
+
+```python
+from diffusion import Pipeline  # the library beyond-blur
+
+pipeline = Pipeline.from_pretrained("{repo_id}")
+images = pipeline.sample(16, seed=0)  # float32 [16, {config.channels}, {config.size}, {config.size}], values around [0, 1]
+```
+
+{tables}
+"""
+
+
+def _table(rows: dict[str, Any]) -> str:
+    lines = (f"| {_plain(name).replace('_', ' ')} | {_plain(value)} |" for name, value in rows.items())
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _numbers(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}, ")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield prefix + name, f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def _plain(value: object) -> str:
+    """One line that a table cell can hold and that is no markup."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    text = " ".join(str(value).split())
+    return "".join(f"\\{character}" if character in "|<>[]`*#\\" else character for character in text)

@@ -1,0 +1,395 @@
+"""A trained run as an object: load it, sample from it, share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from torch import nn
+
+from diffusion.checkpoint import RunConfig, load_config, load_tensors, save_config, save_tensors
+from diffusion.files import read_json, write_json
+from diffusion.model_card import PAPER, card_text
+from diffusion.prior import Prior
+from diffusion.process import ForwardProcess
+from diffusion.rng import seeds
+from diffusion.sampling import Noise, default_batch, residual_sampler, seeded_noise, spherical, walk
+from lbm_warp.checks import InputError, check_integer
+
+BUNDLED = Path(str(resources.files("assets") / "digits-model"))
+FILES = ("config.json", "ema.safetensors", "prior.safetensors", "metrics.json")
+
+Callback = Callable[[int, torch.Tensor], None]
+
+
+class Pipeline(
+    ModelHubMixin,
+    library_name="beyond-blur",
+    pipeline_tag="unconditional-image-generation",
+    tags=["diffusion", "inverse-heat-dissipation", "advection-diffusion"],
+    paper_url=PAPER,
+):
+    """A trained run: its configuration, its network and the prior that sampling starts from.
+
+        pipeline = Pipeline.from_pretrained("runs/digits-beyond-blur")  # a run folder, owner/name on the Hub, or nothing: digits
+        images = pipeline.sample(16, seed=0)                            # float32 [16, C, S, S], values around [0, 1]
+        pipeline.save_pretrained("folder")                              # safetensors, JSON and a model card
+        pipeline.push_to_hub("owner/name")
+
+    An image is a function of the seed and its number: it does not depend on what else is asked for, nor on the size of batches (up
+    to the rounding of convolutions, about 1e-6). ``pipeline.network.compile()`` makes long runs faster.
+
+    Args:
+        config: the run.
+        network: the reverse network, called as ``network(u, level)``; put into evaluation mode.
+        prior: thumbnails that sampling starts from.
+        metrics: numbers of an evaluation, by name, for the model card.
+        precision: ``fp32``, or ``bf16`` to run the network (and it alone) under autocast.
+        batch: images at a time, halved for good when a GPU runs out of memory; chosen by memory if left out.
+
+    Raises:
+        InputError: if ``precision`` or ``batch`` is out of its range.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        network: nn.Module,
+        prior: Prior,
+        *,
+        metrics: dict[str, Any] | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        batch: int | None = None,
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
+        if batch is not None:
+            check_integer("batch", batch, 1)
+        self.config = config
+        self.network = network.eval()
+        self.prior = prior
+        self.metrics = metrics or {}
+        self.precision = precision
+        self.batch = batch or default_batch(config.network, config.size, self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_id: str | Path = BUNDLED,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        batch: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Pipeline:
+        """Load a run: its averaged weights and its prior. Only JSON and safetensors are read, and nothing in them is executed.
+
+        Args:
+            folder_or_id: a run folder, what :meth:`save_pretrained` wrote, or ``owner/name`` of a model on the Hugging Face Hub.
+                Without it the bundled model: handwritten digits of 16 x 16 pixels.
+            device: where to sample.
+            precision, batch: as for the class.
+            revision: branch, tag or commit of the model on the Hub.
+            token: access token for the Hub; True for the stored one.
+            cache_dir: where downloads are kept; the Hub's own cache if left out.
+            force_download: download again what is in the cache.
+            local_files_only: never ask the Hub.
+
+        Raises:
+            InputError: if there is no such run, or if a file of it is missing, damaged, or does not fit the configuration.
+        """
+        # The mixin's own method would read config.json first and hand parts of it to the constructor, unchecked.
+        folder = Path(folder_or_id)
+        if not folder.is_dir() and _is_model_id(str(folder_or_id)):
+            try:
+                folder = Path(
+                    snapshot_download(
+                        str(folder_or_id),
+                        revision=revision,
+                        token=token,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        allow_patterns=list(FILES),
+                    )
+                )
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise InputError(f"{folder_or_id}: no such run folder, and not to be had from the Hub ({reason})") from None
+        config = load_config(folder)
+        with torch.device("meta"):
+            network = config.build_network()
+        weights = folder / "ema.safetensors"
+        network.load_state_dict(_fitting(load_tensors(weights), network, weights), assign=True)
+        network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+        return cls(config, network, load_prior(folder, config), metrics=metrics, precision=precision, batch=batch)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and where samples are made."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Pipeline:
+        """Move the network to a device; returns the pipeline."""
+        self.network.to(device)
+        return self
+
+    def sample(
+        self,
+        images: int | Sequence[int] | np.ndarray,
+        seed: int = 0,
+        *,
+        levels: int | None = None,
+        delta: float | None = None,
+        same_init: bool = False,
+        share_noise: bool = False,
+        callback: Callback | None = None,
+    ) -> torch.Tensor:
+        """New images.
+
+        Args:
+            images: how many (numbers 0 to ``images`` - 1), or their numbers.
+            seed: 0 to 2^63 - 1; image number i depends on it and on i alone.
+            levels: steps of the walk, at most K, which is the default; fewer are coarser and faster (``diffusion.sampling``).
+            delta: sampling noise in units of the training noise; the process's own (1.25) by default.
+            same_init: all start from the corrupted image that number 0 starts from, each with noise of its own.
+            share_noise: all get the noise of number 0, each on a start of its own.
+            callback: called as ``callback(level, u)`` at the start and after every step, batch after batch.
+
+        Returns:
+            float32 [N, C, S, S] on the CPU, values around [0, 1], not clipped.
+
+        Raises:
+            InputError: if an argument is out of its range.
+        """
+        numbers = np.arange(images) if np.ndim(images) == 0 else np.asarray(images)
+        own, common = _sample_seeds(numbers, seed), _sample_seeds(np.zeros_like(numbers), seed)
+        process, start_seed, noise_seed = self._process(delta), common if same_init else own, common if share_noise else own
+
+        def draw(rows: slice) -> torch.Tensor:
+            u = self.prior.draw(start_seed[rows], self.config.size, process, self.device)
+            return self._walk(u, noise_seed[rows], process, process.levels, levels, callback)
+
+        return self._batched(len(numbers), draw)
+
+    def interpolate(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        points: int = 10,
+        seed: int = 0,
+        *,
+        levels: int | None = None,
+        delta: float | None = None,
+        callback: Callback | None = None,
+    ) -> torch.Tensor:
+        """Pictures between pairs of samples: the start goes linearly from one to the other, the noise on a circle.
+
+        Args:
+            pairs: numbers of the two samples, as in :meth:`sample`, whose images the ends are.
+            points: pictures a pair, ends included, at least 2.
+            seed, levels, delta, callback: as for :meth:`sample`.
+
+        Returns:
+            float32 [len(pairs), points, C, S, S] on the CPU.
+
+        Raises:
+            InputError: if an argument is out of its range.
+        """
+        check_integer("points", points, 2)
+        numbers = np.asarray(pairs).reshape(-1, 2).repeat(points, axis=0)
+        first, second = (_sample_seeds(column, seed) for column in numbers.T)
+        places = torch.linspace(0.0, 1.0, points).repeat(len(numbers) // points)[:, None, None, None]
+        process = self._process(delta)
+
+        def draw(rows: slice) -> torch.Tensor:
+            one, other = (self.prior.draw(s[rows], self.config.size, process, self.device) for s in (first, second))
+            place = places[rows].to(self.device)
+            u = (1.0 - place) * one + place * other
+            noise = spherical(seeded_noise(first[rows], process, u), seeded_noise(second[rows], process, u), place)
+            return self._walk(u, noise, process, process.levels, levels, callback)
+
+        return self._batched(len(numbers), draw).unflatten(0, (-1, points))
+
+    def corrupt(self, image: torch.Tensor, level: int, seed: int = 0) -> torch.Tensor:
+        """A picture at a level, without noise, float32 [C, S, S] on the CPU: what :meth:`restore` starts from.
+
+        Args:
+            image: float32 [C, S, S] in [0, 1].
+            level: 0 to K.
+            seed: seed of the flow.
+
+        Raises:
+            InputError: if an argument has the wrong shape or range.
+        """
+        shape = (self.config.channels, self.config.size, self.config.size)
+        if tuple(image.shape) != shape:
+            raise InputError(f"the image must have shape {list(shape)}, got {list(image.shape)}")
+        flow = seeds(_sample_seeds(np.zeros(1, dtype=np.int64), seed), "flow")
+        return self.config.process.operator(self.config.size)(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
+
+    def restore(
+        self,
+        image: torch.Tensor,
+        level: int,
+        images: int = 1,
+        seed: int = 0,
+        *,
+        levels: int | None = None,
+        delta: float | None = None,
+        callback: Callback | None = None,
+    ) -> torch.Tensor:
+        """What a picture that was corrupted to a level may have been: walks from :meth:`corrupt` back, each with its own noise.
+
+        Args:
+            image, level: as for :meth:`corrupt`; the level is at least 1.
+            images: how many restorations.
+            seed, levels, delta, callback: as for :meth:`sample`; ``levels`` is at most ``level``, which is the default.
+
+        Returns:
+            float32 [images, C, S, S] on the CPU.
+
+        Raises:
+            InputError: if an argument has the wrong shape or range.
+        """
+        process, noise_seed = self._process(delta), _sample_seeds(np.arange(images), seed)
+        walk(process, level, levels)
+        corrupted = self.corrupt(image, level, seed).to(self.device)
+
+        def draw(rows: slice) -> torch.Tensor:
+            chosen = noise_seed[rows]
+            return self._walk(corrupted.repeat(len(chosen), 1, 1, 1), chosen, process, level, levels, callback)
+
+        return self._batched(images, draw)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the run for others: config.json, ema.safetensors, prior.safetensors, metrics.json if there is one, README.md.
+
+        Args:
+            save_directory: folder, made if missing. A model card that is there already is kept.
+            options: those of ``huggingface_hub.ModelHubMixin.save_pretrained``; ``model_card_kwargs`` goes to
+                :meth:`generate_model_card`.
+
+        Raises:
+            InputError: if the folder is one that a run is trained in.
+        """
+        if (Path(save_directory) / "metrics.jsonl").exists():
+            raise InputError(f"{save_directory}: a run is trained in this folder; choose another one")
+        return super().save_pretrained(save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub; returns the address of the commit.
+
+        Args:
+            repo_id: ``owner/name``; made if it does not exist.
+            options: those of ``huggingface_hub.ModelHubMixin.push_to_hub`` (private, token, branch, commit_message, ...);
+                ``model_card_kwargs`` goes to :meth:`generate_model_card`.
+        """
+        card = {"repo_id": repo_id} | (options.pop("model_card_kwargs", None) or {})
+        return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
+
+    def generate_model_card(self, repo_id: str = "owner/name", license: str | None = None) -> ModelCard:
+        """The model card: process, schedule, network, training and metrics in numbers, and how to sample.
+
+        Args:
+            repo_id: what the lines that show how to sample load.
+            license: licence of the weights, an identifier such as ``mit``. It is the owner's to choose, so there is no default.
+        """
+        known = self._hub_mixin_info.model_card_data.to_dict()
+        header = ModelCardData(**known | ({"license": license} if license else {}))
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{card_text(self.config, parameters, self.metrics, repo_id)}")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_tensors(save_directory / "ema.safetensors", self.network.state_dict())
+        save_tensors(save_directory / "prior.safetensors", {"thumbnails": self.prior.thumbnails})
+        if self.metrics:
+            write_json(save_directory / "metrics.json", self.metrics)
+        save_config(save_directory, self.config)
+
+    def _process(self, delta: float | None) -> ForwardProcess:
+        return self.config.process if delta is None else replace(self.config.process, sampling_noise=delta)
+
+    def _predict(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.network(u, level).float()
+
+    def _walk(
+        self,
+        u: torch.Tensor,
+        seed: torch.Tensor | Noise,
+        process: ForwardProcess,
+        start: int,
+        levels: int | None,
+        callback: Callback | None,
+    ) -> torch.Tensor:
+        if callback is not None:
+            callback(start, u)
+        return residual_sampler(self._predict, u, process, seed, callback, start=start, levels=levels)
+
+    def _batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+        """``draw`` for the rows of ``count`` images, batch by batch; a batch that does not fit into a GPU's memory is halved."""
+        check_integer("number of images", count, 1)
+        done: list[torch.Tensor] = []
+        first = 0
+        while first < count:
+            rows = slice(first, min(first + self.batch, count))
+            try:
+                done.append(draw(rows).cpu())
+                first = rows.stop
+                continue
+            except torch.OutOfMemoryError:
+                taken = rows.stop - first
+            if taken == 1:
+                raise InputError(f"not enough memory on {self.device} for a single image; sample with device cpu")
+            # Outside of the handler, whose traceback holds on to the batch.
+            torch.cuda.empty_cache()
+            self.batch = taken // 2
+        return torch.cat(done)
+
+
+def load_prior(folder: Path, config: RunConfig) -> Prior:
+    """Read prior.safetensors.
+
+    Raises:
+        InputError: if it is missing, damaged, or holds thumbnails of other images.
+    """
+    path = folder / "prior.safetensors"
+    thumbnails = load_tensors(path).get("thumbnails")
+    if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != config.channels or not thumbnails.numel():
+        raise InputError(f"{path}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images")
+    return Prior(thumbnails.float())
+
+
+def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors as float32, if their names and shapes are the network's."""
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        have, want = tensors.get(name), expected.get(name)
+        if have is None or want is None or have.shape != want.shape:
+            have_shape, want_shape = (None if t is None else list(t.shape) for t in (have, want))
+            raise InputError(f"{path}: weights do not fit config.json: {name} is {have_shape}, expected {want_shape}")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _is_model_id(name: str) -> bool:
+    """Whether a name that is no folder means a model on the Hub: owner/name, unless a folder called owner lies here."""
+    owner, slash, rest = name.partition("/")
+    return bool(slash) and "/" not in rest and rest not in ("", ".", "..") and not Path(owner).is_dir()
+
+
+def _sample_seeds(numbers: np.ndarray, seed: int) -> torch.Tensor:
+    check_integer("seed", seed, 0, 2**63 - 1)
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer) or (numbers < 0).any():
+        raise InputError(f"images must be a number of images or a list of their numbers, each at least 0, got {numbers.tolist()}")
+    return seeds(seed, "sample", numbers)

@@ -1,0 +1,476 @@
+"""A trained run as an object: what it draws, and what it takes from others' folders and from the Hub."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import pickle
+import pydoc
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import nn
+
+import diffusion
+from diffusion import Pipeline
+from diffusion.checkpoint import fingerprint, load_tensors, save_tensors
+from diffusion.pipeline import BUNDLED
+from diffusion.prior import Prior
+from diffusion.process import named_flow
+from diffusion.rng import seeds
+from diffusion.training import train
+from tests.runs import SIZE, stripes, tiny_config
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
+LIBRARY = """
+from pathlib import Path
+import torch
+from diffusion import ForwardProcess, NetworkConfig, Pipeline, RunConfig, TrainingConfig, open_dataset, train
+
+digits = open_dataset("digits", size=16, root=None)
+process = ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5, levels=60)  # Beyond Blur
+network, training = NetworkConfig(width=24), TrainingConfig(images=128_000)
+config = RunConfig("beyond-blur", digits.name, digits.channels, digits.size, process, network, training)
+train(config, digits, Path("runs/mine"), torch.device("cpu"))  # interrupt it as you like: the same call goes on
+pipeline = Pipeline.from_pretrained("runs/mine")
+images = pipeline.sample(64, seed=0)  # float32 [64, 1, 16, 16], values around [0, 1]
+"""
+
+
+class Still(nn.Module):
+    """A network that predicts no change, and remembers how many images it was given at a time."""
+
+    def __init__(self, room: int = 1000) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.room = room
+        self.asked: list[int] = []
+
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(u))
+        if len(u) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return torch.zeros_like(u)
+
+
+def still(room: int = 1000, batch: int | None = None) -> Pipeline:
+    config = tiny_config()
+    return Pipeline(config, Still(room), Prior.build(stripes(), config.process, CPU), batch=batch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(tiny_config(), stripes(), folder, CPU)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run with an evaluation."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    (folder / "metrics.json").write_text(json.dumps({"fid": 12.3456, "scores": {"recall": 0.5}, "features": "digits", "ok": True}))
+    return folder
+
+
+@pytest.fixture
+def pipeline(run: Path) -> Pipeline:
+    return Pipeline.from_pretrained(run)
+
+
+# What it draws
+
+
+def test_an_image_depends_on_the_seed_and_its_number_alone(pipeline: Pipeline) -> None:
+    images = pipeline.sample(5, seed=3)
+    assert images.shape == (5, 1, SIZE, SIZE) and images.dtype == torch.float32
+    assert (images[0] - images[1]).abs().max() > 0.01
+    torch.testing.assert_close(pipeline.sample([4, 1], seed=3), images[[4, 1]], rtol=0, atol=1e-5)
+    assert (pipeline.sample(1, seed=4) - images[:1]).abs().max() > 0.01
+    assert torch.equal(pipeline.sample(5, seed=3), images)
+    pipeline.batch = 2
+    torch.testing.assert_close(pipeline.sample(5, seed=3), images, rtol=0, atol=1e-5)
+
+
+def test_all_from_the_same_start_or_with_the_same_noise() -> None:
+    """With a network that changes nothing a sample is its start and its noise."""
+    pipeline = still()
+    starts, samples = {}, {}
+    for name, options in {"own": {}, "start": {"same_init": True}, "noise": {"share_noise": True}}.items():
+        seen: list[torch.Tensor] = []
+        samples[name] = pipeline.sample([0, 7, 3], callback=lambda level, u, seen=seen: seen.append(u), **options)
+        starts[name] = seen[0]
+    noises = {name: samples[name] - starts[name] for name in samples}
+    assert torch.equal(starts["start"], starts["own"][:1].expand(3, -1, -1, -1))
+    torch.testing.assert_close(noises["start"], noises["own"], rtol=0, atol=1e-6)
+    assert torch.equal(starts["noise"], starts["own"])
+    torch.testing.assert_close(noises["noise"], noises["own"][:1].expand(3, -1, -1, -1), rtol=0, atol=1e-6)
+    assert (starts["own"][0] - starts["own"][1]).abs().max() > 0.01 < (noises["own"][0] - noises["own"][1]).abs().max()
+    # Number 0 is the one that the others share with, asked for or not.
+    assert torch.equal(pipeline.sample([7], same_init=True), samples["start"][1:2])
+
+
+def test_delta_is_the_sampling_noise_in_units_of_the_training_noise() -> None:
+    pipeline = still()
+    starts: list[torch.Tensor] = []
+    quiet = pipeline.sample(3, delta=0.0, callback=lambda level, u: starts.append(u))
+    assert torch.equal(quiet, starts[0])
+    usual, default, double = (pipeline.sample(3, delta=delta) - quiet for delta in (1.25, None, 2.5))
+    assert torch.equal(usual, default)
+    torch.testing.assert_close(double, 2 * usual, rtol=0, atol=1e-6)
+
+
+def test_fewer_levels_are_fewer_steps() -> None:
+    pipeline = still()
+    visited: list[int] = []
+    pipeline.sample(1, levels=3, callback=lambda level, u: visited.append(level))
+    assert visited == [6, 4, 1, 0] and len(pipeline.network.asked) == 3
+
+
+def test_an_interpolation_ends_at_the_two_samples(pipeline: Pipeline) -> None:
+    rows = pipeline.interpolate([(0, 1), (5, 2)], points=4, seed=3)
+    assert rows.shape == (2, 4, 1, SIZE, SIZE)
+    ends = torch.stack([rows[0, 0], rows[0, -1], rows[1, 0], rows[1, -1]])
+    torch.testing.assert_close(ends, pipeline.sample([0, 1, 5, 2], seed=3), rtol=0, atol=1e-5)
+    steps = (rows[0, 1:] - rows[0, :-1]).abs().amax(dim=(1, 2, 3))
+    assert (steps > 0).all()
+
+
+def test_an_interpolation_goes_straight_in_the_start_and_round_in_the_noise() -> None:
+    """Its ends are the samples exactly, and in its middle the noise is (first + second) / sqrt(2)."""
+    pipeline = still()
+    starts: list[torch.Tensor] = []
+    row = pipeline.interpolate([(4, 9)], points=3, callback=lambda level, u: starts.append(u))[0]
+    ends = pipeline.sample([4, 9])
+    assert torch.equal(row[[0, 2]], ends)
+    quiet = pipeline.sample([4, 9], delta=0.0)
+    torch.testing.assert_close(starts[0][1], quiet.mean(dim=0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(row[1] - starts[0][1], (ends - quiet).sum(dim=0) / 2**0.5, rtol=0, atol=1e-6)
+
+
+def test_a_restoration_starts_from_the_corrupted_picture(pipeline: Pipeline) -> None:
+    picture = torch.from_numpy(stripes(1)[0])
+    process = pipeline.config.process
+    flow = seeds(seeds(3, "sample", np.zeros(1, dtype=int)), "flow")
+    expected = process.operator(SIZE)(picture[None], 4, flow)[0]
+    assert torch.equal(pipeline.corrupt(picture, 4, seed=3), expected)
+    assert torch.equal(pipeline.corrupt(picture, 0), picture)
+
+    visited: list[tuple[int, torch.Tensor]] = []
+    restored = pipeline.restore(picture, 4, images=3, seed=3, callback=lambda level, u: visited.append((level, u)))
+    assert restored.shape == (3, 1, SIZE, SIZE) and [level for level, _ in visited] == [4, 3, 2, 1, 0]
+    assert torch.equal(visited[0][1], expected.expand(3, -1, -1, -1))
+    assert (restored[0] - restored[1]).abs().max() > 1e-3
+    torch.testing.assert_close(pipeline.restore(picture, 4, seed=3), restored[:1], rtol=0, atol=1e-5)
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    whole, cramped = still(batch=16), still(room=3, batch=16)
+    torch.testing.assert_close(cramped.sample(11), whole.sample(11), rtol=0, atol=1e-6)
+    # 11 do not fit, 5 do not, 2 do; and the next call knows.
+    assert cramped.batch == 2 and cramped.network.asked[:3] == [11, 5, 2]
+    cramped.network.asked.clear()
+    assert cramped.sample(3).shape[0] == 3 and cramped.network.asked[0] == 2
+    with pytest.raises(ValueError, match="not enough memory on cpu for a single image"):
+        still(room=0).sample(4)
+
+
+def test_bf16_rounds_the_network_and_nothing_else(pipeline: Pipeline, run: Path) -> None:
+    low = Pipeline.from_pretrained(run, precision="bf16")
+    seen: list[torch.Tensor] = []
+    exact = pipeline.sample(4, callback=lambda level, u: seen.append(u))
+    rounded = low.sample(4, callback=lambda level, u: seen.append(u))
+    assert torch.equal(seen[0], seen[len(seen) // 2]) and rounded.dtype == torch.float32
+    assert 1e-6 < (rounded - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.sample(0), "number of images must be at least 1, got 0"),
+        (lambda p: p.sample([]), "images must be|number of images must be at least 1"),
+        (lambda p: p.sample(2.5), "images must be a number of images or a list"),
+        (lambda p: p.sample([-1]), "images must be a number of images or a list"),
+        (lambda p: p.sample([[1]]), "images must be a number of images or a list"),
+        (lambda p: p.sample(1, seed=-1), "seed must be from 0"),
+        (lambda p: p.sample(1, seed=0.5), "seed must be an integer"),
+        (lambda p: p.sample(1, levels=7), "levels must be from 2 to 6, got 7"),
+        (lambda p: p.sample(1, delta=-1.0), "sampling noise must be at least 0"),
+        (lambda p: p.interpolate([(0, 1)], points=1), "points must be at least 2, got 1"),
+        (lambda p: p.restore(torch.zeros(1, 8, 8), 7), "level must be from 1 to 6, got 7"),
+        (lambda p: p.restore(torch.zeros(1, 8, 8), 0), "level must be from 1 to 6, got 0"),
+        (lambda p: p.restore(torch.zeros(3, 8, 8), 2), r"must have shape \[1, 8, 8\], got \[3, 8, 8\]"),
+        (lambda p: p.restore(torch.zeros(1, 8, 8), 2, images=0), "number of images must be at least 1"),
+        (lambda p: Pipeline(p.config, p.network, p.prior, precision="fp8"), "precision must be fp32 or bf16, got 'fp8'"),
+        (lambda p: Pipeline(p.config, p.network, p.prior, batch=0), "batch must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(still())
+
+
+# What it takes and gives
+
+
+def test_the_bundled_model_is_small_and_draws_digits() -> None:
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 6 * 2**20
+    pipeline = Pipeline.from_pretrained()
+    images = pipeline.sample(8, levels=12)
+    assert images.shape == (8, 1, 16, 16) and -0.3 < images.min() and images.max() < 1.5
+    digits = torch.from_numpy(np.stack([diffusion.open_dataset("digits", 16, None)[i] for i in range(400)]))
+    # A digit is nearer to some digit of the data than the mean digit is to it.
+    distance = torch.cdist(images.flatten(1), digits.flatten(1)).amin(dim=1)
+    assert distance.mean() < 0.8 * torch.cdist(digits.mean(dim=0).flatten()[None], digits.flatten(1)).mean()
+
+
+def test_what_is_saved_comes_back_and_draws_the_same(pipeline: Pipeline, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "shared"
+    pipeline.save_pretrained(folder)
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "ema.safetensors",
+        "metrics.json",
+        "prior.safetensors",
+    }
+    again = Pipeline.from_pretrained(folder)
+    assert again.config == pipeline.config and again.metrics == pipeline.metrics
+    assert torch.equal(again.sample(2), pipeline.sample(2))
+    marks = [fingerprint(p.config, p.network.state_dict()) for p in (pipeline, again)]
+    assert marks[0] == marks[1] != fingerprint(tiny_config("ihd"), pipeline.network.state_dict())
+    # The owner's own card survives, a run that is being trained is left alone.
+    (folder / "README.md").write_text("mine")
+    again.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "mine"
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    with pytest.raises(ValueError, match="a run is trained in this folder"):
+        pipeline.save_pretrained(run)
+    assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
+
+
+def test_a_compiled_network_saves_as_it_was(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.network.compile(backend="eager")
+    pipeline.save_pretrained(tmp_path / "shared")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path / "shared").sample(1), pipeline.sample(1))
+
+
+def test_the_model_card_says_what_the_run_is(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "shared")
+    card = ModelCard.load(tmp_path / "shared" / "README.md")
+    assert card.data.library_name == "beyond-blur" and card.data.pipeline_tag == "unconditional-image-generation"
+    assert card.data.license is None and "diffusion" in card.data.tags
+    for words in (
+        "# beyond-blur: 8 x 8 grey images",
+        "| peclet | 0.1 |",
+        "| turbulence | compressible |",
+        "| levels K | 6 |",
+        "| sigma, levels 1 to K | 0.5 to 4 px |",
+        "| Fourier number, level K | 0.125 |",
+        f"| parameters | {sum(p.numel() for p in pipeline.network.parameters()):,} |",
+        "| multipliers | 1, 2 |",
+        "| images | 48 |",
+        "| fid | 12.35 |",
+        "| scores, recall | 0.5 |",
+        'Pipeline.from_pretrained("owner/name")',
+    ):
+        assert words in card.text, words
+    assert "features" not in card.text and "ok" not in card.text.split("Metrics")[1]
+    assert pipeline.generate_model_card(license="cc-by-4.0").data.license == "cc-by-4.0"
+    assert "Metrics" not in still().generate_model_card().text
+    odd = Pipeline(replace(pipeline.config, data="a | b\n# <b>[x](y)"), pipeline.network, pipeline.prior)
+    assert r"| data | a \| b \# \<b\>\[x\](y) |" in odd.generate_model_card().text
+
+
+def test_the_model_card_samples(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline.from_pretrained(run)
+    text = pipeline.generate_model_card(repo_id=str(run)).text
+    names: dict[str, object] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert torch.equal(names["images"], pipeline.sample(16))
+
+
+class FakeHub:
+    """What the mixin asks of huggingface_hub.HfApi, and a note of it."""
+
+    pushed: dict[str, object]
+
+    def __init__(self, token: str | None = None) -> None:
+        FakeHub.pushed = {"token": token}
+
+    def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> object:
+        self.pushed |= {"repo_id": repo_id, "private": private}
+        return type("Repo", (), {"repo_id": repo_id})()
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, **options: object) -> str:
+        self.pushed |= options | {"files": {file.name: file.read_bytes() for file in folder_path.iterdir()}}
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+
+def test_a_push_uploads_weights_configuration_and_card(pipeline: Pipeline, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", FakeHub)
+    address = pipeline.push_to_hub("someone/stripes", private=True, token="t", model_card_kwargs={"license": "mit"})
+    assert address == "https://huggingface.co/someone/stripes/commit/1"
+    pushed = FakeHub.pushed
+    expected = {"repo_id": "someone/stripes", "private": True, "token": "t", "repo_type": "model"}
+    assert {name: pushed[name] for name in expected} == expected
+    files = pushed["files"]
+    assert set(files) == {"README.md", "config.json", "ema.safetensors", "metrics.json", "prior.safetensors"}
+    for name in ("config.json", "ema.safetensors", "prior.safetensors"):
+        assert files[name] == (run / name).read_bytes()
+    card = files["README.md"].decode()
+    assert 'from_pretrained("someone/stripes")' in card and "license: mit" in card
+
+
+def test_a_model_of_the_hub_is_loaded_from_its_cache(finished: Path, tmp_path: Path) -> None:
+    """The Hub's own code on the Hub's own layout: a snapshot of links to blobs."""
+    repository = tmp_path / "models--someone--stripes"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for name in ("config.json", "ema.safetensors", "prior.safetensors"):
+        shutil.copy(finished / name, repository / "blobs" / name)
+        (snapshot / name).symlink_to(repository / "blobs" / name)
+    pipeline = Pipeline.from_pretrained("someone/stripes", cache_dir=tmp_path, local_files_only=True)
+    assert torch.equal(pipeline.sample(1), Pipeline.from_pretrained(finished).sample(1))
+
+
+def refused(folder: str | Path, message: str, **options: object) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        Pipeline.from_pretrained(folder, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_hub_does_not_have_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused("someone/stripes", "no such run folder, and not to be had from the Hub", cache_dir=tmp_path, local_files_only=True)
+
+    def offline(*arguments: object, **options: object) -> None:
+        raise LocalEntryNotFoundError("no connection\nand more lines")
+
+    monkeypatch.setattr("diffusion.pipeline.snapshot_download", offline)
+    refused("someone/stripes", r"not to be had from the Hub \(no connection\)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nowhere", "../nowhere", "a/../b", "a/..", "/nowhere", "runs/mine", "a/b/c", "a/b c", "a/--b", "a/b.git", "~/x", "a/", ""],
+)
+def test_names_that_are_no_models_never_reach_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either they are no owner/name, or the Hub's own check refuses them before anything is sent."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *a, **o: pytest.fail("asked the Hub"))
+    before = sorted(tmp_path.rglob("*"))
+    refused(name, "no such run folder|not a run folder", cache_dir=tmp_path / "cache")
+    assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts] == before
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["config.json", "ema.safetensors", "prior.safetensors", "metrics.json"])
+def test_nothing_in_a_folder_is_executed(run: Path, name: str) -> None:
+    """A pickle under any name is no safetensors and no JSON; beside them it is not looked at."""
+    (run / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(run / "executed")))
+    (run / "modeling.py").write_text(f"open({str(run / 'executed')!r}, 'w')")
+    Pipeline.from_pretrained(run)
+    (run / name).write_bytes(pickle.dumps(Bomb(run / "executed")))
+    refused(run, f"{name}: not")
+    assert not (run / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"auto_map": {"AutoModel": "evil.Model"}}, r"RunConfig has unknown entries \['auto_map'\]"),
+        ({"_target_": "os.system", "_args_": ["touch executed"]}, r"RunConfig has unknown entries \['_args_', '_target_'\]"),
+        ({"prior": "x", "batch": 3}, r"RunConfig has unknown entries \['batch', 'prior'\]"),
+        ({"network": "__import__('os').system('touch executed')"}, "NetworkConfig has unknown entries"),
+        ({"process": {"__class__": "os"}}, r"ForwardProcess has unknown entries \['__class__'\]"),
+    ],
+)
+def test_a_config_with_code_is_refused(run: Path, values: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | values))
+    refused(run, message)
+    assert not (run / "executed").exists()
+
+
+def test_links_and_pipes_in_place_of_files_are_refused(run: Path) -> None:
+    (run / "ema.safetensors").unlink()
+    (run / "ema.safetensors").symlink_to("/etc/hostname")
+    refused(run, "ema.safetensors: not a readable safetensors file|ema.safetensors: missing")
+    (run / "ema.safetensors").unlink()
+    os.mkfifo(run / "ema.safetensors")
+    refused(run, "ema.safetensors: missing")
+    (run / "config.json").unlink()
+    (run / "config.json").symlink_to("/dev/zero")
+    refused(run, "not a run folder")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1, 2]", "\x00", '{"a": ', ""])
+def test_metrics_that_are_no_json_object_are_refused(run: Path, text: str) -> None:
+    (run / "metrics.json").write_text(text)
+    refused(run, "metrics.json: not")
+
+
+def test_half_precision_weights_are_taken_as_float32(run: Path) -> None:
+    weights = load_tensors(run / "ema.safetensors")
+    save_tensors(run / "ema.safetensors", {name: tensor.half() for name, tensor in weights.items()})
+    pipeline = Pipeline.from_pretrained(run)
+    assert {parameter.dtype for parameter in pipeline.network.parameters()} == {torch.float32}
+    assert pipeline.sample(1).isfinite().all()
+
+
+# As a library
+
+
+def test_ten_lines_train_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len([line for line in LIBRARY.splitlines() if line and "import" not in line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(LIBRARY.replace("128_000", "64").replace("levels=60", "levels=5").replace("width=24", "width=8"), names)
+    images = names["images"]
+    assert images.shape == (64, 1, 16, 16) and images.isfinite().all()
+    flow = named_flow("beyond-blur")
+    process = names["process"]
+    assert (process.peclet, process.turbulence, process.offset) == (flow.peclet, flow.turbulence, flow.offset)
+
+
+def test_every_public_name_is_there_and_explains_itself() -> None:
+    assert set(diffusion.__all__) <= set(dir(diffusion))
+    for name in diffusion.__all__:
+        value = getattr(diffusion, name)
+        assert name == "FLOWS" or inspect.getdoc(value), name
+    with pytest.raises(AttributeError, match="no attribute 'pipelines'"):
+        _ = diffusion.pipelines
+    for name in ("from_pretrained", "sample", "interpolate", "restore", "corrupt", "save_pretrained", "push_to_hub", "to"):
+        method = getattr(Pipeline, name)
+        assert method.__module__ == "diffusion.pipeline" and method.__doc__
+        assert all(p.annotation is not p.empty for p in inspect.signature(method).parameters.values() if p.name != "self"), name
+    text = pydoc.plain(pydoc.render_doc(Pipeline))
+    assert "owner/name on the Hub" in text and "float32 [N, C, S, S]" in text
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = "import sys, diffusion; sys.exit(any(m in sys.modules for m in ('torch', 'warp', 'huggingface_hub')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
