@@ -227,7 +227,7 @@ class _Flow:
         """One iteration of the given lattice temperatures (float64, one each) after ``done`` full ones."""
         here = self.plan.grids[grid]
         out = torch.empty_like(u)
-        theta = theta.to(u.device, self.dtype)
+        theta = theta.to(u.device, self.dtype, non_blocking=True)
         settings = [here.velocity_per_theta, self.offset]
         kernels = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic)
         spell_of = done // self.freeze[grid]
@@ -235,7 +235,7 @@ class _Flow:
             chosen = torch.nonzero(spell_of == spell).flatten()
             velocity = self._velocity(grid, spell, rows[chosen])
             everyone = len(chosen) == len(rows)
-            index = chosen.to(u.device)
+            index = chosen.to(u.device, non_blocking=True)
             theta_in, u_in = (theta, u) if everyone else (theta[index], u[index])
             out_in = out if everyone else torch.empty_like(u_in)
             self._launch(kernels.read, [theta_in, velocity], settings, u_in, out_in)
@@ -305,7 +305,7 @@ class _Flow:
         if len(self.fields) == len(self.plan.grids):
             self.field = None
         velocity = self.fields[grid]
-        return velocity if len(rows) == len(velocity) else velocity[rows.to(velocity.device)]
+        return velocity if len(rows) == len(velocity) else velocity[rows.to(velocity.device, non_blocking=True)]
 
 
 @dataclass
@@ -321,7 +321,7 @@ class _Party:
         if bool(chosen.all()):
             return self
         index = torch.nonzero(chosen).flatten()
-        return _Party(self.rows[index], self.state[index.to(self.state.device)], self.done[index])
+        return _Party(self.rows[index], self.state[index.to(self.state.device, non_blocking=True)], self.done[index])
 
     def joined(self, other: _Party | None) -> _Party:
         """Both parties as one, in the order of the batch."""
@@ -329,7 +329,7 @@ class _Party:
             return self
         rows = torch.cat([self.rows, other.rows])
         order = torch.argsort(rows)
-        state = torch.cat([self.state, other.state])[order.to(self.state.device)]
+        state = torch.cat([self.state, other.state])[order.to(self.state.device, non_blocking=True)]
         return _Party(rows[order], state, torch.cat([self.done, other.done])[order])
 
 
@@ -368,7 +368,7 @@ class _Images:
                     out = picture
                 else:
                     out = picture.new_empty((len(level), *picture.shape[1:])) if out is None else out
-                    out[here.rows.to(out.device)] = picture
+                    out[here.rows.to(out.device, non_blocking=True)] = picture
             if not bool(stays.all()):
                 leaving = party.take(~stays)
                 arriving = _Party(leaving.rows, coarser(leaving.state), torch.zeros_like(leaving.done))
@@ -386,7 +386,7 @@ def _transposed(operator: AdvectionDiffusion, w: torch.Tensor, seed: torch.Tenso
         rows = torch.nonzero(grid_of == index).flatten()
         party = arriving
         if len(rows):
-            picture = w if len(rows) == len(w) else w[rows.to(w.device)]
+            picture = w if len(rows) == len(w) else w[rows.to(w.device, non_blocking=True)]
             for _ in range(index):
                 picture = _transpose_of_finer(picture, flow.periodic)
             theta = torch.from_numpy(plan.partial_theta)[level[rows]]

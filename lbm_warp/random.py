@@ -22,7 +22,7 @@ def normal(seed: int | Sequence[int] | torch.Tensor, shape: Sequence[int], devic
     Returns:
         float32 tensor of that shape.
     """
-    seeds = as_batch("seed", seed, shape[0]).to(device)
+    seeds = as_batch("seed", seed, shape[0]).to(device, non_blocking=True)
     out = torch.empty((shape[0], torch.Size(shape[1:]).numel()), device=device)
     launch(normal_kernel, out.shape, batched=[seeds], outputs=[out])
     return out.view(tuple(shape))

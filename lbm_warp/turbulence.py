@@ -175,7 +175,7 @@ class SpectralTurbulence:
         """Sum of waves along (y, x) on the cells' corners or middles, float32 [N, height (+ 1), width (+ 1)]."""
         axes = [_wave_basis(kinds[axis], size[axis], min(size), self.k_max, corners) for axis in range(2)]
         (ky, key_y, basis_y), (kx, key_x, basis_x) = (
-            tuple(torch.from_numpy(part).to(seeds.device) for part in axis) for axis in axes
+            tuple(torch.from_numpy(part).to(seeds.device, non_blocking=True) for part in axis) for axis in axes
         )
         count = len(seeds)
         amplitude = basis_y.new_empty((count, len(ky), len(kx)))
@@ -317,7 +317,7 @@ def _seeds(
     check_integer("height", height, 2)
     check_integer("width", width, 2)
     seed = torch.as_tensor(seed)
-    return as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed)).to(device)
+    return as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed)).to(device, non_blocking=True)
 
 
 def _curl(psi: torch.Tensor) -> torch.Tensor:
