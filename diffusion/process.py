@@ -7,7 +7,6 @@ processes apart is the flow.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +14,7 @@ import torch
 
 from diffusion.rng import seeds
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence, Turbulence
-from lbm_warp.checks import InputError, check_boundary, check_integer, check_number
+from lbm_warp.checks import InputError, check_boundary, check_integer, check_name, check_number
 from lbm_warp.random import normal
 
 TURBULENCE: dict[str, Turbulence] = {
@@ -105,8 +104,5 @@ def named_flow(name: str) -> Flow:
     Raises:
         InputError: if there is none, with the nearest name.
     """
-    if name not in FLOWS:
-        near = difflib.get_close_matches(name, FLOWS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown process {name!r}: expected one of {', '.join(FLOWS)}{hint}")
+    check_name("process", name, FLOWS)
     return FLOWS[name]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -33,6 +34,14 @@ def check_integer(name: str, value: int, low: int, high: float = math.inf) -> No
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputError(f"{name} must be an integer, got {value!r}")
     check_number(name, value, low, high)
+
+
+def check_name(what: str, name: str, known: Collection[str]) -> None:
+    """Raise InputError, with the nearest name, unless ``name`` is one of ``known``."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"unknown {what} {name!r}: expected one of {', '.join(known)}{hint}")
 
 
 def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int) -> torch.Tensor:
