@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -18,24 +18,37 @@ from lbm_warp.checks import InputError
 Config = TypeVar("Config")
 
 
-def run(command: Callable[[Config], None], config: type[Config], module: str) -> None:
-    """Parse the command line into ``config`` and run ``command`` on it; bad input ends in one line and exit code 2."""
-    arguments = tyro.cli(config, prog=f"python -m cli.{module}", description=sys.modules[command.__module__].__doc__)
+def run(
+    command: Callable[[Config], None],
+    config: type[Config],
+    module: str,
+    default: Callable[[Sequence[str]], Config] | None = None,
+) -> None:
+    """Parse the command line into ``config`` and run ``command`` on it; bad input ends in one line and exit code 2.
+
+    ``default`` makes the options that are in force unless given, where they depend on the command line itself. Of the processes
+    that a launcher started on a machine, the first speaks.
+    """
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    description = sys.modules[command.__module__].__doc__
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("lbm_warp").setLevel(logging.INFO)
+    logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
     try:
+        start = {} if default is None else {"default": default(sys.argv[1:])}
+        arguments = tyro.cli(config, prog=f"python -m cli.{module}", description=description, console_outputs=speaks, **start)
         _start_warp()
         with logging_redirect_tqdm():
             command(arguments)
+        return
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        message, code = f"error: {' '.join(str(error).split())}", 2
     except OSError as error:
-        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        message, code = f"error: {error.filename or 'system'}: {error.strerror or error}", 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        message, code = "interrupted", 130
+    if speaks:
+        print(message, file=sys.stderr)
+    sys.exit(code)
 
 
 def pick_device(name: str) -> torch.device:

@@ -21,12 +21,12 @@ from accelerate.utils import broadcast_object_list, gather
 from tqdm import tqdm
 
 from cli import console
-from cli.sample import generate
-from diffusion.checkpoint import load_run, load_tensors, save_tensors
+from diffusion.checkpoint import load_tensors, save_tensors
 from diffusion.data import fit, open_dataset
 from diffusion.features import FeatureExtractor, open_features, to_uint8
 from diffusion.files import write_json
 from diffusion.metrics import Measurement, Scores, check_features, score, spread
+from diffusion.pipeline import Pipeline
 from lbm_warp.checks import InputError, check_integer
 
 DEFAULT_NUM = 10_000
@@ -173,11 +173,11 @@ def open_sources(options: Evaluate, device: torch.device) -> tuple[Source, Sourc
 
 def open_run(folder: Path, seed: int, device: torch.device) -> tuple[Source, str]:
     """What a trained run generates, and the name of the data it was trained on."""
-    run = load_run(folder, device)
-    config = run.config
+    pipeline = Pipeline.from_pretrained(folder, device=device)
+    config = pipeline.config
 
     def read(index: np.ndarray) -> torch.Tensor:
-        return to_uint8(generate(run.network, config, run.prior, index, device, seed=seed))
+        return to_uint8(pipeline.sample(index, seed))
 
     return Source(str(folder), config.size, config.channels, None, read), config.data
 

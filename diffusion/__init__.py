@@ -3,7 +3,8 @@
 Pipeline        a trained run: load, sample, interpolate, restore, share
 train           train a run (RunConfig: ForwardProcess, NetworkConfig, TrainingConfig) on a data set
 open_dataset    pictures from a folder, an archive or a name
-residual_sampler    the walk itself, as a function
+named_process   a forward process by name (PROCESSES); preset: a whole run by name (PRESETS)
+residual_sampler, resampling_sampler    the walks themselves, as functions
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     from diffusion.data import ImageDataset, open_dataset
     from diffusion.network import NetworkConfig, UNet
     from diffusion.pipeline import Pipeline
+    from diffusion.presets import PRESETS, preset
     from diffusion.prior import Prior
-    from diffusion.process import FLOWS, Flow, ForwardProcess, named_flow
-    from diffusion.sampling import residual_sampler
+    from diffusion.process import PROCESSES, ForwardProcess, named_process
+    from diffusion.sampling import resampling_sampler, residual_sampler
     from diffusion.training import train
 
 __all__ = [
-    "FLOWS",
-    "Flow",
+    "PRESETS",
+    "PROCESSES",
     "ForwardProcess",
     "ImageDataset",
     "NetworkConfig",
@@ -32,8 +34,10 @@ __all__ = [
     "RunConfig",
     "TrainingConfig",
     "UNet",
-    "named_flow",
+    "named_process",
     "open_dataset",
+    "preset",
+    "resampling_sampler",
     "residual_sampler",
     "train",
 ]
@@ -44,8 +48,9 @@ _MODULES = {
     "network": ("NetworkConfig", "UNet"),
     "pipeline": ("Pipeline",),
     "prior": ("Prior",),
-    "process": ("FLOWS", "Flow", "ForwardProcess", "named_flow"),
-    "sampling": ("residual_sampler",),
+    "presets": ("PRESETS", "preset"),
+    "process": ("PROCESSES", "ForwardProcess", "named_process"),
+    "sampling": ("resampling_sampler", "residual_sampler"),
     "training": ("train",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

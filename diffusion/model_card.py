@@ -20,13 +20,15 @@ def card_text(config: RunConfig, parameters: int, metrics: dict[str, Any], repo_
         metrics: numbers of an evaluation, nested or not; whatever is no number is left out.
         repo_id: what the lines that show how to sample load.
     """
-    process, schedule = config.process, config.process.operator(config.size).schedule
-    sigma, fourier = schedule.sigma, schedule.fourier(config.size)
+    process = config.process
+    sigma, (signal, noise) = process.blur_widths(config.size), process.scales()
     colours = {1: "grey", 3: "colour"}.get(config.channels, f"{config.channels}-channel")
     levels = {
-        "levels K": schedule.levels,
-        "sigma, levels 1 to K": f"{sigma[1]:.3g} to {sigma[-1]:.4g} px",
-        "Fourier number, level K": f"{fourier[-1]:.3g}",
+        "levels K": process.levels,
+        "blur, levels 1 to K": f"{sigma[1]:.3g} to {sigma[-1]:.4g} px",
+        "Fourier number, level K": f"{(sigma[-1] / config.size) ** 2 / 2:.3g}",
+        "signal, levels 1 to K": f"{signal[1]:.4g} to {signal[-1]:.4g}",
+        "noise, levels 1 to K": f"{noise[1]:.4g} to {noise[-1]:.4g}",
     }
     sections = {
         f"Process: {config.process_name}": {

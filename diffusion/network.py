@@ -127,6 +127,22 @@ class UNet(nn.Module):
         return self.leave(x)
 
 
+class MixedPrecision(nn.Module):
+    """A network whose layers compute in bfloat16 where torch's autocast holds that safe; what goes in and comes out is float32.
+
+    Args:
+        network: called as ``network(u, level)``; its weights stay float32.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(u.device.type, torch.bfloat16):
+            return self.network(u, level).float()
+
+
 class LevelSequence(nn.ModuleList):
     """Layers in a row, of which residual blocks are told the level."""
 
@@ -190,7 +206,9 @@ def _fourier_features(position: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, channels // 4), channels)
+    """Up to 32 groups of at least four channels, as many as divide them evenly."""
+    groups = next(count for count in range(min(32, channels // 4), 0, -1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:

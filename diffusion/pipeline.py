@@ -19,7 +19,7 @@ from diffusion.model_card import PAPER, card_text
 from diffusion.prior import Prior
 from diffusion.process import ForwardProcess
 from diffusion.rng import seeds
-from diffusion.sampling import Noise, default_batch, residual_sampler, seeded_noise, spherical, walk
+from diffusion.sampling import Noise, default_batch, resampling_sampler, residual_sampler, seeded_noise, spherical, walk
 from lbm_warp.checks import InputError, check_integer
 
 BUNDLED = Path(str(resources.files("assets") / "digits-model"))
@@ -179,7 +179,7 @@ class Pipeline(
 
         def draw(rows: slice) -> torch.Tensor:
             u = self.prior.draw(start_seed[rows], self.config.size, process, self.device)
-            return self._walk(u, noise_seed[rows], process, process.levels, levels, callback)
+            return self._walk(u, noise_seed[rows], start_seed[rows], process, process.levels, levels, callback)
 
         return self._batched(len(numbers), draw)
 
@@ -217,7 +217,7 @@ class Pipeline(
             place = places[rows].to(self.device)
             u = (1.0 - place) * one + place * other
             noise = spherical(seeded_noise(first[rows], process, u), seeded_noise(second[rows], process, u), place)
-            return self._walk(u, noise, process, process.levels, levels, callback)
+            return self._walk(u, noise, first[rows], process, process.levels, levels, callback)
 
         return self._batched(len(numbers), draw).unflatten(0, (-1, points))
 
@@ -235,8 +235,9 @@ class Pipeline(
         shape = (self.config.channels, self.config.size, self.config.size)
         if tuple(image.shape) != shape:
             raise InputError(f"the image must have shape {list(shape)}, got {list(image.shape)}")
-        flow = seeds(_sample_seeds(np.zeros(1, dtype=np.int64), seed), "flow")
-        return self.config.process.operator(self.config.size)(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
+        check_integer("level", level, 0, self.config.process.levels)
+        flow = _sample_seeds(np.zeros(1, dtype=np.int64), seed)
+        return self.config.process.mean(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
 
     def restore(
         self,
@@ -264,11 +265,11 @@ class Pipeline(
         """
         process, noise_seed = self._process(delta), _sample_seeds(np.arange(images), seed)
         walk(process, level, levels)
-        corrupted = self.corrupt(image, level, seed).to(self.device)
+        corrupted, flow = self.corrupt(image, level, seed).to(self.device), _sample_seeds(np.zeros(images, dtype=np.int64), seed)
 
         def draw(rows: slice) -> torch.Tensor:
             chosen = noise_seed[rows]
-            return self._walk(corrupted.repeat(len(chosen), 1, 1, 1), chosen, process, level, levels, callback)
+            return self._walk(corrupted.repeat(len(chosen), 1, 1, 1), chosen, flow[rows], process, level, levels, callback)
 
         return self._batched(images, draw)
 
@@ -328,6 +329,7 @@ class Pipeline(
         self,
         u: torch.Tensor,
         seed: torch.Tensor | Noise,
+        flow: torch.Tensor,
         process: ForwardProcess,
         start: int,
         levels: int | None,
@@ -335,7 +337,10 @@ class Pipeline(
     ) -> torch.Tensor:
         if callback is not None:
             callback(start, u)
-        return residual_sampler(self._predict, u, process, seed, callback, start=start, levels=levels)
+        if process.sampler == "residual":
+            return residual_sampler(self._predict, u, process, seed, callback, start=start, levels=levels)
+        fresh = 1.0 if process.sampler == "ancestral" else 0.0
+        return resampling_sampler(self._predict, u, process, seed, callback, flow=flow, fresh=fresh, start=start, levels=levels)
 
     def _batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """``draw`` for the rows of ``count`` images, batch by batch; a batch that does not fit into a GPU's memory is halved."""

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffusion.process import ForwardProcess
-from diffusion.rng import below, seeds
+from diffusion.process import QUANTUM, ForwardProcess
+from diffusion.rng import below
 from lbm_warp.heat import cosines
 
 PROBES = 32
@@ -31,9 +31,10 @@ class Prior:
     def build(cls, dataset: Sequence[np.ndarray], process: ForwardProcess, device: torch.device) -> Prior:
         """Thumbnails just large enough that level K cannot tell them from the pictures.
 
-        "Cannot tell" is meant strictly: even the best detector, who knows both and sees the difference under the training noise,
-        has a signal-to-noise ratio below one: ||A_K(picture) - A_K(thumbnail)|| < noise. The operator is linear in the image, so
-        this is measured on a few pictures spread over the set.
+        "Cannot tell" is meant strictly: even the best detector, who knows both and sees the difference under the noise of level K,
+        has a signal-to-noise ratio below one: s_K ||A_K(picture) - A_K(thumbnail)|| < sigma_K. Where there is no noise to speak of,
+        it sees what eight bits a value show. The operator is linear in the image, so this is measured on a few pictures spread over
+        the set.
 
         Args:
             dataset: pictures, float32 [C, S, S]; of a large set ten thousand are kept.
@@ -43,15 +44,16 @@ class Prior:
         count = len(dataset)
         probe = torch.stack([torch.from_numpy(dataset[i]) for i in _spread(count, PROBES)]).to(device)
         size = probe.shape[-1]
+        noise = max(process.scales()[1][-1], QUANTUM)
         for side in range(1, size + 1):
             difference = probe - _resized(_resized(probe, side), size)
-            if _faded(difference, process).amax() < process.noise:
+            if _faded(difference, process).amax() < noise:
                 break
         kept = tqdm(_spread(count, BANK), desc="prior", unit="img", leave=False)
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], side) for i in kept]))
 
     def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:
-        """Images at level K: a random thumbnail in a flow of its own for every seed.
+        """Images at level K, without its noise: a random thumbnail in a flow of its own for every seed.
 
         Args:
             seed: one integer a sample, int64 [N].
@@ -63,7 +65,7 @@ class Prior:
             float32 [N, C, size, size].
         """
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        return process.operator(size)(_resized(chosen, size), process.levels, seeds(seed, "flow"))
+        return process.mean(_resized(chosen, size), process.levels, seed)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -83,7 +85,7 @@ def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _faded(difference: torch.Tensor, process: ForwardProcess) -> torch.Tensor:
-    """||A_K(difference)|| per image, without the background: the difference of two images has none."""
+    """s_K ||A_K(difference)|| per image, without the background: the difference of two images has none."""
     operator = replace(process, offset=0.0).operator(difference.shape[-1])
-    faded = operator(difference, process.levels, torch.arange(len(difference)))
-    return faded.flatten(1).norm(dim=1)
+    faded = difference if operator is None else operator(difference, process.levels, torch.arange(len(difference)))
+    return float(process.scales()[0][-1]) * faded.flatten(1).norm(dim=1)

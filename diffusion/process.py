@@ -139,14 +139,19 @@ class ForwardProcess:
         noise = self.noise * NOISE[self.noise_schedule](t, signal)
         return np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
 
+    def blur_widths(self, size: int) -> np.ndarray:
+        """Blur of levels 0..K at a shorter side of ``size`` [pixels], float64 [K + 1]."""
+        if self.blur == "none":
+            return np.zeros(self.levels + 1)
+        check_number("sigma_max in pixels", self.sigma_max * size, self.sigma_min)
+        t = np.arange(1, self.levels + 1) / self.levels
+        return np.concatenate([[0.0], BLUR[self.blur](t, self.sigma_min, self.sigma_max * size)])
+
     def operator(self, size: int) -> AdvectionDiffusion | Untransported | None:
         """The corruption operator for images whose shorter side is ``size`` pixels; None where there is no blur."""
         if self.blur == "none":
             return None
-        check_number("sigma_max in pixels", self.sigma_max * size, self.sigma_min)
-        t = np.arange(1, self.levels + 1) / self.levels
-        sigma = BLUR[self.blur](t, self.sigma_min, self.sigma_max * size)
-        schedule = Schedule(np.concatenate([[0.0], sigma]))
+        schedule = Schedule(self.blur_widths(size))
         operator = AdvectionDiffusion(schedule, self.peclet, TURBULENCE[self.turbulence], self.boundary, self.offset)
         return operator if self.transport else Untransported(operator)
 
@@ -217,7 +222,7 @@ class Untransported:
     def __init__(self, flow: AdvectionDiffusion) -> None:
         self.flow = flow
         self.blur = AdvectionDiffusion(flow.schedule, 0.0, boundary=flow.boundary)
-        self.schedule = flow.schedule
+        self.solver = flow.solver
 
     def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
         """As :meth:`AdvectionDiffusion.__call__`."""

@@ -80,7 +80,7 @@ def residual_sampler(
     """
     visited = walk(process, start, levels)
     noise = seed if callable(seed) else seeded_noise(seed, process, u)
-    sigma = process.operator(u.shape[-1]).schedule.sigma
+    sigma = process.blur_widths(u.shape[-1])
     modes = cosines(u.shape[-1])[1].to(u)
     delta = process.noise * process.sampling_noise
     for level, below in pairwise(visited):
@@ -90,6 +90,65 @@ def residual_sampler(
         if below < level - 1:
             stretch = np.log(sigma[level] / sigma[below]) / np.log(sigma[level] / sigma[level - 1])
             u = u + (stretch - 1.0) * _unblurring(residual, u, modes)
+        if callback is not None:
+            callback(below, u)
+    return u
+
+
+@torch.inference_mode()
+def resampling_sampler(
+    network: nn.Module,
+    u: torch.Tensor,
+    process: ForwardProcess,
+    seed: torch.Tensor | Noise,
+    callback: Callable[[int, torch.Tensor], None] | None = None,
+    *,
+    flow: torch.Tensor | None = None,
+    fresh: float = 0.0,
+    start: int | None = None,
+    levels: int | None = None,
+) -> torch.Tensor:
+    """Walk down the levels by way of the clean image: find it, corrupt it again to a lower level, add the noise that is there.
+
+    With u0 the clean image that the network's answer stands for, M_k = m + s_k (A_k(u0) - m) and j < k the level below,
+
+        u_j = M_j + r (u_k - M_k) + sigma_fresh eps,    r^2 sigma_k^2 + sigma_fresh^2 = sigma_j^2.
+
+    Without noise (r = 1) this is cold diffusion's improved sampling (Bansal et al. 2022, algorithm 2); with ``fresh`` = 0 DDIM
+    (Song et al. 2021, equation 12) and, under blur and growing noise, soft diffusion's momentum sampler (Daras et al. 2023); with
+    ``fresh`` = 1 the ancestral sampler of DDPM (Ho et al. 2020), whose share of fresh noise is
+
+        sigma_fresh^2 = (sigma_j / sigma_k)^2 (sigma_k^2 - (s_k / s_j)^2 sigma_j^2).
+
+    Args:
+        network, seed, callback, start: as for :func:`residual_sampler`.
+        u: images at level ``start`` without its noise, float32 [N, C, S, S].
+        process: the forward process the network was trained on, whose target is ``clean`` or ``noise``.
+        flow: seeds of the flows that brought the images to that level, int64 [N]; ``seed`` if left out.
+        fresh: share of the fresh noise, 0 to 1.
+        levels: number of steps, at most ``start``, which is the default; a step may skip levels.
+
+    Returns:
+        Samples, float32 [N, C, S, S], values around [0, 1].
+
+    Raises:
+        InputError: if ``start`` or ``levels`` is out of its range.
+    """
+    visited = walk(process, start, levels)
+    flow = seed if flow is None else flow
+    noise = seed if callable(seed) else seeded_noise(seed, process, u)
+    signal, sigma = (scale.tolist() for scale in process.scales())
+    u = u + process.sampling_noise * sigma[visited[0]] * noise(visited[0])
+    for level, below in pairwise(visited):
+        answer = network(u, torch.full((len(u),), level, device=u.device))
+        clean = process.clean_image(answer, u, level)
+        ratio = sigma[below] / sigma[level] if sigma[level] > 0.0 else 1.0
+        added = sigma[level] ** 2 - (signal[level] / signal[below] * sigma[below]) ** 2
+        anew = fresh * ratio * max(added, 0.0) ** 0.5
+        kept = ratio if anew == 0.0 else (sigma[below] ** 2 - anew**2) ** 0.5 / sigma[level]
+        u = process.mean(clean, below, flow) + kept * (u - process.mean(clean, level, flow))
+        if anew > 0.0:
+            u = u + anew * noise(below)
         if callback is not None:
             callback(below, u)
     return u

@@ -2,100 +2,167 @@
 
 from __future__ import annotations
 
-import json
-import time
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
-from diffusion.checkpoint import RunConfig, load_config, load_metadata, load_tensors, save_config, save_tensors
+from diffusion.checkpoint import Checkpoints, RunConfig, load_checkpoint, load_config, save_config, save_tensors
 from diffusion.ema import EMA
-from diffusion.files import whole_file
+from diffusion.log import MetricsLog, Stopwatch
+from diffusion.network import MixedPrecision
+from diffusion.parallel import Ranks, one_line
 from diffusion.pipeline import load_prior
 from diffusion.prior import Prior
-from diffusion.process import ForwardProcess
 from diffusion.rng import below, seeds
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, check_integer
 
 LOG_STEPS = 25
 PREFETCH = 2
+
+Precision = Literal["fp32", "bf16"]
 
 
 def train(
     config: RunConfig,
     dataset: Sequence[np.ndarray],
     folder: Path,
-    device: torch.device,
+    device: torch.device | None = None,
     *,
+    precision: Precision | None = None,
+    accumulate: int = 1,
+    compile: bool = False,
+    workers: int = 0,
     checkpoint_every: int = 32_000,
+    keep_every: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_log: Callable[[dict[str, float]], None] = lambda line: None,
     on_checkpoint: Callable[[int, nn.Module, Prior], None] = lambda images, network, prior: None,
 ) -> bool:
     """Train a run, or go on with it where its last checkpoint left it.
 
+    Call it in one process, or in each of those that torchrun or accelerate launch started: they share every batch, and the result
+    is the same to float tolerance (but for dropout, whose masks differ). Only ``config`` says what the run is; the rest says how it
+    is carried out, and may be another when it is resumed.
+
     Args:
         config: the run. A folder that holds another run is refused; only the length of the training may differ.
         dataset: pictures, float32 [C, S, S] in [0, 1].
-        folder: run folder, made if missing.
-        device: where to corrupt and to train.
+        folder: run folder, made if missing; on several machines one that all of them see.
+        device: where to corrupt and to train; None is CUDA where there is one. Launched processes take a device of their own each.
+        precision: ``fp32``, or ``bf16`` for the network under autocast (the corruption, the loss and the weights stay float32);
+            None is what accelerate launch was told, fp32 without.
+        accumulate: pieces that a process's share of a batch is trained in, one after the other, to save memory.
+        compile: hand the network to torch.compile.
+        workers: processes that read pictures; 0 reads in threads.
         checkpoint_every: images between checkpoints.
-        should_stop: asked after every step; on True the run is checkpointed and left.
-        on_checkpoint: called as ``on_checkpoint(images_seen, averaged_network, prior)`` after every checkpoint.
+        keep_every: images between checkpoints that are kept for good; None keeps the last two.
+        should_stop: asked after every step, in every process; on True the run is checkpointed and left.
+        on_log: called with every line of metrics.jsonl, in the main process alone.
+        on_checkpoint: called as ``on_checkpoint(images_seen, averaged_network, prior)`` after every checkpoint, in the main process
+            alone.
 
     Returns:
         Whether the training is complete.
 
     Raises:
-        InputError: if the folder holds another run or damaged files, or if the loss is no longer finite.
+        InputError: if an option is out of its range, the batch cannot be shared out evenly, the folder holds another run or no
+            readable checkpoint, a picture cannot be read, a file cannot be written, or the loss is no longer finite. All processes
+            raise it, with one message.
     """
-    training, process = config.training, config.process
-    torch.manual_seed(int(seeds(training.seed, "weights")))
-    network = config.build_network().to(device)
-    average = EMA(network, training.ema)
-    optimiser = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
-    state = TrainingState(network, average, optimiser)
-    if (folder / "config.json").exists():
-        _check_same_run(folder, config)
-    resume_file = folder / "training.safetensors"
-    if resume_file.exists():
-        state.load(resume_file)
-        prior = load_prior(folder, config)
-    else:
-        prior = Prior.build(dataset, process, device)
-        save_tensors(folder / "prior.safetensors", {"thumbnails": prior.thumbnails})
-    save_config(folder, config)
-    log = MetricsLog(folder / "metrics.jsonl", state.images)
+    ranks = Ranks(device)
+    check_integer("checkpoint_every", checkpoint_every, 1)
+    if keep_every is not None:
+        check_integer("keep_every", keep_every, 1)
+    training = config.training
+    state = TrainingState.initial(config, ranks.device)
+    trainer = Trainer(config, state, ranks, precision=precision, accumulate=accumulate, compile=compile)
+    sampler = MixedPrecision(state.average.network) if trainer.precision == "bf16" else state.average.network
+    checkpoints = Checkpoints(folder, keep_every)
+
+    def save_for_sampling() -> None:
+        save_tensors(folder / "model.safetensors", state.network.state_dict())
+        save_tensors(folder / "ema.safetensors", state.average.network.state_dict())
+
+    with ranks.together():
+        if (folder / "config.json").exists():
+            _check_same_run(folder, config)
+        problems = checkpoints.resume(state.load)
+    if not ranks.agree(state.images):
+        raise InputError(f"{folder}: the processes see different checkpoints; put it where all machines see the same files")
+    prior = None
+    with ranks.together():
+        if ranks.main:
+            checkpoints.tidy()
+            if checkpoints.good is None:
+                prior = Prior.build(dataset, config.process, ranks.device)
+                save_tensors(folder / "prior.safetensors", {"thumbnails": prior.thumbnails})
+            else:
+                for problem in problems:
+                    print(f"{problem}; going on from {checkpoints.good}")
+                prior = load_prior(folder, config)
+                save_for_sampling()
+            save_config(folder, config)
+        log = MetricsLog(folder / "metrics.jsonl", state.images, ranks)
 
     def checkpoint() -> None:
-        state.save(resume_file)
-        save_tensors(folder / "model.safetensors", network.state_dict())
-        save_tensors(folder / "ema.safetensors", average.network.state_dict())
-        on_checkpoint(state.images, average.network, prior)
+        with ranks.together():
+            if ranks.main:
+                state.save(checkpoints)
+        checkpoints.good = checkpoints.path(state.images)
+        with ranks.together():
+            if ranks.main:
+                save_for_sampling()
+                on_checkpoint(state.images, sampler, prior)
+        log.restart()
 
-    network.train()
-    progress = tqdm(total=training.images, initial=state.images, desc="training", unit="img", smoothing=0.05)
-    with progress, batches(dataset, training.seed, state.images, training.images, training.batch) as queue:
-        for images in queue:
-            before = state.images
-            loss = training_step(state, torch.from_numpy(images).to(device), config)
-            progress.update(len(images))
-            log.add(loss)
-            stop = should_stop()
-            due = stop or state.images >= training.images or state.images // checkpoint_every > before // checkpoint_every
-            if due or log.steps == LOG_STEPS:
-                progress.set_postfix(loss=f"{log.write(state.images):.4g}")
-            if due:
-                checkpoint()
-            if stop:
-                break
+    progress = tqdm(
+        total=training.images, initial=state.images, desc="training", unit="img", smoothing=0.05, disable=not ranks.main
+    )
+    reading = batches(
+        dataset,
+        training.seed,
+        state.images,
+        training.images,
+        training.batch,
+        part=(ranks.rank, ranks.count),
+        workers=workers,
+        flip=training.flip,
+    )
+    try:
+        with progress, reading as queue:
+            while state.images < training.images:
+                with ranks.together():
+                    u0 = torch.from_numpy(next(queue))
+                before = state.images
+                trainer.step(u0, log)
+                progress.update(state.images - before)
+                stop = ranks.any(should_stop())
+                due = stop or state.images >= training.images or state.images // checkpoint_every > before // checkpoint_every
+                if due or len(log.steps) == LOG_STEPS:
+                    # The loss is looked at before a checkpoint, so that none ever holds weights that are not finite.
+                    line = log.line(state.optimiser.param_groups[0]["lr"])
+                    progress.set_postfix(loss=f"{line['loss']:.4g}")
+                    with ranks.together():
+                        if ranks.main:
+                            log.write(line)
+                            on_log(line)
+                if due:
+                    checkpoint()
+                if stop:
+                    break
+    except (InputError, OSError) as error:
+        raise InputError(f"{one_line(error)}; {checkpoints.last()}") from error
     return state.images >= training.images
 
 
@@ -108,8 +175,20 @@ class TrainingState:
         self.optimiser = optimiser
         self.images = 0
 
-    def save(self, path: Path) -> None:
-        """Write everything as one file, so a run that is killed never mixes two moments."""
+    @classmethod
+    def initial(cls, config: RunConfig, device: torch.device) -> TrainingState:
+        """Before the first step: weights from the run's seed, on a device."""
+        torch.manual_seed(int(seeds(config.training.seed, "weights")))
+        network = config.build_network().to(device)
+        optimiser = torch.optim.Adam(network.parameters(), lr=config.training.learning_rate)
+        return cls(network, EMA(network, config.training.ema), optimiser)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write everything as one file, so a run that is killed never mixes two moments.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
         moments = {
             f"adam.{name}.{key}": self.optimiser.state[parameter][key]
             for name, parameter in self.network.named_parameters()
@@ -117,8 +196,7 @@ class TrainingState:
         }
         weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         averages = {f"average.{name}": tensor for name, tensor in self.average.network.state_dict().items()}
-        metadata = {"images": str(self.images), "updates": str(self.average.updates)}
-        save_tensors(path, moments | weights | averages, metadata)
+        checkpoints.save(self.images, moments | weights | averages, {"updates": str(self.average.updates)})
 
     def load(self, path: Path) -> None:
         """Take over what :meth:`save` wrote.
@@ -126,9 +204,8 @@ class TrainingState:
         Raises:
             InputError: if the file is damaged or belongs to another network.
         """
-        tensors = load_tensors(path)
+        tensors, metadata = load_checkpoint(path)
         try:
-            metadata = load_metadata(path)
             self.images, self.average.updates = int(metadata["images"]), int(metadata["updates"])
             for module, prefix in ((self.network, "network."), (self.average.network, "average.")):
                 module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
@@ -141,47 +218,135 @@ class TrainingState:
             raise InputError(f"{path}: not a checkpoint of this network ({' '.join(str(error).split())[:200]})") from None
 
 
-def training_step(state: TrainingState, u0: torch.Tensor, config: RunConfig) -> torch.Tensor:
-    """One step of Adam on a batch of clean images; returns the mean loss, still on its device.
+class Trainer:
+    """Steps of Adam on batches of clean images, of which every rank trains its share.
 
-    Everything random is a function of the run's seed and the images' places in the run.
-    """
-    training = config.training
-    sample = seeds(training.seed, "image", np.arange(state.images, state.images + len(u0)))
-    level = 1 + below(config.process.levels, sample, "level")
-    torch.manual_seed(int(seeds(training.seed, "dropout", state.images)))
-    loss = reconstruction_loss(state.network, u0, level, sample, config.process)
-
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
-    state.images += len(u0)
-    for group in state.optimiser.param_groups:
-        group["lr"] = training.learning_rate * min(1.0, state.images / max(training.warmup, 1))
-    state.optimiser.step()
-    state.average.update(state.network)
-    return loss.detach()
-
-
-def reconstruction_loss(
-    network: nn.Module, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor, process: ForwardProcess
-) -> torch.Tensor:
-    """Squared error of the less corrupted image, summed over pixels, mean over the batch (Rissanen et al. 2023).
+    Everything random is a function of the run's seed and the images' places in the run, so a sample's level, flow and noise are the
+    same whatever the number of ranks or pieces. Dropout follows the piece: seeded by the place of its first image.
 
     Args:
-        network: predicts the correction; called as ``network(u, level)``.
-        u0: clean images, float32 [N, C, S, S].
-        level: int64 [N] on the CPU, 1 to K.
-        seed: one integer an image, int64 [N].
-        process: the forward process.
+        config: the run.
+        state: what the steps change. Every rank changes it alike, the average included: equal gradients, equal weights.
+        ranks: the processes of the run.
+        precision, accumulate, compile: as for :func:`train`.
+
+    Raises:
+        InputError: if the batch does not divide into equal pieces, or the precision is unknown.
     """
-    corrupted, target = process.training_pair(u0, level, seed)
-    prediction = corrupted + network(corrupted, level.to(u0.device))
-    return (prediction - target).square().flatten(1).sum(dim=1).mean()
+
+    def __init__(
+        self,
+        config: RunConfig,
+        state: TrainingState,
+        ranks: Ranks,
+        *,
+        precision: Precision | None = None,
+        accumulate: int = 1,
+        compile: bool = False,
+    ) -> None:
+        check_integer("accumulate", accumulate, 1)
+        pieces, batch = ranks.count * accumulate, config.training.batch
+        if batch % pieces:
+            raise InputError(
+                f"a batch of {batch} images does not divide into {ranks.count} processes x {accumulate} pieces; "
+                f"--batch must be a multiple of {pieces}"
+            )
+        self.config = config
+        self.state = state
+        self.ranks = ranks
+        self.piece = batch // pieces
+        self.precision = ranks.precision if precision is None else precision
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"precision must be fp32 or bf16, got {self.precision!r}")
+        if compile:
+            # In place: the names in the state dict stay what they are.
+            state.network.compile()
+        self.model = ranks.prepare(MixedPrecision(state.network) if self.precision == "bf16" else state.network)
+
+    def step(self, u0: torch.Tensor, log: MetricsLog) -> None:
+        """One step on this rank's share of a batch, float32 [n, C, S, S] on the CPU; n may be 0 in the last batch of a run."""
+        state, training = self.state, self.config.training
+        batch = min(training.batch, training.images - state.images)
+        first = state.images + self.ranks.share(batch).start
+        state.network.train()
+        state.optimiser.zero_grad(set_to_none=True)
+        if len(u0):
+            pieces = [(len(piece) / batch, piece) for piece in u0.split(self.piece)]
+        else:
+            # A rank without an image still takes part in the averaging, with one that counts nothing.
+            pieces = [(0.0, u0.new_zeros((1, *u0.shape[1:])))]
+        losses = []
+        for number, (weight, piece) in enumerate(pieces):
+            with nullcontext() if number == len(pieces) - 1 else self.ranks.no_sync(self.model):
+                losses.append(self._accumulate(piece, first + number * self.piece, weight, log.watch))
+        with log.watch.part("network"):
+            norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
+            state.images += batch
+            for group in state.optimiser.param_groups:
+                group["lr"] = training.learning_rate * min(1.0, state.images / max(training.warmup, 1))
+            state.optimiser.step()
+            state.average.update(state.network)
+        log.add(state.average.updates, state.images, sum(losses), norm.detach())
+
+    def _accumulate(self, piece: torch.Tensor, first: int, weight: float, watch: Stopwatch) -> torch.Tensor:
+        """Corrupt a piece that starts at the run's image number ``first`` and add up its gradients; returns its part of the loss.
+
+        ``weight`` is the piece's fraction of the batch: the sum over pieces and ranks is the gradient of the mean over the batch.
+        """
+        seed = self.config.training.seed
+        sample = seeds(seed, "image", np.arange(first, first + len(piece)))
+        level = 1 + below(self.config.process.levels, sample, "level")
+        device = self.ranks.device
+        try:
+            with watch.part("corruption"):
+                corrupted, answer = self.config.process.training_example(_sent(piece, device), level, sample)
+            torch.manual_seed(int(seeds(seed, "dropout", first)))
+            with watch.part("network"):
+                loss = weight * reconstruction_loss(self.model, corrupted, answer, _sent(level, device))
+                # The ranks' gradients are averaged.
+                (self.ranks.count * loss).backward()
+        except TorchDynamoException as error:
+            raise InputError(f"torch.compile does not work here ({one_line(error)[:200]}); leave --compile out") from error
+        except torch.OutOfMemoryError as error:
+            if self.ranks.count > 1:
+                # The others cannot hear of it in the middle of a step; the launcher ends them, and shows where this one was.
+                raise
+            advice = "train in more pieces (--accumulate), or with --precision bf16"
+            raise InputError(f"{device} has not enough memory for {len(piece)} images at a time: {advice}") from error
+        return loss.detach()
+
+
+def reconstruction_loss(network: nn.Module, corrupted: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Squared error of the network's answer, summed over pixels, mean over the batch.
+
+    For the step to the level before this is the squared error of the less corrupted image (Rissanen et al. 2023, section 3.3), for
+    the noise the simple loss of Ho et al. (2020).
+
+    Args:
+        network: called as ``network(corrupted, level)``.
+        corrupted, answer: what ``ForwardProcess.training_example`` makes, float32 [N, C, S, S].
+        level: int64 [N], 1 to K, on the same device.
+    """
+    return (network(corrupted, level) - answer).square().flatten(1).sum(dim=1).mean()
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on its way to the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @contextmanager
-def batches(dataset: Sequence[np.ndarray], seed: int, first: int, last: int, size: int) -> Iterator[Iterator[np.ndarray]]:
+def batches(
+    dataset: Sequence[np.ndarray],
+    seed: int,
+    first: int,
+    last: int,
+    size: int,
+    *,
+    part: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    flip: bool = False,
+) -> Iterator[Iterator[np.ndarray]]:
     """Batches of pictures in the order the seed gives, read ahead by threads.
 
     Every epoch is a permutation of its own; image number i of a run is the same picture whatever the batch size, and a run that
@@ -192,76 +357,49 @@ def batches(dataset: Sequence[np.ndarray], seed: int, first: int, last: int, siz
         seed: the run's seed.
         first, last: from which image of the run to which (exclusive).
         size: images a batch; the last batch may be smaller.
+        part: (rank, ranks): which contiguous share of every batch is wanted, of how many.
+        workers: threads that read; 0 is four.
+        flip: mirror every other picture, at random.
 
     Yields:
-        An iterator over float32 [size, C, S, S].
+        An iterator over float32 [n, C, S, S]; n = size / ranks, or less in the last batch, where it may be 0.
     """
     count = len(dataset)
+    rank, ranks = part
 
-    def places(start: int) -> list[int]:
-        stop = min(start + size, last)
-        epochs = range(start // count, (stop - 1) // count + 1)
-        order = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in epochs}
-        return [int(order[index // count][index % count]) for index in range(start, stop)]
+    def places(start: int) -> range:
+        batch = min(size, last - start)
+        return range(start + batch * rank // ranks, start + batch * (rank + 1) // ranks)
 
-    with ThreadPoolExecutor(4, thread_name_prefix="data") as pool:
+    @functools.lru_cache(2)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(count)
+
+    def picture_at(place: int, index: int) -> np.ndarray:
+        picture = dataset[index]
+        return picture[..., ::-1] if flip and below(2, seed, "flip", place) else picture
+
+    with ThreadPoolExecutor(workers or 4, thread_name_prefix="data") as pool:
 
         def read(start: int) -> list[Future[np.ndarray]]:
-            return [pool.submit(dataset.__getitem__, place) for place in places(start)]
+            return [pool.submit(picture_at, place, int(order(place // count)[place % count])) for place in places(start)]
+
+        def stacked(pictures: list[Future[np.ndarray]]) -> np.ndarray:
+            return (
+                np.stack([picture.result() for picture in pictures]) if pictures else np.zeros((0, *dataset[0].shape), np.float32)
+            )
 
         def queue() -> Iterator[np.ndarray]:
             ahead: deque[list[Future[np.ndarray]]] = deque()
             for start in range(first, last, size):
                 ahead.append(read(start))
                 if len(ahead) > PREFETCH:
-                    yield np.stack([picture.result() for picture in ahead.popleft()])
+                    yield stacked(ahead.popleft())
             for pictures in ahead:
-                yield np.stack([picture.result() for picture in pictures])
+                yield stacked(pictures)
 
         yield queue()
         pool.shutdown(cancel_futures=True)
-
-
-class MetricsLog:
-    """metrics.jsonl: one line every few steps. Lines after the checkpoint that a run resumes from are dropped."""
-
-    def __init__(self, path: Path, images: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["images"] <= images]
-        with whole_file(path) as aside:
-            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self.path = path
-        self.images = images
-        self.start = time.perf_counter()
-        self.losses: list[torch.Tensor] = []
-
-    @property
-    def steps(self) -> int:
-        """Steps since the last line."""
-        return len(self.losses)
-
-    def add(self, loss: torch.Tensor) -> None:
-        """Remember a step's loss; nothing waits for the device before the next line."""
-        self.losses.append(loss)
-
-    def write(self, images: int) -> float:
-        """Write a line and return the mean loss since the last one.
-
-        Raises:
-            InputError: if a loss is not finite.
-        """
-        loss = torch.stack(self.losses).double().mean().item()
-        if not np.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at image {images}; the last checkpoint in {self.path.parent} is from before: "
-                "try a smaller --learning-rate"
-            )
-        elapsed = time.perf_counter() - self.start
-        line = {"images": images, "loss": loss, "images_per_second": round((images - self.images) / elapsed, 2)}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.losses, self.images, self.start = [], images, time.perf_counter()
-        return loss
 
 
 def _check_same_run(folder: Path, config: RunConfig) -> None:

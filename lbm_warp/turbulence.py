@@ -348,7 +348,7 @@ def _seeds(
     check_integer("height", height, 2)
     check_integer("width", width, 2)
     seed = torch.as_tensor(seed)
-    return as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed)).to(device)
+    return as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed), device)
 
 
 def _curl(psi: torch.Tensor) -> torch.Tensor:

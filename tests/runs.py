@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
 from diffusion.checkpoint import RunConfig, TrainingConfig
 from diffusion.network import NetworkConfig
-from diffusion.process import ForwardProcess, named_flow
+from diffusion.process import named_process
 
 SIZE = 8
 
@@ -20,7 +20,7 @@ def tiny_config(process: str = "beyond-blur", **training: object) -> RunConfig:
         data="stripes",
         channels=1,
         size=SIZE,
-        process=ForwardProcess(**asdict(named_flow(process)), levels=6),
+        process=replace(named_process(process), levels=6),
         network=NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.1),
         training=TrainingConfig(**values),
     )

@@ -50,14 +50,14 @@ def test_a_run_comes_back_as_it_was(run: Path) -> None:
     average = load_tensors(run / "ema.safetensors")
     assert all(torch.equal(tensor, average[name]) for name, tensor in loaded.network.state_dict().items())
     assert not loaded.network.training
-    names = {file.name for file in run.iterdir()}
+    names = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
     assert names == {
+        "checkpoints/000000048.safetensors",
         "config.json",
         "ema.safetensors",
         "metrics.jsonl",
         "model.safetensors",
         "prior.safetensors",
-        "training.safetensors",
     }
 
 
@@ -108,6 +108,7 @@ def test_a_prior_of_another_shape_is_refused(run: Path) -> None:
         ({"network__multipliers": []}, "multipliers must name at least one resolution"),
         ({"network__width": "wide"}, "width must be an integer, got 'wide'"),
         ({"network__multipliers": 3}, "wrong type"),
+        ({"training__flip": "yes"}, "flip must be true or false, got 'yes'"),
         ({"size": "big"}, "size must be an integer, got 'big'"),
         ({"size": 9}, "needs a size divisible by 2, got 9"),
         ({"format": 99}, "not a run of format 1"),

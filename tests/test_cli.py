@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -20,6 +21,7 @@ from PIL import Image
 
 from cli import archives, benchmark, console, corrupt, sample, train
 from diffusion.data import fit, open_dataset, read_image
+from diffusion.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {
@@ -40,7 +42,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"cli.{name}", *map(str, arguments)])
         try:
-            console.run(*COMMANDS[name], name)
+            console.run(*COMMANDS[name], name, train.defaults if name == "train" else None)
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)
@@ -192,6 +194,15 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--seed", "-1"], "seed must be from 0"),
         ("train", ["--network.width", "20"], "multiple of 8, got 20"),
         ("train", ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+        ("train", ["--keep-every", "0"], "--keep-every must be at least 1, got 0"),
+        ("train", ["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
+        ("train", ["--accumulate", "3"], "--batch must be a multiple of 3"),
+        ("train", ["--workers", "-1"], "--workers must be at least 0, got -1"),
+        ("train", ["--preset", "ffhq128"], "unknown preset 'ffhq128': expected one of digits, cifar10,"),
+        ("train", ["--preset=ffhq128"], "did you mean ffhq-128?"),
+        ("train", ["--preset", "cifar10", "--size", "36"], "needs a size divisible by 8, got 36"),
+        ("train", ["--preset", "ffhq-128", "--dry-run", "--peclet", "-1"], "peclet must be at least 0, got -1"),
+        ("train", ["--sampling-noise", "-1"], "sampling noise must be at least 0, got -1"),
         ("sample", ["nowhere"], "nowhere: no such run folder"),
         ("sample", ["empty"], "empty: not a run folder"),
         ("sample", ["empty/mine"], "empty/mine: no such run folder; train one with python -m cli.train"),
@@ -247,9 +258,87 @@ def test_nonsense_and_help(call: Call) -> None:
         assert code == 0 and f"python -m cli.{command}" in out and "--device" in out
 
 
+def shown(help_text: str, option: str) -> str:
+    """The default that a help text shows for an option."""
+    words = " ".join(help_text.replace("│", " ").split())
+    return words[words.index(f"{option} ") :].split("(default: ")[1].split(")")[0]
+
+
+def test_help_shows_the_values_of_the_preset(call: Call) -> None:
+    code, out, _ = call("train", "--preset", "ffhq-128", "--help")
+    assert code == 0
+    expected = {"--preset": "ffhq-128", "--data": "ffhq", "--size": "128", "--peclet": "0.06", "--levels": "200", "--batch": "32"}
+    expected |= {"--sigma-max": "1.0", "--network.multipliers": "1 2 3 4 5", "--learning-rate": "2e-05", "--ema": "0.9999"}
+    assert {option: shown(out, option) for option in expected} == expected
+    code, out, _ = call("train", "--data=afhq", "--process", "ihd", "--help")
+    assert shown(out, "--preset") == "afhq-64" and shown(out, "--peclet") == "0.0" and shown(out, "--offset") == "0.0"
+    assert shown(call("train", "--help")[1], "--images") == "128000"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_path: Path, name: str) -> None:
+    """Without the pictures."""
+    code, out, err = call("train", "--preset", name, "--dry-run", "--precision", "bf16", "--accumulate", "2")
+    assert code == 0 and err == "" and files(tmp_path) == set()
+    report = json.loads(out)
+    config = json.loads(json.dumps(asdict(PRESETS[name])))
+    assert report["preset"] == name and report["config"] == config
+    weights = report["memory_bytes"]["weights"]
+    assert weights == 4 * report["parameters"] and report["images_at_a_time"] == config["training"]["batch"] // 2
+    assert report["memory_bytes"]["total"] > 5 * weights
+    cost = report["corruption_iterations"]
+    assert 0 < cost["mean_per_image"] < 0.25 * cost["whole_trajectory"]
+
+
+def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path) -> None:
+    options = ["--preset", "ffhq-64", "--process", "beyond-blur-curl", "--peclet", "3", "--levels", "50", "--offset", "1"]
+    options += [
+        "--sigma-min",
+        "0.7",
+        "--sampling-noise",
+        "1.5",
+        "--boundary",
+        "periodic",
+        "--network.width",
+        "32",
+        "--flip",
+        "--grey",
+    ]
+    config = json.loads(call("train", "--dry-run", *options, "--clip", "2")[1])["config"]
+    process = {"peclet": 3.0, "turbulence": "curl-noise", "offset": 1.0, "boundary": "periodic", "sigma_min": 0.7, "sigma_max": 0.5}
+    assert config["process"] == process | {"levels": 50, "noise": 0.01, "sampling_noise": 1.5}
+    assert config["network"] == {"width": 32, "multipliers": [1, 2, 3, 4], "blocks": 2, "attention": [2, 3], "dropout": 0.1}
+    assert config["training"]["flip"] is True and config["training"]["clip"] == 2.0 and config["channels"] == 1
+
+    Image.effect_noise((40, 30), 60).convert("RGB").save(tmp_path / "one.png")
+    report = json.loads(call("train", "--dry-run", "--data", ".", "--size", "32")[1])
+    assert report["preset"] == "cifar10" and report["config"]["channels"] == 3 and report["config"]["size"] == 32
+    assert files(tmp_path) == {"one.png"}
+
+
+def test_tensorboard_shows_the_log_and_the_grids(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert call("train", *SMALL_RUN, "--tensorboard", "--out", "run", "--checkpoint-every", "32")[0] == 0
+    assert call("train", *SMALL_RUN, "--tensorboard", "--out", "run", "--images", "96")[0] == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [32, 64, 96]
+    for name in ("loss", "images_per_second", "corruption_ms", "network_ms", "learning_rate"):
+        assert [event.step for event in events.Scalars(name)] == [32, 64, 96]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in lines]), name
+    grids = events.Images("samples")
+    assert [grid.step for grid in grids] == [32, 64, 96]
+    saved = iio.imread(tmp_path / "run" / "samples" / "000000096.png")
+    assert (iio.imread(grids[-1].encoded_image_string, extension=".png") == saved).all()
+
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    code, _, err = call("train", *SMALL_RUN, "--tensorboard", "--out", "other")
+    assert code == 2 and "TensorBoard is not installed; pip install tensorboard" in err and not (tmp_path / "other").exists()
+
+
 def test_train_then_sample(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("train", *SMALL_RUN)
-    assert code == 0 and "1797" in out
+    assert code == 0 and "1797" in out and "preset digits" in out
     run = tmp_path / "runs" / "digits-beyond-blur"
     assert {"config.json", "model.safetensors", "ema.safetensors", "prior.safetensors", "metrics.jsonl"} <= files(run)
     assert iio.imread(run / "samples" / "000000064.png").ndim == 3
@@ -459,7 +548,7 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(tmp_path: Path, num
     process.send_signal(number)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and b"interrupted and saved" in out
-    assert (tmp_path / "run" / "training.safetensors").exists()
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
 def test_benchmark_prints_a_table_and_writes_it(call: Call, tmp_path: Path) -> None:

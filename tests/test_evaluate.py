@@ -18,8 +18,7 @@ from PIL import Image
 from torch import nn
 
 from cli import console, evaluate
-from cli.sample import generate
-from diffusion import checkpoint
+from diffusion import Pipeline, checkpoint
 from diffusion.features import open_features
 from diffusion.training import train
 from tests.runs import SIZE, stripes, tiny_config
@@ -91,8 +90,7 @@ def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
     assert found["features"] == {"name": "pixels", "sha256": None, "dimension": SIZE**2}
     assert (found["size"], found["channels"], found["k"]) == (SIZE, 1, 3)
 
-    loaded = checkpoint.load_run(run, CPU)
-    images = generate(loaded.network, loaded.config, loaded.prior, np.arange(30), CPU, seed=4)
+    images = Pipeline.from_pretrained(run).sample(30, seed=4)
     samples = np.rint(images.clamp(0, 1).numpy() * 255).reshape(30, -1) / 255
     reference = PICTURES.reshape(41, -1) / 255
     thinned = reference[np.linspace(0, 40, 30).round().astype(int)]

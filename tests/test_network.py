@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.network import NetworkConfig, SelfAttention, UNet
+from diffusion.network import MixedPrecision, NetworkConfig, SelfAttention, UNet
 
 SMALL = NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(1,))
 
@@ -59,6 +59,23 @@ def test_attention_is_softmax_attention() -> None:
         heads.append(torch.softmax(q @ k.transpose(1, 2) / 8.0, dim=-1) @ v)
     expected = x + layer.output(torch.cat(heads, dim=2).transpose(1, 2).reshape(2, 128, 3, 5))
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [40, 72, 136])
+def test_any_multiple_of_eight_is_a_width(width: int) -> None:
+    network = UNet(3, NetworkConfig(width, (1, 2), 1, (0, 1)), levels=10)
+    assert network(torch.rand((1, 3, 4, 4)), torch.tensor([3])).shape == (1, 3, 4, 4)
+
+
+def test_mixed_precision_rounds_inside_and_nowhere_else() -> None:
+    network = awake(UNet(1, SMALL, levels=10))
+    mixed = MixedPrecision(network)
+    u, level = torch.rand((2, 1, 16, 16)), torch.tensor([1, 10])
+    exact, rounded = network(u, level), mixed(u, level)
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+    rounded.sum().backward()
+    assert {parameter.grad.dtype for parameter in network.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

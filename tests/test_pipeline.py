@@ -25,7 +25,7 @@ from diffusion import Pipeline
 from diffusion.checkpoint import fingerprint, load_tensors, save_tensors
 from diffusion.pipeline import BUNDLED
 from diffusion.prior import Prior
-from diffusion.process import named_flow
+from diffusion.process import named_process
 from diffusion.rng import seeds
 from diffusion.training import train
 from tests.runs import SIZE, stripes, tiny_config
@@ -451,7 +451,7 @@ def test_ten_lines_train_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     exec(LIBRARY.replace("128_000", "64").replace("levels=60", "levels=5").replace("width=24", "width=8"), names)
     images = names["images"]
     assert images.shape == (64, 1, 16, 16) and images.isfinite().all()
-    flow = named_flow("beyond-blur")
+    flow = named_process("beyond-blur")
     process = names["process"]
     assert (process.peclet, process.turbulence, process.offset) == (flow.peclet, flow.turbulence, flow.offset)
 
@@ -460,7 +460,7 @@ def test_every_public_name_is_there_and_explains_itself() -> None:
     assert set(diffusion.__all__) <= set(dir(diffusion))
     for name in diffusion.__all__:
         value = getattr(diffusion, name)
-        assert name == "FLOWS" or inspect.getdoc(value), name
+        assert name in ("PRESETS", "PROCESSES") or inspect.getdoc(value), name
     with pytest.raises(AttributeError, match="no attribute 'pipelines'"):
         _ = diffusion.pipelines
     for name in ("from_pretrained", "sample", "interpolate", "restore", "corrupt", "save_pretrained", "push_to_hub", "to"):

@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusion import sampling
 from diffusion.network import NetworkConfig, UNet
 from diffusion.prior import Prior, _faded, _resized
-from diffusion.process import FLOWS, ForwardProcess
+from diffusion.process import PROCESSES, ForwardProcess
 from diffusion.rng import seeds
 from diffusion.sampling import activation_bytes, default_batch, residual_sampler, seeded_noise, spherical, walk
 from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
+STEPS = [name for name, process in PROCESSES.items() if process.target == "step"]
 
 
 def nothing(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
@@ -25,7 +26,7 @@ def nothing(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(u)
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", STEPS)
 def test_with_a_network_that_knows_the_truth_sampling_walks_back_to_the_picture(name: str) -> None:
     """The oracle answers u_{k-1} - u_k of the true trajectory; without noise the walk ends at u_0, to rounding."""
     process = replace(tiny_config(name).process, sampling_noise=0.0)
@@ -72,7 +73,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", STEPS)
 def test_thumbnails_are_just_large_enough(name: str) -> None:
     """||A_K(picture) - A_K(thumbnail)|| is below the noise at the chosen size, and not below it one size down."""
     process = tiny_config(name).process
@@ -108,7 +109,7 @@ def test_the_prior_draws_level_k_of_the_pictures_with_a_flow_of_its_own() -> Non
 
 
 def blur(levels: int, sigma_max: float = 0.25) -> ForwardProcess:
-    return ForwardProcess(0.0, "curl-noise", 0.0, sigma_max=sigma_max, levels=levels, sampling_noise=0.0)
+    return ForwardProcess(sigma_max=sigma_max, levels=levels, sampling_noise=0.0)
 
 
 def coarse_mode(q: int, levels: int, steps: int) -> tuple[float, float]:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
+import resource
+import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,24 +18,26 @@ from torch import nn
 
 from diffusion.checkpoint import load_tensors
 from diffusion.ema import EMA
-from diffusion.process import FLOWS
+from diffusion.log import MetricsLog
+from diffusion.parallel import Ranks
+from diffusion.process import PROCESSES
 from diffusion.rng import below, seeds
-from diffusion.training import TrainingState, batches, reconstruction_loss, train, training_step
+from diffusion.training import Trainer, TrainingState, batches, reconstruction_loss, train
 from tests.runs import stripes, tiny_config, without_dropout
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("process", FLOWS)
+@pytest.mark.parametrize("process", PROCESSES)
 def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
-    """A network that predicts no correction leaves sum (u_k + noise - u_{k-1})^2."""
+    """A network that answers nothing leaves the square of the right answer, (u_k + noise - u_{k-1})^2 for one."""
     config = tiny_config(process)
     u0 = torch.from_numpy(np.stack(stripes()))
     seed = torch.arange(len(u0))
     level = 1 + below(config.process.levels, seed, "level")
-    loss = reconstruction_loss(config.build_network(), u0, level, seed, config.process)
-    corrupted, target = config.process.training_pair(u0, level, seed)
-    assert loss.item() == pytest.approx((corrupted - target).square().sum().item() / len(u0), rel=1e-6)
+    corrupted, answer = config.process.training_example(u0, level, seed)
+    loss = reconstruction_loss(config.build_network(), corrupted, answer, level)
+    assert loss.item() == pytest.approx(answer.square().sum().item() / len(u0), rel=1e-6)
 
 
 def test_one_batch_is_learnt_by_heart() -> None:
@@ -45,9 +48,10 @@ def test_one_batch_is_learnt_by_heart() -> None:
     optimiser = torch.optim.Adam(network.parameters(), lr=4e-3)
     u0 = torch.from_numpy(np.stack(stripes(4)))
     level, seed = torch.tensor([1, 3, 5, 6]), torch.arange(4)
+    corrupted, answer = config.process.training_example(u0, level, seed)
     losses = []
     for _ in range(300):
-        loss = reconstruction_loss(network, u0, level, seed, config.process)
+        loss = reconstruction_loss(network, corrupted, answer, level)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -84,20 +88,46 @@ def test_order_depends_on_the_seed_and_not_on_the_batch() -> None:
     assert whole[:7] != whole[7:14] and order(6, 0, 21, 21) != whole
 
 
-def test_every_image_of_every_step_is_corrupted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_batch_are_contiguous_and_make_it_up() -> None:
+    dataset = [np.full((1, 2, 2), i, dtype=np.float32) for i in range(7)]
+    with batches(dataset, 5, 3, 16, 5) as queue:
+        whole = list(queue)
+    for ranks in (2, 4):
+        shares = []
+        for rank in range(ranks):
+            with batches(dataset, 5, 3, 16, 5, part=(rank, ranks)) as queue:
+                shares.append(list(queue))
+        # The last batch has three pictures: of four ranks one has none.
+        for number, batch in enumerate(whole):
+            np.testing.assert_array_equal(np.concatenate([share[number] for share in shares]), batch)
+
+
+def test_about_every_other_picture_is_mirrored_by_its_place_alone() -> None:
+    dataset = [np.arange(4, dtype=np.float32).reshape(1, 2, 2)]
+
+    def mirrored(size: int) -> list[bool]:
+        with batches(dataset, 5, 0, 400, size, flip=True) as queue:
+            return [bool(picture[0, 0, 0] == 1.0) for batch in queue for picture in batch]
+
+    coins = mirrored(16)
+    assert mirrored(9) == coins and 150 < sum(coins) < 250
+
+
+def test_every_image_of_every_step_is_corrupted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    config = tiny_config()
-    pair = type(config.process).training_pair
+    config = tiny_config(images=80)
+    pair = type(config.process).training_example
 
     def spy(self, u0, level, seed):
         seen.extend(zip(level.tolist(), seed.tolist(), strict=True))
         return pair(self, u0, level, seed)
 
-    monkeypatch.setattr(type(config.process), "training_pair", spy)
-    network = config.build_network()
-    state = TrainingState(network, EMA(network, 0.9), torch.optim.Adam(network.parameters()))
+    monkeypatch.setattr(type(config.process), "training_example", spy)
+    ranks = Ranks(CPU)
+    trainer = Trainer(config, TrainingState.initial(config, CPU), ranks)
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, ranks)
     for _ in range(10):
-        training_step(state, torch.from_numpy(np.stack(stripes(8))), config)
+        trainer.step(torch.from_numpy(np.stack(stripes(8))), log)
     assert len({seed for _, seed in seen}) == 80
     assert {level for level, _ in seen} == set(range(1, 7))
     expected = seeds(config.training.seed, "image", np.arange(80)).tolist()
@@ -105,7 +135,25 @@ def test_every_image_of_every_step_is_corrupted_anew(monkeypatch: pytest.MonkeyP
 
 
 def everything(folder: Path) -> dict[str, torch.Tensor]:
-    return load_tensors(folder / "training.safetensors")
+    """The newest checkpoint."""
+    return load_tensors(max((folder / "checkpoints").iterdir()))
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "checkpoints").iterdir())
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Whether two runs ended at the same numbers."""
+    here, there = everything(a), everything(b)
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+def near(a: Path, b: Path) -> None:
+    """Assert that two runs ended at the same averaged weights, but for rounding."""
+    here, there = (load_tensors(folder / "ema.safetensors") for folder in (a, b))
+    for name in here:
+        torch.testing.assert_close(here[name], there[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
@@ -136,41 +184,248 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert all(torch.equal(once[name], grown[name]) for name in once)
 
 
+KILLED = """
+import os, pathlib, random, signal, sys, time, torch
+from tests.runs import *
+from diffusion.checkpoint import load_tensors
+from diffusion.training import train
+
+torch.set_num_threads(1)
+folder, chance = pathlib.Path(sys.argv[1]), random.Random(0)
+
+def go():
+    train(tiny_config(images=1600), stripes(), folder, torch.device("cpu"), checkpoint_every=16, keep_every=160)
+
+def seen():
+    return sorted(path.name for path in folder.glob("checkpoints/0*"))
+
+for kill in range(7):
+    before, child = seen(), os.fork()
+    if child == 0:
+        go()
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    # The first is killed wherever it is, the others after they got on.
+    while kill > 0 and seen() == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(chance.uniform(0.0, 0.25))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for file in folder.rglob("[!.]*.safetensors"):
+        load_tensors(file)
+    print("killed after", seen()[-1:])
+go()
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    """SIGKILL at a random moment, three times over; what is on the disk is whole and leads to the same weights."""
-    script = (
-        "import sys, pathlib, torch; torch.set_num_threads(1); from tests.runs import *; from diffusion.training import train\n"
-        "train(tiny_config(images=4000), stripes(), pathlib.Path(sys.argv[1]), torch.device('cpu'), checkpoint_every=200)"
-    )
-    command = [sys.executable, "-c", script]
+    """SIGKILL at seven random moments; what is on the disk is whole at each, and leads to the same weights in the end."""
     root = Path(__file__).parent.parent
-    chance = random.Random(0)
-    for _ in range(3):
-        process = subprocess.Popen([*command, tmp_path / "killed"], cwd=root, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "killed" / "training.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0.0, 2.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for file in (tmp_path / "killed").glob("[!.]*.safetensors"):
-            load_tensors(file)
-    for name in ("killed", "whole"):
-        subprocess.run([*command, tmp_path / name], cwd=root, check=True, capture_output=True)
-    killed, whole = everything(tmp_path / "killed"), everything(tmp_path / "whole")
-    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, tmp_path / "killed"]
+    done = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
+    moments = [line for line in done.stdout.splitlines() if line.startswith("killed after")]
+    assert len(moments) == len(set(moments)) == 7 and not any("000001600" in moment for moment in moments)
+    whole = KILLED[: KILLED.index("for kill")] + "go()"
+    subprocess.run([sys.executable, "-c", whole, tmp_path / "whole"], cwd=root, env=environment, check=True, capture_output=True)
+    assert equal(tmp_path / "killed", tmp_path / "whole")
+    assert checkpoints(tmp_path / "killed") == [160 * i for i in range(1, 10)] + [1584, 1600]
+    assert not [file for file in (tmp_path / "killed").rglob("*") if ".part" in file.name]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_and_the_first_at_every_multiple(tmp_path: Path) -> None:
+    config = tiny_config(images=80, batch=16)
+    train(config, stripes(), tmp_path / "few", CPU, checkpoint_every=16)
+    assert checkpoints(tmp_path / "few") == [64, 80]
+    train(config, stripes(), tmp_path / "more", CPU, checkpoint_every=16, keep_every=24)
+    assert checkpoints(tmp_path / "more") == [32, 48, 64, 80]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 48 images with its checkpoints at 32 and 48."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(tiny_config(), stripes(), folder, CPU, checkpoint_every=16)
+    return folder
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"bit": bytes(content), "cut": bytes(content[:-100]), "empty": b""}[how])
+
+
+@pytest.mark.parametrize("how", ["bit", "cut", "empty"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    damage(folder / "checkpoints" / "000000048.safetensors", how)
+    assert train(tiny_config(), stripes(), folder, CPU, checkpoint_every=16)
+    said = capsys.readouterr().out
+    assert "000000048.safetensors: not" in said and f"going on from {folder / 'checkpoints' / '000000032.safetensors'}" in said
+    assert equal(folder, finished) and checkpoints(folder) == [32, 48]
+    for name in ("ema.safetensors", "model.safetensors"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_run_without_a_readable_checkpoint_is_refused_and_left_alone(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    for number, how in ((32, "bit"), (48, "cut")):
+        damage(folder / "checkpoints" / f"{number:09d}.safetensors", how)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=r"no checkpoint can be read; .*000000048.safetensors: not a readable"):
+        train(tiny_config(), stripes(), folder, CPU)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    (folder / "checkpoints" / ".000000064.4711.part.safetensors").write_bytes(b"half a checkpoint")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"images": 4')
+    longer = tiny_config(images=64)
+    assert train(longer, stripes(), folder, CPU)
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["000000048.safetensors", "000000064.safetensors"]
+    images = [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert images[-2:] == [48, 64]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond this many bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_checkpoints(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+    longer = tiny_config(images=96)
+    size = len(before[folder / "checkpoints" / "000000048.safetensors"])
+    message = r"000000064.safetensors: cannot be written \(.*\); the last good checkpoint is .*000000048.safetensors$"
+    with largest_file(size - 1), pytest.raises(ValueError, match=message):
+        train(longer, stripes(), folder, CPU, checkpoint_every=16)
+    assert {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
+    assert train(longer, stripes(), folder, CPU)
+    train(longer, stripes(), tmp_path / "whole", CPU)
+    assert equal(folder, tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    broken = stripes()
+    broken[5] = np.full_like(broken[5], np.nan)
+    message = r"the loss is nan in step (7|8|9), at image (56|64|72): .*; the last good checkpoint is .*000000048.safetensors$"
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(images=96), broken, folder, CPU)
+    assert checkpoints(folder) == [32, 48] and equal(folder, finished)
+    with pytest.raises(ValueError, match="there is no checkpoint yet"):
+        train(tiny_config(learning_rate=1.0, images=4000, clip=1e30), stripes(), tmp_path / "wild", CPU)
+
+
+def test_a_run_carried_out_in_another_way_is_the_same_run(finished: Path, tmp_path: Path) -> None:
+    config, dataset = without_dropout(tiny_config(images=44)), stripes()
+    train(config, dataset, tmp_path / "once", CPU)
+    train(config, dataset, tmp_path / "pieces", CPU, accumulate=4)
+    near(tmp_path / "once", tmp_path / "pieces")
+    losses = [json.loads((tmp_path / name / "metrics.jsonl").read_text())["loss"] for name in ("once", "pieces")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # Begun in one way, ended in another.
+    shorter = replace(config, training=replace(config.training, images=24))
+    train(shorter, dataset, tmp_path / "both", CPU, accumulate=2)
+    assert train(config, dataset, tmp_path / "both", CPU, workers=2, keep_every=8)
+    near(tmp_path / "once", tmp_path / "both")
+
+
+def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = without_dropout(tiny_config(images=64))
+    pair, seen = type(config.process).training_example, []
+
+    def spy(self, u0, level, seed):
+        result = pair(self, u0, level, seed)
+        seen.append((torch.is_autocast_enabled("cpu"), {tensor.dtype for tensor in (u0, *result)}))
+        return result
+
+    monkeypatch.setattr(type(config.process), "training_example", spy)
+    outputs = []
+
+    def on_checkpoint(images: int, network: nn.Module, prior: object) -> None:
+        u = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            outputs.append(network(u, torch.tensor([1, 6])))
+
+    for precision in ("fp32", "bf16"):
+        train(config, stripes(), tmp_path / precision, CPU, precision=precision, on_checkpoint=on_checkpoint)
+    assert set(map(str, seen)) == {str((False, {torch.float32}))}
+    assert all(tensor.dtype == torch.float32 for tensor in everything(tmp_path / "bf16").values())
+    assert not equal(tmp_path / "fp32", tmp_path / "bf16")
+    assert all(output.dtype == torch.float32 for output in outputs)
+    # The sampling network computes in bfloat16 as well: eight bits are seen, no more.
+    assert 0 < (outputs[0] - outputs[1]).abs().max() < 0.05 * outputs[0].abs().max() + 0.01
+    losses = [json.loads((tmp_path / name / "metrics.jsonl").read_text())["loss"] for name in ("fp32", "bf16")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_compiled_network_trains_alike_under_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the back end that needs no compiler."""
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
+    config = without_dropout(tiny_config(images=32))
+    train(config, stripes(), tmp_path / "plain", CPU)
+    train(config, stripes(), tmp_path / "compiled", CPU, compile=True)
+    near(tmp_path / "plain", tmp_path / "compiled")
+    assert everything(tmp_path / "plain").keys() == everything(tmp_path / "compiled").keys()
+
+
+def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: object, inputs: object) -> None:
+        raise RuntimeError("no compiler\nhere")
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend=backend))
+    with pytest.raises(ValueError, match=r"torch.compile does not work here .*leave --compile out") as error:
+        train(tiny_config(), stripes(), tmp_path, CPU, compile=True)
+    assert "\n" not in str(error.value)
+
+
+def test_too_little_memory_is_said_with_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(type(tiny_config().process), "training_example", full)
+    with pytest.raises(ValueError, match=r"cpu has not enough memory for 4 images at a time: .*--accumulate.*--precision bf16"):
+        train(tiny_config(), stripes(), tmp_path, CPU, accumulate=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 3}, "a batch of 8 images does not divide into 1 processes x 3 pieces; --batch must be a multiple of 3"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"precision": "fp16"}, "precision must be fp32 or bf16, got 'fp16'"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
+        ({"keep_every": 0}, "keep_every must be at least 1, got 0"),
+    ],
+)
+def test_bad_ways_to_carry_a_run_out_are_refused(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(), stripes(), tmp_path / "run", CPU, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launchers_precision_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16, got 'fp16'"):
+        train(tiny_config(), stripes(), tmp_path / "run", CPU)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     config = tiny_config()
-    train(config, stripes(), tmp_path, CPU)
-    good = (tmp_path / "training.safetensors").read_bytes()
-    broken = [np.full_like(picture, np.nan) for picture in stripes()]
-    longer = replace(config, training=replace(config.training, images=96))
-    with pytest.raises(ValueError, match=r"the loss is nan at image 96.*last checkpoint"):
-        train(longer, broken, tmp_path, CPU)
-    assert (tmp_path / "training.safetensors").read_bytes() == good
+    assert Trainer(config, TrainingState.initial(config, CPU), Ranks(CPU)).precision == "bf16"
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""What a training run says about itself: losses, speed, and where the time goes. Nothing here makes a step wait for its device."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from diffusion.files import whole_file
+from diffusion.parallel import Ranks
+from lbm_warp.checks import InputError
+
+
+class MetricsLog:
+    """metrics.jsonl: one line every few steps. Lines after the checkpoint that a run resumes from are dropped.
+
+    Every rank keeps the log, for the loss is summed over them; the main one writes it.
+
+    Args:
+        path: the file.
+        images: images seen before the first step that is logged.
+        ranks: the processes of the run.
+    """
+
+    def __init__(self, path: Path, images: int, ranks: Ranks) -> None:
+        self.path = path
+        self.images = images
+        self.ranks = ranks
+        self.watch = Stopwatch(ranks.device)
+        self.restart()
+        if ranks.main:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            kept = [line for line in lines if _images(line) <= images]
+            with whole_file(path) as aside:
+                aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def restart(self) -> None:
+        """Forget the steps since the last line, and start the clock."""
+        self.steps: list[tuple[int, int]] = []
+        self.losses: list[torch.Tensor] = []
+        self.norms: list[torch.Tensor] = []
+        self.start = time.perf_counter()
+
+    def add(self, step: int, images: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Remember a step; nothing waits for the device before the next line.
+
+        Args:
+            step: its number in the run, from 1.
+            images: images seen after it.
+            loss: this rank's part of the mean loss of the batch, a scalar on its device.
+            norm: norm of the gradient before clipping, a scalar there.
+        """
+        self.steps.append((step, images))
+        self.losses.append(loss)
+        self.norms.append(norm)
+
+    def line(self, learning_rate: float) -> dict[str, float]:
+        """The line about the steps since the last one, on every rank.
+
+        Raises:
+            InputError: if a loss or a gradient is not finite, on every rank.
+        """
+        losses = self.ranks.sum(torch.stack(self.losses).double())
+        norms = torch.stack(self.norms).double()
+        for (step, images), loss, norm in zip(self.steps, losses.tolist(), norms.tolist(), strict=True):
+            if not math.isfinite(loss + norm):
+                what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
+                raise InputError(f"the {what} in step {step}, at image {images}: try a smaller --learning-rate")
+        step, images = self.steps[-1]
+        elapsed = time.perf_counter() - self.start
+        line = {
+            "images": images,
+            "step": step,
+            "loss": losses.mean().item(),
+            "gradient_norm": norms.mean().item(),
+            "learning_rate": learning_rate,
+            "images_per_second": round((images - self.images) / elapsed, 2),
+        }
+        line |= {f"{name}_ms": round(spent / len(self.steps), 3) for name, spent in self.watch.read().items()}
+        self.images = images
+        self.restart()
+        return line
+
+    def write(self, line: dict[str, float]) -> None:
+        """Write it down; for the main rank."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _images(line: str) -> float:
+    """Images seen at a line of the file; for ever if a killed run left it half-written."""
+    try:
+        return json.loads(line)["images"]
+    except ValueError:
+        return math.inf
+
+
+class Stopwatch:
+    """How long parts of the work take on a device: by events in its queue on CUDA, which are looked at when asked for.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._spans: list[tuple[str, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a block as a part of this name."""
+        begin = self._now()
+        yield
+        self._spans.append((name, begin, self._now()))
+
+    def read(self) -> dict[str, float]:
+        """Milliseconds spent on each part since the last reading."""
+        if self.device.type == "cuda" and self._spans:
+            self._spans[-1][2].synchronize()
+        spent: dict[str, float] = defaultdict(float)
+        for name, begin, end in self._spans:
+            spent[name] += begin.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - begin)
+        self._spans = []
+        return dict(spent)
+
+    def _now(self) -> float | torch.cuda.Event:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffusion.estimate import iterations, memory, saved_bytes
+from diffusion.network import MixedPrecision, NetworkConfig, UNet
+from diffusion.presets import preset
+from lbm_warp import AdvectionDiffusion, Schedule
+from tests.runs import tiny_config
+
+CPU = torch.device("cpu")
+
+
+def test_what_two_layers_keep_is_what_was_counted_by_hand() -> None:
+    """A linear layer keeps its input, SiLU its own: 5 x 3 and 5 x 7 numbers; the second layer the activation, 5 x 7."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 7), nn.SiLU(), nn.Linear(7, 2))
+        x = torch.empty((5, 3))
+    assert saved_bytes(model, CPU, x) == 4 * 5 * (3 + 7 + 7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_a_network_keeps_is_what_it_keeps_for_real(precision: str) -> None:
+    network = UNet(3, NetworkConfig(32, (1, 2), 2, (1,), 0.3), levels=10)
+    model = MixedPrecision(network) if precision == "bf16" else network
+    u, level = torch.rand((2, 3, 16, 16)), torch.tensor([1, 5])
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(u, level)
+    real = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+    # Fresh memory may share an address with what was freed: a few small vectors at most.
+    assert saved_bytes(model, CPU, u, level) == pytest.approx(real, rel=2e-3)
+
+
+def test_memory_of_a_run_adds_up() -> None:
+    config = tiny_config()
+    weights = 4 * sum(parameter.numel() for parameter in config.build_network().parameters())
+    need = memory(config, CPU)
+    assert (need.weights, need.gradients, need.adam, need.average) == (weights, weights, 2 * weights, weights)
+    assert need.weight_copies == 0
+    assert need.total(3) - need.total(2) == need.activations_per_image > 4 * 8 * 8 * 8 * 10
+    half = memory(config, CPU, "bf16")
+    assert 0.3 * need.activations_per_image < half.activations_per_image < 0.9 * need.activations_per_image
+    assert 0 < half.weight_copies < 0.6 * weights
+
+
+def test_iterations_are_those_of_the_march_counted_level_by_level() -> None:
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 40.0, 30), peclet=2.0)
+    march = operator.march(256, 256)
+    assert len(march.grids) == 2
+    counted = iterations(march)
+    for level in range(31):
+        work = 0.0
+        for index, grid in enumerate(march.grids[: march.grid[level] + 1]):
+            full = march.anchor[level] if index == march.grid[level] else grid.iterations
+            read_out = index == march.grid[level] and march.partial_theta[level] > 0
+            work += (full + read_out) / grid.factor**2
+        assert counted[level] == pytest.approx(work)
+    assert counted[0] == 0.0 and (np.diff(counted[1:]) > -1.0).all()
+    assert march.work <= counted[-1] <= march.work + 1.0
+
+
+def test_the_papers_schedule_costs_nine_percent_of_its_trajectory_on_average() -> None:
+    """1 / (2 ln(sigma_max / sigma_min)) of it: the iterations grow with sigma^2, and sigma is geometric."""
+    config = preset("ffhq-128")
+    cost = iterations(config.process.operator(128).march(128, 128))
+    assert cost[-1] == pytest.approx(128**2 / 0.5, rel=0.01)
+    assert cost[1:].mean() / cost[-1] == pytest.approx(1 / (2 * np.log(128 / 0.5)), rel=0.05)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusion.checkpoint import TrainingConfig
+from diffusion.estimate import meta_network
+from diffusion.network import NetworkConfig, ResidualBlock, SelfAttention
+from diffusion.presets import PRESETS, preset, preset_for
+
+
+def parameters(channels: int, network: NetworkConfig) -> int:
+    """Number of parameters by hand: every layer of the U-Net, counted."""
+    width, embedding = network.width, 4 * network.width
+
+    def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
+        return kernel**2 * inputs * outputs + outputs
+
+    def block(inputs: int, outputs: int, attention: bool) -> int:
+        norms = 2 * inputs + 2 * outputs
+        modulation = embedding * 2 * outputs + 2 * outputs
+        shortcut = 0 if inputs == outputs else conv(inputs, outputs, 1)
+        heads = 2 * outputs + conv(outputs, 3 * outputs, 1) + conv(outputs, outputs, 1) if attention else 0
+        return norms + conv(inputs, outputs) + conv(outputs, outputs) + modulation + shortcut + heads
+
+    count = (width + 1) * embedding + (embedding + 1) * embedding + conv(channels, width)
+    skips, current = [width], width
+    for depth, multiplier in enumerate(network.multipliers):
+        if depth:
+            count += conv(current, current)
+            skips.append(current)
+        for _ in range(network.blocks):
+            count += block(current, multiplier * width, depth in network.attention)
+            current = multiplier * width
+            skips.append(current)
+    bottom = len(network.multipliers) - 1
+    count += block(current, current, bottom in network.attention) + block(current, current, False)
+    for depth, multiplier in reversed(list(enumerate(network.multipliers))):
+        for _ in range(network.blocks + 1):
+            count += block(current + skips.pop(), multiplier * width, depth in network.attention)
+            current = multiplier * width
+        count += conv(current, current) if depth else 0
+    return count + 2 * current + conv(current, channels)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_builds_a_network_of_the_size_that_was_counted(name: str) -> None:
+    config = preset(name)
+    network = meta_network(config)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters(config.channels, config.network)
+    u = torch.empty((2, config.channels, config.size, config.size), device="meta")
+    assert network(u, torch.empty(2, dtype=torch.int64, device="meta")).shape == u.shape
+    sides = sum(isinstance(module, SelfAttention) for module in network.modules())
+    assert sides == (2 * config.network.blocks + 1) * len(config.network.attention) + bool(config.network.attention)
+
+
+def test_the_papers_network_has_218_million_parameters() -> None:
+    assert parameters(3, preset("ffhq-128").network) == 218_456_195
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_kind_of_block_of_a_preset_computes(name: str) -> None:
+    """A forward and a backward pass of one block of each pair of widths, and of each attention, on few pixels."""
+    config = preset(name)
+    embedding = torch.rand((1, 4 * config.network.width))
+    done = set()
+    for module in meta_network(config).modules():
+        if not isinstance(module, (ResidualBlock, SelfAttention)):
+            continue
+        kind = tuple(parameter.shape for parameter in module.parameters())
+        if kind in done or len(done) > 6:
+            continue
+        done.add(kind)
+        module = module.to_empty(device="cpu")
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.normal_(std=0.02)
+        channels = next(module.parameters()).shape[0]
+        x = torch.rand((1, channels, 2, 2), requires_grad=True)
+        out = module(x, embedding) if isinstance(module, ResidualBlock) else module(x)
+        out.square().sum().backward()
+        assert out.shape[2:] == x.shape[2:] and torch.isfinite(out).all() and x.grad.abs().max() > 0
+    assert done
+
+
+def test_ffhq_128_is_the_published_run() -> None:
+    config = preset("ffhq-128")
+    assert (config.data, config.size, config.channels, config.process_name) == ("ffhq", 128, 3, "beyond-blur")
+    assert config.network == NetworkConfig(128, (1, 2, 3, 4, 5), 3, (2, 3, 4), 0.3)
+    expected = TrainingConfig(images=1_300_000 * 32, batch=32, learning_rate=2e-5, warmup=5_000 * 32, ema=0.9999, clip=1.0)
+    assert config.training == expected
+    process = config.process
+    assert (process.peclet, process.turbulence, process.offset, process.levels) == (0.06, "compressible", 9.5, 200)
+    assert (process.noise, process.sampling_noise) == (0.01, 1.25)
+    sigma = process.operator(128).schedule.sigma
+    assert sigma[1] == pytest.approx(0.5) and sigma[200] == pytest.approx(128.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma_max", "levels", "batch"),
+    [("cifar10", 24, 200, 128), ("ffhq-256", 128, 200, 32), ("lsun-church-128", 64, 400, 32), ("afhq-64", 32, 200, 128)],
+)
+def test_the_others_keep_the_published_schedules(name: str, sigma_max: float, levels: int, batch: int) -> None:
+    config = preset(name)
+    schedule = config.process.operator(config.size).schedule
+    assert schedule.sigma[-1] == pytest.approx(sigma_max) and schedule.levels == levels and config.training.batch == batch
+    assert config.training.images == 1_300_000 * batch
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "name", "side"),
+    [
+        ("digits", None, "digits", 16),
+        ("digits", 32, "digits", 32),
+        ("ffhq", None, "ffhq-128", 128),
+        ("ffhq", 64, "ffhq-64", 64),
+        ("ffhq", 512, "ffhq-256", 512),
+        ("afhq", None, "afhq-64", 64),
+        ("cifar10", None, "cifar10", 32),
+        ("lsun-church", None, "lsun-church-128", 128),
+        ("mnist", None, "digits", 28),
+        ("some/folder", None, "ffhq-64", 64),
+        ("some/folder", 16, "digits", 16),
+        ("pictures.zip", 32, "cifar10", 32),
+        ("pictures.zip", 96, "ffhq-128", 96),
+        ("pictures.zip", 512, "ffhq-256", 512),
+    ],
+)
+def test_data_implies_a_preset(data: str, size: int | None, name: str, side: int) -> None:
+    chosen, config = preset_for(data, size)
+    assert (chosen, config.data, config.size) == (name, data, side)
+    assert config.network == preset(name).network and config.process == preset(name).process
+
+
+def test_unknown_presets_and_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown preset 'ffhq128': expected one of digits, .*; did you mean ffhq-128\?"):
+        preset("ffhq128")
+    with pytest.raises(ValueError, match="needs a size divisible by 16, got 100"):
+        preset_for("some/folder", 100)
