@@ -143,7 +143,11 @@ class ForwardProcess:
         """Blur of levels 0..K at a shorter side of ``size`` [pixels], float64 [K + 1]."""
         if self.blur == "none":
             return np.zeros(self.levels + 1)
-        check_number("sigma_max in pixels", self.sigma_max * size, self.sigma_min)
+        if not self.sigma_max * size >= self.sigma_min:
+            widest = f"got {self.sigma_max * size:g} px"
+            raise InputError(
+                f"sigma_max must be at least sigma_min = {self.sigma_min:g} px, {widest}: {self.sigma_max:g} x {size} px"
+            )
         t = np.arange(1, self.levels + 1) / self.levels
         return np.concatenate([[0.0], BLUR[self.blur](t, self.sigma_min, self.sigma_max * size)])
 

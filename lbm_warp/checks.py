@@ -62,7 +62,8 @@ def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int, d
         tensor = tensor.expand(batch)
     if tensor.shape != (batch,):
         raise InputError(f"{name} must be one integer or one for each of the {batch} images, got shape {list(tensor.shape)}")
-    return tensor.to(device, torch.int64).contiguous()
+    device = torch.device(device)
+    return tensor.to(device, torch.int64, non_blocking=device.type != "cpu").contiguous()
 
 
 def check_images(u0: torch.Tensor) -> None:

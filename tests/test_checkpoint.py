@@ -99,7 +99,7 @@ def test_a_prior_of_another_shape_is_refused(run: Path) -> None:
     [
         ({"extra": 1}, r"RunConfig has unknown entries \['extra'\]"),
         ({"process__code": "import os"}, r"ForwardProcess has unknown entries \['code'\]"),
-        ({"process": {}}, r"ForwardProcess .*lacks \['boundary'"),
+        ({"process": {}}, r"ForwardProcess .*lacks \['blur', 'boundary'"),
         ({"process": None}, "ForwardProcess .*lacks"),
         ({"process__peclet": -1.0}, "peclet must be at least 0, got -1"),
         ({"process__peclet": "fast"}, "peclet must be at least 0, got 'fast'"),

@@ -19,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import archives, benchmark, console, corrupt, sample, train
+from cli import archives, benchmark, compare, console, corrupt, sample, train
 from diffusion.data import fit, open_dataset, read_image
 from diffusion.presets import PRESETS
+from diffusion.process import PROCESSES, ForwardProcess, named_process
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {
@@ -29,6 +30,7 @@ COMMANDS = {
     "train": (train.run, train.Train),
     "sample": (sample.sample, sample.Sample),
     "benchmark": (benchmark.benchmark, benchmark.Benchmark),
+    "compare": (compare.compare, compare.Compare),
 }
 Call = Callable[..., tuple[int, str, str]]
 SMALL_RUN = ["--images", "64", "--batch", "32", "--network.width", "8", "--levels", "5"]
@@ -58,6 +60,20 @@ def picture(tmp_path: Path) -> Path:
     pixels = np.stack([5 * x, 7 * y, 255 - 5 * x], axis=2).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
+
+
+def test_compare_draws_every_process_on_the_same_picture(call: Call, picture: Path, tmp_path: Path) -> None:
+    options = ["--size", "16", "--levels", "6", "--columns", "3", "--video", "--fps", "10"]
+    assert call("compare", picture, *options)[0] == 0
+    out = tmp_path / "outputs" / "picture-comparison"
+    assert files(out) == {"comparison.png", "comparison.mp4"}
+    frames = iio.imread(out / "comparison.mp4")
+    assert len(frames) == 5 + 7 + 10
+    # The first frames show the clean picture everywhere, the last ones seven things that differ.
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 5
+    whole = iio.imread(out / "comparison.png")
+    assert call("compare", picture, *options[:-3], "--processes", "ihd", "ddpm", "--out", "two")[0] == 0
+    assert iio.imread("two/comparison.png").shape[0] < whole.shape[0] / 2 and files(Path("two")) == {"comparison.png"}
 
 
 def test_compilation_is_announced_once_and_only_where_it_happens(tmp_path: Path, picture: Path) -> None:
@@ -223,6 +239,12 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("sample", ["--level", "3"], "--level goes with --from-image"),
         ("sample", ["--from-image", "a.png", "--video"], "--from-image goes with --num, and without --seeds and --video"),
         ("sample", ["--from-image", "a.png"], "a.png: no such file"),
+        ("train", ["--target", "clean"], "sampler residual cannot use target clean"),
+        ("train", ["--process", "ddmp"], "unknown process 'ddmp'"),
+        ("compare", ["--processes", "ihdd"], "unknown process 'ihdd': expected one of beyond-blur"),
+        ("compare", ["--processes"], "--processes: name at least one of beyond-blur"),
+        ("compare", ["--columns", "1"], "--columns must be at least 2, got 1"),
+        ("compare", ["nowhere.png"], "nowhere.png: no such file"),
         ("benchmark", ["--repeats", "0"], "--repeats must be at least 1"),
         ("benchmark", ["--sizes", "1"], "--sizes must be at least 2, got 1"),
     ],
@@ -290,6 +312,15 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
     assert 0 < cost["mean_per_image"] < 0.25 * cost["whole_trajectory"]
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_dry_run_knows_every_process(call: Call, name: str) -> None:
+    """Its own numbers at the preset's levels; no lattice iterations where nothing flows."""
+    report = json.loads(call("train", "--dry-run", "--process", name)[1])
+    process = named_process(name)
+    assert report["config"]["process"] == asdict(process) and report["config"]["process_name"] == name
+    assert (report["corruption_iterations"]["whole_trajectory"] > 0) == (process.peclet > 0)
+
+
 def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path) -> None:
     options = ["--preset", "ffhq-64", "--process", "beyond-blur-curl", "--peclet", "3", "--levels", "50", "--offset", "1"]
     options += [
@@ -306,7 +337,8 @@ def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path
     ]
     config = json.loads(call("train", "--dry-run", *options, "--clip", "2")[1])["config"]
     process = {"peclet": 3.0, "turbulence": "curl-noise", "offset": 1.0, "boundary": "periodic", "sigma_min": 0.7, "sigma_max": 0.5}
-    assert config["process"] == process | {"levels": 50, "noise": 0.01, "sampling_noise": 1.5}
+    process |= {"levels": 50, "noise": 0.01, "sampling_noise": 1.5}
+    assert config["process"] == asdict(ForwardProcess(**process))
     assert config["network"] == {"width": 32, "multipliers": [1, 2, 3, 4], "blocks": 2, "attention": [2, 3], "dropout": 0.1}
     assert config["training"]["flip"] is True and config["training"]["clip"] == 2.0 and config["channels"] == 1
 

@@ -275,7 +275,7 @@ def test_the_model_card_says_what_the_run_is(pipeline: Pipeline, tmp_path: Path)
         "| peclet | 0.1 |",
         "| turbulence | compressible |",
         "| levels K | 6 |",
-        "| sigma, levels 1 to K | 0.5 to 4 px |",
+        "| blur, levels 1 to K | 0.5 to 4 px |",
         "| Fourier number, level K | 0.125 |",
         f"| parameters | {sum(p.numel() for p in pipeline.network.parameters()):,} |",
         "| multipliers | 1, 2 |",

@@ -170,7 +170,7 @@ def test_an_eighth_method_is_made_by_naming_its_numbers() -> None:
         (lambda: ForwardProcess(noise=-0.1), "noise must be from 0 to 1, got -0.1"),
         (lambda: ForwardProcess(sampling_noise=-1.0), "sampling noise must be at least 0"),
         (lambda: ForwardProcess(levels=0), "levels must be at least 1, got 0"),
-        (lambda: ForwardProcess(sigma_max=0.01).operator(16), r"sigma_max in pixels must be at least 0\.5, got 0\.16"),
+        (lambda: ForwardProcess(sigma_max=0.01).operator(16), r"sigma_max must be at least sigma_min = 0\.5 px, got 0\.16 px"),
         (lambda: ForwardProcess(sampler="resample"), "sampler resample cannot use target step"),
         (lambda: ForwardProcess(target="clean"), "sampler residual cannot use target clean"),
         (lambda: ForwardProcess(target="noise", sampler="ancestral"), "target noise needs blur none and noise above 0"),
