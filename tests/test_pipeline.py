@@ -23,9 +23,11 @@ from torch import nn
 import diffusion
 from diffusion import Pipeline
 from diffusion.checkpoint import fingerprint, load_tensors, save_tensors
+from diffusion.data import open_dataset
 from diffusion.pipeline import BUNDLED
+from diffusion.presets import preset
 from diffusion.prior import Prior
-from diffusion.process import named_process
+from diffusion.process import PROCESSES, named_process
 from diffusion.rng import seeds
 from diffusion.training import train
 from tests.runs import SIZE, stripes, tiny_config
@@ -439,6 +441,27 @@ def test_half_precision_weights_are_taken_as_float32(run: Path) -> None:
     pipeline = Pipeline.from_pretrained(run)
     assert {parameter.dtype for parameter in pipeline.network.parameters()} == {torch.float32}
     assert pipeline.sample(1).isfinite().all()
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_every_process_trains_and_samples_on_the_digits(name: str, tmp_path: Path) -> None:
+    digits = preset("digits")
+    config = replace(
+        digits,
+        process_name=name,
+        process=replace(named_process(name), levels=5),
+        network=replace(digits.network, width=8),
+        training=replace(digits.training, images=128, batch=32, warmup=32),
+    )
+    assert train(config, open_dataset("digits", 16, None), tmp_path / "run", CPU)
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    samples = pipeline.sample(4, seed=1)
+    assert samples.shape == (4, 1, 16, 16) and samples.isfinite().all()
+    # A run remembers its own process: the same samples from the folder, others from another seed, and pictures restored.
+    assert pipeline.config.process == config.process
+    assert (samples - pipeline.sample(4, seed=2)).abs().max() > 1e-3
+    assert pipeline.restore(samples[0], 3, 2).shape == (2, 1, 16, 16)
+    assert pipeline.interpolate([(0, 1)], 3, levels=3).shape == (1, 3, 1, 16, 16)
 
 
 # As a library

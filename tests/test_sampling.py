@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import sampling
@@ -14,7 +15,15 @@ from diffusion.network import NetworkConfig, UNet
 from diffusion.prior import Prior, _faded, _resized
 from diffusion.process import PROCESSES, ForwardProcess
 from diffusion.rng import seeds
-from diffusion.sampling import activation_bytes, default_batch, residual_sampler, seeded_noise, spherical, walk
+from diffusion.sampling import (
+    activation_bytes,
+    default_batch,
+    resampling_sampler,
+    residual_sampler,
+    seeded_noise,
+    spherical,
+    walk,
+)
 from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
@@ -40,6 +49,104 @@ def test_with_a_network_that_knows_the_truth_sampling_walks_back_to_the_picture(
     u = residual_sampler(oracle, levels[process.levels], process, torch.arange(3), lambda level, _: visited.append(level))
     torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
     assert visited == list(range(process.levels - 1, -1, -1))
+
+
+def resampled(name: str, levels: int = 8) -> tuple[ForwardProcess, torch.Tensor, torch.Tensor]:
+    """A process whose samples are resampled, pictures, and their seeds."""
+    return replace(PROCESSES[name], levels=levels), torch.from_numpy(np.stack(stripes(3))), torch.tensor([1, 2, 3])
+
+
+def truth(process: ForwardProcess, u0: torch.Tensor, seed: torch.Tensor) -> nn.Module:
+    """A network that knows the clean images: its answer makes ``clean_image`` give them."""
+
+    def answer(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        if process.target == "clean":
+            return u0 - u
+        signal, noise = (float(scale[int(level[0])]) for scale in process.scales())
+        return (u - 0.5 - signal * (u0 - 0.5)) / noise
+
+    return answer
+
+
+@pytest.mark.parametrize("name", ["blurring", "soft", "cold", "ddpm"])
+@pytest.mark.parametrize("steps", [None, 4])
+def test_with_the_truth_resampling_goes_down_the_levels_of_one_trajectory(name: str, steps: int | None) -> None:
+    """u_j = M_j + sigma_j eps with the noise of the start at every level visited, and u_0 at the end."""
+    process, u0, seed = resampled(name)
+    noise = seeded_noise(seed, process, u0)(process.levels)
+    visited = []
+
+    def check(level: int, u: torch.Tensor) -> None:
+        visited.append(level)
+        expected = process.mean(u0, level, seed) + float(process.scales()[1][level]) * noise
+        torch.testing.assert_close(u, expected, rtol=0, atol=1e-5)
+
+    start = process.mean(u0, process.levels, seed)
+    u = resampling_sampler(truth(process, u0, seed), start, process, seed, check, levels=steps)
+    torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
+    assert visited == walk(process, levels=steps)[1:]
+
+
+@pytest.mark.parametrize("name", ["blurring", "soft", "ddpm"])
+def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
+    """Mean M_j and variance sigma_j^2, of noise that is no longer the start's; five standard errors of 65,536 numbers."""
+    process, seed = replace(PROCESSES[name], levels=6), torch.arange(16)
+    u0 = torch.full((16, 1, 64, 64), 0.3)
+    first = seeded_noise(seed, process, u0)(process.levels)
+
+    def check(level: int, u: torch.Tensor) -> None:
+        sigma = float(process.scales()[1][level])
+        rest = u - process.mean(u0, level, seed)
+        assert abs(rest.mean().item()) <= 5 * sigma / rest.numel() ** 0.5 + 1e-6
+        assert rest.std().item() == pytest.approx(sigma, rel=5 / (2 * rest.numel()) ** 0.5, abs=1e-6)
+        if name != "soft" and 0 < level < 4:
+            assert abs(torch.corrcoef(torch.stack([rest.flatten(), first.flatten()]))[0, 1]) < 0.9
+
+    start = process.mean(u0, process.levels, seed)
+    u = resampling_sampler(truth(process, u0, seed), start, process, seed, check, fresh=1.0)
+    torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fresh", [0.0, 1.0])
+def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(fresh: float) -> None:
+    """Ho et al. 2020, equations 7 and 11, and Song et al. 2021, equation 12, on x = 2 u - 1, with an arbitrary network."""
+    process = replace(PROCESSES["ddpm"], levels=1000)
+    u = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    beta = np.linspace(1e-4, 0.02, 1000)
+    abar = np.cumprod(1 - beta)
+
+    def network(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return torch.sin(5 * u)
+
+    steps: dict[int, torch.Tensor] = {}
+
+    def noise(level: int) -> torch.Tensor:
+        return torch.full_like(u, 0.1) if level < 300 else torch.zeros_like(u)
+
+    resampling_sampler(
+        network, u, process, noise, lambda k, v: steps.setdefault(k, v), flow=torch.arange(2), fresh=fresh, start=300
+    )
+    x, eps = 2 * u.double() - 1, torch.sin(5 * u).double()
+    k = 300 - 1
+    if fresh:
+        mean = (x - beta[k] / np.sqrt(1 - abar[k]) * eps) / np.sqrt(1 - beta[k])
+        expected = mean + np.sqrt((1 - abar[k - 1]) / (1 - abar[k]) * beta[k]) * 0.1
+    else:
+        clean = (x - np.sqrt(1 - abar[k]) * eps) / np.sqrt(abar[k])
+        expected = np.sqrt(abar[k - 1]) * clean + np.sqrt(1 - abar[k - 1]) * eps
+    torch.testing.assert_close(2 * steps[299].double() - 1, expected, rtol=0, atol=2e-5)
+
+
+def test_cold_sampling_is_algorithm_two_of_its_paper() -> None:
+    """x_{s-1} = x_s - D(x0, s) + D(x0, s - 1), with a network that is wrong."""
+    process, u0, seed = resampled("cold")
+    x = start = process.mean(u0, process.levels, seed)
+    wrong = 0.3 * u0.flip(3)
+    u = resampling_sampler(lambda u, level: wrong - 0.5 * u, start, process, seed)
+    for s in range(process.levels, 0, -1):
+        clean = 0.5 * x + wrong
+        x = x - process.mean(clean, s, seed) + process.mean(clean, s - 1, seed)
+    torch.testing.assert_close(u, x, rtol=0, atol=1e-5)
 
 
 def test_every_step_looks_at_noise_and_the_result_has_none_of_its_own() -> None:
