@@ -187,9 +187,10 @@ class AdvectionDiffusion:
         The heat kernel takes no iterations.
         """
         if self.collision == "equilibrium":
-            return March.plan(self.schedule, self.peclet, height, width, self.coarsen)
-        # alpha = theta / 2 = (tau - 1/2) / 3.
-        return March.plan(self.schedule, self.peclet, height, width, coarsen=False, theta=2.0 / 3.0 * (self.relaxation_time - 0.5))
+            source = abs(self.offset) + 1.0 if getattr(self.turbulence, "compressible", True) else 0.0
+            return March.plan(self.schedule, self.peclet, height, width, source=source, coarsen=self.coarsen)
+        theta = 2.0 / 3.0 * (self.relaxation_time - 0.5)  # alpha = theta / 2 = (tau - 1/2) / 3
+        return March.plan(self.schedule, self.peclet, height, width, coarsen=False, theta=theta)
 
     def _images(self, u0: torch.Tensor, seed: torch.Tensor) -> _Images | _BlurredImages:
         return _BlurredImages(self, u0) if self.solver == "heat kernel" else _Images(self, u0, seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,10 @@ MIN_PIXELS = 4
 
 
 class Turbulence(Protocol):
-    """What the operator asks of a velocity field. Anything with this method will do."""
+    """What the operator asks of a velocity field. Anything with this method will do.
+
+    An attribute ``compressible`` of False promises fields without divergence, which larger cells can carry.
+    """
 
     def velocity(
         self,
@@ -59,6 +62,7 @@ class CurlNoise:
 
     # |v| ~ k^(-1/3) per octave and psi = v / k: 2^(-4/3).
     GAIN = 2.0 ** (-4.0 / 3.0)
+    compressible: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_integer("octaves", self.octaves, 1)
@@ -209,6 +213,11 @@ class GivenVelocity:
 
     field: torch.Tensor
     project: bool = False
+
+    @property
+    def compressible(self) -> bool:
+        """Whether the fields may have divergence."""
+        return not self.project
 
     def __post_init__(self) -> None:
         field = self.field

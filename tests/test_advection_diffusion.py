@@ -181,7 +181,8 @@ def test_the_offset_is_a_background_the_flow_acts_on(photograph: torch.Tensor) -
     """A(u + c) - c, computed literally; and a curl field, which has no sources, does not feel it."""
     schedule = Schedule.geometric(0.5, 10.0, 10)
     compressible = SpectralTurbulence(compressible=True)
-    literal = AdvectionDiffusion(schedule, 0.5, compressible)(photograph + 9.5, 10, seed=4) - 9.5
+    # On one grid: the operator cannot know that these pictures have a background, and would coarsen them like others.
+    literal = AdvectionDiffusion(schedule, 0.5, compressible, coarsen=False)(photograph + 9.5, 10, seed=4) - 9.5
     offset = AdvectionDiffusion(schedule, 0.5, compressible, offset=9.5)(photograph, 10, seed=4)
     without = AdvectionDiffusion(schedule, 0.5, compressible)(photograph, 10, seed=4)
     torch.testing.assert_close(offset, literal, rtol=0, atol=5e-4)

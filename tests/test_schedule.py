@@ -46,7 +46,7 @@ def test_a_single_level_is_sigma_max() -> None:
 def test_march_adds_up_to_the_schedule(peclet: float, length: int, coarsen: bool) -> None:
     """Full iterations and the partial one give alpha t = sigma^2 / 2 with alpha = theta / 2, and never more than one iteration."""
     schedule = Schedule.geometric(0.5, 0.4 * length, 50)
-    plan = March.plan(schedule, peclet, length, length + length // 2, coarsen)
+    plan = March.plan(schedule, peclet, length, length + length // 2, coarsen=coarsen)
     start = 0.0
     starts = []
     for grid in plan.grids:
@@ -65,15 +65,26 @@ def test_march_adds_up_to_the_schedule(peclet: float, length: int, coarsen: bool
         assert plan.anchor[level] <= grid.iterations
     assert (np.diff(plan.grid) >= 0).all() and plan.anchor[-1] == plan.grids[-1].iterations
     factors = [grid.factor for grid in plan.grids]
-    expected = {(1024, 8.0): [1, 2, 4, 8], (512, 20.0): [1, 2, 4]}.get((length, peclet), [1]) if coarsen else [1]
+    coarse = {(128, 0.0): [1, 2, 4], (1024, 8.0): [1, 2, 4, 8, 16], (512, 20.0): [1, 2, 4]}
+    expected = coarse.get((length, peclet), [1]) if coarsen else [1]
     assert factors == expected
+
+
+def test_what_a_compressible_flow_acts_on_asks_for_more_cells() -> None:
+    """The error of its noise is Pe x source / cells^2: a hundred times the source, ten times the cells."""
+    coarsest = [
+        1024 // March.plan(Schedule.geometric(0.5, 500.0, 5), 0.06, 1024, 1024, source=source).grids[-1].factor
+        for source in (0.0, 10.5, 1050.0)
+    ]
+    assert coarsest == [32, 64, 512]
 
 
 def test_coarsening_makes_the_work_grow_with_the_area() -> None:
     """At fixed sigma / L the pixel grid's iterations grow as L^2; with coarsening they stay nearly the same."""
     work = {
         coarsen: [
-            March.plan(Schedule.geometric(0.5, 0.16 * length, 50), 8.0, length, length, coarsen).work for length in (512, 2048)
+            March.plan(Schedule.geometric(0.5, 0.16 * length, 50), 8.0, length, length, coarsen=coarsen).work
+            for length in (512, 2048)
         ]
         for coarsen in (False, True)
     }
