@@ -14,6 +14,7 @@ from torch import nn
 
 from cli import console, render
 from cli.sample import generate
+from diffusion.batches import default_workers
 from diffusion.checkpoint import RunConfig, TrainingConfig
 from diffusion.data import open_dataset
 from diffusion.network import NetworkConfig
@@ -30,13 +31,20 @@ class Train:
     """Options of ``python -m cli.train``."""
 
     data: str = "digits"
-    """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, or ffhq."""
+    """Pictures to learn: digits (built in), a folder or ZIP archive of images, hf:owner/name (a set of the Hugging Face hub; also
+    hf:owner/name@config:split), or ffhq, afhq, lsun-church, cifar10, mnist (a local copy, or else the hub's)."""
     data_root: Path | None = None
     """Where named data sets lie; the environment variable BEYOND_BLUR_DATA or ./data if left out."""
     size: int | None = None
-    """Side of the training images in pixels; 16 for digits, 64 for folders, 128 for ffhq by default."""
+    """Side of the training images in pixels; by default 16 for digits, 28 for mnist, 32 for cifar10, 128 for ffhq and lsun-church,
+    64 for others."""
     grey: bool = False
     """Turn colour pictures to grey."""
+    stream: bool = False
+    """Read a set of the hub as a stream, without keeping a copy."""
+    workers: int | None = None
+    """Processes that read images; 0 reads in threads. By default one less than there are CPU cores, at most 8; 0 for images in memory
+    and for fewer than three cores."""
     process: str = "beyond-blur"
     """beyond-blur (compressible flow, as published), beyond-blur-curl (pure transport) or ihd (blur alone)."""
     peclet: float | None = None
@@ -68,7 +76,9 @@ def run(options: Train) -> None:
     flow = named_flow(options.process)
     if options.peclet is not None:
         flow = replace(flow, peclet=options.peclet)
-    dataset = open_dataset(options.data, options.size, options.data_root, grey=options.grey or None)
+    if options.workers is not None:
+        check_integer("--workers", options.workers, 0)
+    dataset = open_dataset(options.data, options.size, options.data_root, grey=options.grey or None, stream=options.stream)
     levels = options.levels if options.levels is not None else (60 if dataset.size <= 32 else 200)
     process = ForwardProcess(
         **asdict(flow), boundary=options.boundary, sigma_max=options.sigma_max, levels=levels, noise=options.noise
@@ -96,6 +106,7 @@ def run(options: Train) -> None:
             folder,
             device,
             checkpoint_every=options.checkpoint_every,
+            workers=default_workers(dataset) if options.workers is None else options.workers,
             should_stop=interruption.came,
             on_checkpoint=on_checkpoint,
         )

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from diffusion.batches import batches
 from diffusion.checkpoint import RunConfig, load_config, load_metadata, load_prior, load_tensors, save_config, save_tensors
 from diffusion.ema import EMA
 from diffusion.files import whole_file
@@ -25,7 +23,6 @@ from diffusion.rng import below, seeds
 from lbm_warp.checks import InputError
 
 LOG_STEPS = 25
-PREFETCH = 2
 
 
 def train(
@@ -35,6 +32,7 @@ def train(
     device: torch.device,
     *,
     checkpoint_every: int = 32_000,
+    workers: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
     on_checkpoint: Callable[[int, nn.Module, Prior], None] = lambda images, network, prior: None,
 ) -> bool:
@@ -46,6 +44,7 @@ def train(
         folder: run folder, made if missing.
         device: where to corrupt and to train.
         checkpoint_every: images between checkpoints.
+        workers: processes that read images.
         should_stop: asked after every step; on True the run is checkpointed and left.
         on_checkpoint: called as ``on_checkpoint(images_seen, averaged_network, prior)`` after every checkpoint.
 
@@ -81,7 +80,8 @@ def train(
 
     network.train()
     progress = tqdm(total=training.images, initial=state.images, desc="training", unit="img", smoothing=0.05)
-    with progress, batches(dataset, training.seed, state.images, training.images, training.batch) as queue:
+    run = batches(dataset, training.seed, state.images, training.images, training.batch, workers=workers)
+    with progress, run as queue:
         for images in queue:
             before = state.images
             loss = training_step(state, torch.from_numpy(images).to(device), config)
@@ -177,48 +177,6 @@ def reconstruction_loss(
     corrupted, target = process.training_pair(u0, level, seed)
     prediction = corrupted + network(corrupted, level.to(u0.device))
     return (prediction - target).square().flatten(1).sum(dim=1).mean()
-
-
-@contextmanager
-def batches(dataset: Sequence[np.ndarray], seed: int, first: int, last: int, size: int) -> Iterator[Iterator[np.ndarray]]:
-    """Batches of pictures in the order the seed gives, read ahead by threads.
-
-    Every epoch is a permutation of its own; image number i of a run is the same picture whatever the batch size, and a run that
-    resumes at image i goes on with it.
-
-    Args:
-        dataset: pictures, float32 [C, S, S].
-        seed: the run's seed.
-        first, last: from which image of the run to which (exclusive).
-        size: images a batch; the last batch may be smaller.
-
-    Yields:
-        An iterator over float32 [size, C, S, S].
-    """
-    count = len(dataset)
-
-    def places(start: int) -> list[int]:
-        stop = min(start + size, last)
-        epochs = range(start // count, (stop - 1) // count + 1)
-        order = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in epochs}
-        return [int(order[index // count][index % count]) for index in range(start, stop)]
-
-    with ThreadPoolExecutor(4, thread_name_prefix="data") as pool:
-
-        def read(start: int) -> list[Future[np.ndarray]]:
-            return [pool.submit(dataset.__getitem__, place) for place in places(start)]
-
-        def queue() -> Iterator[np.ndarray]:
-            ahead: deque[list[Future[np.ndarray]]] = deque()
-            for start in range(first, last, size):
-                ahead.append(read(start))
-                if len(ahead) > PREFETCH:
-                    yield np.stack([picture.result() for picture in ahead.popleft()])
-            for pictures in ahead:
-                yield np.stack([picture.result() for picture in pictures])
-
-        yield queue()
-        pool.shutdown(cancel_futures=True)
 
 
 class MetricsLog:

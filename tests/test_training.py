@@ -19,7 +19,7 @@ from diffusion.checkpoint import load_tensors
 from diffusion.ema import EMA
 from diffusion.process import FLOWS
 from diffusion.rng import below, seeds
-from diffusion.training import TrainingState, batches, reconstruction_loss, train, training_step
+from diffusion.training import TrainingState, reconstruction_loss, train, training_step
 from tests.runs import stripes, tiny_config, without_dropout
 
 CPU = torch.device("cpu")
@@ -67,21 +67,6 @@ def test_ema_is_its_definition() -> None:
         decay = min(0.15, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
         assert average.network.weight.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_order_depends_on_the_seed_and_not_on_the_batch() -> None:
-    dataset = [np.full((1, 2, 2), i, dtype=np.float32) for i in range(7)]
-
-    def order(seed: int, first: int, last: int, size: int) -> list[int]:
-        with batches(dataset, seed, first, last, size) as queue:
-            return [int(value) for batch in queue for value in batch[:, 0, 0, 0]]
-
-    whole = order(5, 0, 21, 21)
-    assert order(5, 0, 21, 4) == whole
-    assert order(5, 0, 9, 2) + order(5, 9, 21, 5) == whole
-    for epoch in range(3):
-        assert sorted(whole[7 * epoch : 7 * epoch + 7]) == list(range(7))
-    assert whole[:7] != whole[7:14] and order(6, 0, 21, 21) != whole
 
 
 def test_every_image_of_every_step_is_corrupted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
