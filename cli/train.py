@@ -43,8 +43,8 @@ class Train:
     stream: bool = False
     """Read a set of the hub as a stream, without keeping a copy."""
     workers: int | None = None
-    """Processes that read images; 0 reads in threads. By default one less than there are CPU cores, at most 8; 0 for images in memory
-    and for fewer than three cores."""
+    """Processes that read images; 0 reads in threads. By default one less than there are CPU cores, at most 8; 0 for images in
+    memory and for fewer than three cores."""
     process: str = "beyond-blur"
     """beyond-blur (compressible flow, as published), beyond-blur-curl (pure transport) or ihd (blur alone)."""
     peclet: float | None = None

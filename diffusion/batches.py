@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import count, islice, repeat, takewhile
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data import ImageDataset, ImageStream
 from diffusion.images import DataError
@@ -27,6 +28,10 @@ MOST_WORKERS = 8
 Result = TypeVar("Result")
 # What to read for a batch: for each image where it is, and whether to mirror it.
 Request = list[tuple[Any, bool]]
+# The pictures of a batch, float32 [n, C, S, S], and what was wrong with damaged images.
+Batch = tuple[np.ndarray, list[str]]
+
+_dataset_of_worker: Sequence[np.ndarray] = ()
 
 
 @contextmanager
@@ -43,9 +48,9 @@ def batches(
 ) -> Iterator[Iterator[np.ndarray]]:
     """Batches of pictures in the order the seed gives, read ahead of the training.
 
-    Every epoch is a permutation of its own. Image number i of a run is the same picture, mirrored or not, whatever the batch size, the
-    ranks and the workers, and a run that resumes at image i goes on with it. That holds for damaged images too: what stands in for one
-    depends on the data set alone.
+    Every epoch is a permutation of its own. Image number i of a run is the same picture, mirrored or not, whatever the batch size,
+    the ranks and the workers, and a run that resumes at image i goes on with it. That holds for damaged images too: what stands in
+    for one depends on the data set alone.
 
     Args:
         dataset: pictures, float32 [C, S, S].
@@ -62,31 +67,18 @@ def batches(
     Raises:
         DataError: from the iterator, if too many images are damaged, a stream breaks off, or a worker dies.
     """
-    reader = _Reader(dataset)
     requests = _requests(dataset, seed, first, last, size, part, flip)
-    # Threads and processes both have their place. Decoding and resizing let go of the interpreter, so threads serve pictures in memory
-    # and machines of few cores, with nothing to start and nothing to copy. But the rest of reading a file holds it, and the thread that
-    # keeps a fast GPU busy needs it for itself: processes leave it alone. Both take whole batches from one queue of requests and give
-    # them back in order, so it makes no difference to the pictures who reads them.
-    with ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as download:
-        if _stream(dataset):
-            # Once a rank, in a thread of this process: what it got goes out with the requests.
-            ahead = _in_order(download, repeat(partial(next, requests, None)), 2 * max(workers, THREADS))
-            requests = takewhile(lambda request: request is not None, ahead)
-        try:
-            if workers:
-                results = iter(_processes(reader, requests, workers))
-            else:
-                results = _in_order(pool, (partial(reader.__getitem__, request) for request in requests), THREADS)
-            yield _pictures(dataset, results)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = " ".join(str(error).split())
-            raise DataError(f"a process that reads images died ({reason}); use fewer --workers, or 0 for none") from error
-        finally:
-            for executor in (pool, download):
-                executor.shutdown(wait=False, cancel_futures=True)
+    pool, read = _readers(dataset, workers)
+    download = ThreadPoolExecutor(1)
+    if _stream(dataset):
+        # Once a rank, in a thread of this process: what it got goes out with the requests.
+        ahead = _in_order(download, repeat(partial(next, requests, None)), 2 * max(workers, THREADS))
+        requests = takewhile(lambda request: request is not None, ahead)
+    try:
+        yield _pictures(dataset, _in_order(pool, (partial(read, request) for request in requests), max(2 * workers, THREADS)))
+    finally:
+        for executor in (pool, download):
+            executor.shutdown(cancel_futures=True)
 
 
 def default_workers(dataset: Sequence[np.ndarray], ranks: int = 1) -> int:
@@ -122,48 +114,35 @@ def _order(length: int, seed: int, first: int) -> Iterator[int]:
         first = 0
 
 
-class _Reader(Dataset):
-    """Reads batches by request: their pictures, float32 [n, C, S, S], and what was wrong with damaged images; or the error."""
-
-    def __init__(self, dataset: Sequence[np.ndarray]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, request: Request) -> tuple[np.ndarray, list[str]] | DataError:
-        pictures, problems = [], []
-        try:
-            for where, mirrored in request:
-                picture, found = self._read(where)
-                pictures.append(picture[..., ::-1] if mirrored else picture)
-                problems += found
-            # A rank whose share is empty has a batch all the same.
-            batch = np.stack(pictures) if pictures else np.empty((0, *self._shape()), dtype=np.float32)
-        except DataError as error:
-            # Returned, not raised: what leaves a worker process as an exception comes back with its traceback for a message.
-            return error
-        return batch, problems
-
-    def _read(self, where: Any) -> tuple[np.ndarray, list[str]]:
-        if stream := _stream(self.dataset):
-            return stream.read(where)
-        return self.dataset.read(where) if isinstance(self.dataset, ImageDataset) else (self.dataset[where], [])
-
-    def _shape(self) -> tuple[int, ...]:
-        dataset = self.dataset
-        return (dataset.channels, dataset.size, dataset.size) if isinstance(dataset, ImageDataset) else dataset[0].shape
+def _read(dataset: Sequence[np.ndarray], request: Request) -> Batch:
+    """Read one batch."""
+    pictures, problems = [], []
+    for where, mirrored in request:
+        if isinstance(dataset, ImageDataset):
+            picture, found = (dataset.stream or dataset).read(where)
+            problems += found
+        else:
+            picture = dataset[where]
+        pictures.append(picture[..., ::-1] if mirrored else picture)
+    if pictures:
+        return np.stack(pictures), problems
+    # The share of a rank may be empty.
+    shape = (dataset.channels, dataset.size, dataset.size) if isinstance(dataset, ImageDataset) else dataset[0].shape
+    return np.empty((0, *shape), dtype=np.float32), problems
 
 
-def _pictures(dataset: Sequence[np.ndarray], results: Iterable[Any]) -> Iterator[np.ndarray]:
-    """The pictures of what a reader gives; damaged images are reported in the order of the run."""
-    for result in results:
-        if isinstance(result, DataError):
-            raise result
-        pictures, problems = result
-        if problems:
-            dataset.report(problems)
-        yield np.asarray(pictures)
+def _pictures(dataset: Sequence[np.ndarray], results: Iterable[Batch]) -> Iterator[np.ndarray]:
+    """The pictures of what was read; damaged images are reported in the order of the run."""
+    try:
+        for pictures, problems in results:
+            if problems:
+                dataset.report(problems)
+            yield pictures
+    except BrokenProcessPool as error:
+        raise DataError("a process that reads images died, perhaps for lack of memory; use fewer --workers, or 0") from error
 
 
-def _in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], Result]], ahead: int) -> Iterator[Result]:
+def _in_order(pool: Executor, calls: Iterable[Callable[[], Result]], ahead: int) -> Iterator[Result]:
     """What the calls return, in order, while `pool` works on the next few."""
     futures: deque[Future[Result]] = deque()
     for call in calls:
@@ -174,22 +153,44 @@ def _in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], Result]], a
         yield futures.popleft().result()
 
 
-def _processes(reader: _Reader, requests: Iterable[Request], workers: int) -> DataLoader:
-    """A loader whose worker processes read."""
-    return DataLoader(
-        reader,
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        worker_init_fn=_leave_signals,
-        # Forked processes share the names of the files and the cache of decoded images. They use neither CUDA nor torch's threads.
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-        # The loader draws a seed for its workers, which must not come out of the global generator.
-        generator=torch.Generator(),
-    )
+def _readers(dataset: Sequence[np.ndarray], workers: int) -> tuple[Executor, Callable[[Request], Batch]]:
+    """Who reads, and how it is called. Both kinds take whole batches and give the same ones.
+
+    Threads and processes both have their place. Decoding and resizing let go of the interpreter, so threads serve pictures in
+    memory and machines of few cores, with nothing to start and nothing to copy. But the rest of reading a file holds it, and the
+    thread that keeps a fast GPU busy needs it for itself: processes leave it alone. Executors rather than torch's DataLoader, as
+    they are one interface to both, raise what a worker raised, and tell of a lost worker when its batch is asked for, not amid a
+    step.
+    """
+    if not workers:
+        return ThreadPoolExecutor(THREADS), partial(_read, dataset)
+    # Forked processes share the names of the files and the cache of decoded images. They use neither CUDA nor torch.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    pool = ProcessPoolExecutor(workers, context, _become_worker, (dataset, os.getpid()))
+    # Started now, while no thread of ours holds a lock that a forked process would wait for.
+    pool.submit(os.getpid)
+    return pool, _read_as_worker
 
 
-def _leave_signals(worker: int) -> None:
-    """Ignore signals that are sent to all processes: the training decides what they mean, and ends its workers when it has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _become_worker(dataset: Sequence[np.ndarray], parent: int) -> None:
+    """Prepare a worker process: what it reads, and when it ends."""
+    global _dataset_of_worker
+    _dataset_of_worker = dataset
+    # A signal to all processes is for the training to answer, which saves first and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent says so, or is gone."""
+    while os.getppid() == parent:
+        signal_ = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        if signal_ is not None and signal_.si_pid == parent:
+            break
+    os._exit(0)
+
+
+def _read_as_worker(request: Request) -> Batch:
+    return _read(_dataset_of_worker, request)

@@ -14,7 +14,7 @@ class Known:
     """A data set known by name."""
 
     names: tuple[str, ...]
-    """Names of local copies, best first, as patterns. One that says its size, as ffhq-64x64.zip does, serves for images up to it."""
+    """Names of local copies, best first, as patterns. One that says its size (ffhq-64x64.zip) serves for images up to that."""
     size: int
     """Side of the images unless another is asked for."""
     hub: str

@@ -38,8 +38,8 @@ _HEAD = 10_000
 class ImageDataset:
     """Square images of one size, read by index: `dataset[i]` is float32 [channels, size, size] in [0, 1].
 
-    An image that turns out to be damaged when it is read is replaced by the next one that is not. A warning names it, once; when they
-    are more than 10 % of the images (and more than 5) a DataError is raised.
+    An image that turns out to be damaged when it is read is replaced by the next one that is not. A warning names it, once; when
+    they are more than 10 % of the images (and more than 5) a DataError is raised.
     """
 
     name: str
@@ -126,9 +126,9 @@ def open_dataset(data: str, size: int | None, root: Path | None, grey: bool | No
         data: One of
 
             - "digits", embedded;
-            - a folder or .zip archive of images, read in place with everything below it, in the order of the paths. Hidden files are
-              left out. Classes are taken from a dataset.json as EDM and StyleGAN write it. A folder may also hold the files of MNIST
-              (IDX) or CIFAR-10 (binary version), of which the training images are read;
+            - a folder or .zip archive of images, read in place with everything below it, in the order of the paths. Hidden files
+              are left out. Classes are taken from a dataset.json as EDM and StyleGAN write it. A folder may also hold the files
+              of MNIST (IDX) or CIFAR-10 (binary version), of which the training images are read;
             - "hf:owner/name", with "@config" and ":split" where wanted: a set of the Hugging Face hub, downloaded unless `stream`;
               "hf:FOLDER" is a folder of parquet files;
             - "ffhq", "afhq", "lsun-church", "cifar10" or "mnist": a local copy if there is one in `root`, in the folder that the
@@ -234,7 +234,8 @@ def _open_hub(data: str, size: int, grey: bool | None, stream: bool) -> ImageDat
     name = Path(place).resolve().name if Path(place).is_dir() else place
     if stream:
         images = ImageStream(source, size, mode, tuple(probes))
-        description = f"{source.count or 'unknown'} {_kind(CHANNELS[mode])} images, streamed from {source.name}"
+        count = f"{source.count} " if source.count else ""
+        description = f"{count}{_kind(CHANNELS[mode])} images, streamed from {source.name}"
         return ImageDataset(name, description, CHANNELS[mode], size, _Head(images), stream=images, encoded=True)
     images = _Files(source, source.names(), size, mode)
     description = f"{len(images)} {_kind(CHANNELS[mode])} images from {source.name}"

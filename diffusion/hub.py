@@ -1,7 +1,7 @@
 """Images of the Hugging Face hub, through the `datasets` library (optional: pip install 'beyond-blur[hub]').
 
-A set is kept on the disk as a memory-mapped table, or read as a stream. Images stay encoded until our own reader decodes them: grey,
-transparent and 16-bit ones, and the limits on their size, are what they are for files.
+A set is kept on the disk as a memory-mapped table, or read as a stream. Images stay encoded until our own reader decodes them:
+grey, transparent and 16-bit ones, and the limits on their size, are what they are for files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Rows:
     name: str
     """What messages call the set."""
     table: Any
-    """datasets.Dataset whose column `image` holds encoded images."""
+    """datasets.Dataset."""
+    column: str
+    """Its column of encoded images."""
     labels: np.ndarray | None
     """Class of each row, int64, where there is a column of classes."""
 
@@ -56,7 +58,7 @@ class Rows:
     @contextmanager
     def reading(self, index: int) -> Iterator[tuple[BinaryIO, str]]:
         """Open one image; what goes wrong meanwhile is a DataError. Yields the file and what messages call it."""
-        row = self.table[index]["image"] or {}
+        row = self.table[index][self.column] or {}
         name, content, path = f"{self.name}, row {index}", row.get("bytes"), row.get("path")
         if content is None and path and self.table.info.builder_name in _OF_FILES:
             with Folder(Path(path).parent).reading(Path(path).name) as opened:
@@ -74,7 +76,9 @@ class Stream:
     name: str
     """What messages call the set."""
     table: Any
-    """datasets.IterableDataset whose column `image` holds encoded images."""
+    """datasets.IterableDataset."""
+    column: str
+    """Its column of encoded images."""
     count: int | None
     """Number of images, if the set declares it."""
 
@@ -85,26 +89,25 @@ class Stream:
     def shuffled(self, seed: int, first: int) -> Iterator[Row]:
         """The rows of a run without end, from number `first` on.
 
-        Every epoch shuffles anew: the order of the files, and `SHUFFLED` rows at a time. This is a function of the seed; to go on at
-        `first` is to read what comes before it in its epoch again, without decoding it.
+        Every epoch shuffles anew: the order of the files, and `SHUFFLED` rows at a time. This is a function of the seed; to go on
+        at `first` is to read what comes before it in its epoch again, without decoding it.
 
         Raises:
             DataError: The stream broke off, or is not as long as the set declares.
         """
-        epoch = 0
+        epoch, length = 0, self.count
         while True:
-            if self.count:
-                skipped, first = divmod(first, self.count)
+            if length:
+                skipped, first = divmod(first, length)
                 epoch += skipped
             shuffled = self.table.shuffle(seed=int(seeds(seed, "epoch", epoch)), buffer_size=SHUFFLED)
             number = 0
             for number, row in enumerate(self._rows(shuffled), 1):
                 if number > first:
                     yield row
-            if not number or self.count not in (None, number):
-                raise DataError(f"{self.name}: {number} images came of {self.count or 'some'}; try again, or without --stream")
-            first = max(first - number, 0)
-            epoch += 1
+            if not number or length not in (None, number):
+                raise DataError(f"{self.name}: {number} images came of {length or 'some'}; try again, or without --stream")
+            epoch, length, first = epoch + 1, number, max(first - number, 0)
 
     @contextmanager
     def reading(self, row: Row) -> Iterator[tuple[BinaryIO, str]]:
@@ -115,7 +118,7 @@ class Stream:
     def _rows(self, table: Any) -> Iterator[Row]:
         with _hub_errors(self.name, "the stream broke off", "check the network; a run goes on from its last checkpoint"):
             for row in table:
-                value = row["image"] or {}
+                value = row[self.column] or {}
                 content = value.get("bytes")
                 # Rows have no numbers that survive the shuffling.
                 known_by = Path(value.get("path") or "").name or hashlib.sha256(content or b"").hexdigest()[:12]
@@ -159,18 +162,18 @@ def open_hub(data: str, stream: bool) -> Rows | Stream:
         raise DataError(f"{name}: no column of images; expected one of type Image among {kinds or 'its columns'}")
     if stream and table.info.builder_name in _OF_FILES:
         raise DataError(f"{name}: its images are single files, which cannot be streamed; leave out --stream")
-    images = table.select_columns(image).rename_columns({image: "image"} if image != "image" else {})
-    images = images.cast_column("image", Image(decode=False))
+    # In this order: other operations on a table decode its images.
+    images = table.cast_column(image, Image(decode=False)).select_columns(image)
     if stream:
         declared = (table.info.splits or {}).get(split)
-        return Stream(name, images, declared.num_examples if declared else None)
+        return Stream(name, images, image, declared.num_examples if declared else None)
     labels = table.with_format("numpy", columns=[label])[:][label].astype(np.int64) if label else None
-    return Rows(name, images, labels)
+    return Rows(name, images, image, labels)
 
 
 def _parsed(data: str) -> tuple[str, str | None, str]:
     """Split "owner/name@config:split" into its parts."""
-    match = re.fullmatch(r"(?P<place>[^@:]+)(@(?P<config>[^:]+))?(:(?P<split>[\w.]+))?", data)
+    match = re.fullmatch(r"(?P<place>[^@:]+)(@(?P<config>[^@:]+))?(:(?P<split>[\w.]+))?", data)
     folder = match is not None and Path(match["place"]).expanduser().is_dir()
     if match is None or not (folder or "/" in match["place"]) or (folder and match["config"]):
         raise DataError(f"hf:{data}: expected hf:owner/name, hf:owner/name@config:split or hf:FOLDER with parquet files")

@@ -126,7 +126,7 @@ def data_errors(name: str) -> Iterator[None]:
     """Turn whatever opening and decoding the file `name` raises into a DataError."""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file; check the path") from error

@@ -150,8 +150,8 @@ def read_table(folder: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
     """The pixels of a folder with the files of MNIST (IDX) or CIFAR-10 (binary version); their training images.
 
     Returns:
-        Levels, uint8 [N, C, H, W], and classes, int64 [N] or None where there is no file of them; None instead of both for any other
-        folder.
+        Levels, uint8 [N, C, H, W], and classes, int64 [N] or None where there is no file of them; None instead of both for any
+        other folder.
 
     Raises:
         DataError: The files are damaged or incomplete, or the folder holds a form we do not read (pickles, LMDB).
