@@ -31,20 +31,18 @@ class Train:
     """Options of ``python -m cli.train``."""
 
     data: str = "digits"
-    """Pictures to learn: digits (built in), a folder or ZIP archive of images, hf:owner/name (a set of the Hugging Face hub; also
-    hf:owner/name@config:split), or ffhq, afhq, lsun-church, cifar10, mnist (a local copy, or else the hub's)."""
+    """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, hf:owner/name (a set of the Hugging Face
+    hub) or ffhq, afhq, lsun-church, cifar10, mnist (a local copy, or else the hub's)."""
     data_root: Path | None = None
     """Where named data sets lie; the environment variable BEYOND_BLUR_DATA or ./data if left out."""
     size: int | None = None
-    """Side of the training images in pixels; by default 16 for digits, 28 for mnist, 32 for cifar10, 128 for ffhq and lsun-church,
-    64 for others."""
+    """Side of the images in pixels; by default 16 for digits, 28 mnist, 32 cifar10, 128 ffhq and lsun-church, 64 for others."""
     grey: bool = False
     """Turn colour pictures to grey."""
     stream: bool = False
     """Read a set of the hub as a stream, without keeping a copy."""
     workers: int | None = None
-    """Processes that read images; 0 reads in threads. By default one less than there are CPU cores, at most 8; 0 for images in
-    memory and for fewer than three cores."""
+    """Processes that read images; by default 0 (threads), or for image files as many as there are CPU cores to spare."""
     process: str = "beyond-blur"
     """beyond-blur (compressible flow, as published), beyond-blur-curl (pure transport) or ihd (blur alone)."""
     peclet: float | None = None
