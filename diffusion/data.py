@@ -231,7 +231,8 @@ def _open_hub(data: str, size: int, grey: bool | None, stream: bool) -> ImageDat
         raise DataError(f"{source.name}: no image among the first {len(probes)}; {next(iter(bad.values()), 'it is empty')}")
     mode = _mode(list(modes.values()), grey)
     place = re.split("[@:]", data)[0]
-    name = Path(place).resolve().name if Path(place).is_dir() else place
+    folder = Path(place).expanduser()
+    name = folder.resolve().name if folder.is_dir() else place
     if stream:
         images = ImageStream(source, size, mode, tuple(probes))
         count = f"{source.count} " if source.count else ""

@@ -263,6 +263,7 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
         read_image(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "webp", "bmp", "ppm", "tga", "jp2"])
 def test_truncated_at_every_length(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -285,6 +286,7 @@ def test_damaged_pixels(tmp_path: Path) -> None:
         read_image(path)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("limit", [5, 2], ids=["warning", "error"])
 def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     path = tmp_path / "a.png"
