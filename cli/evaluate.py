@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from cli import console
 from diffusion.checkpoint import load_tensors, save_tensors
-from diffusion.data import fit, open_dataset
+from diffusion.data import open_dataset
 from diffusion.features import FeatureExtractor, open_features, to_uint8
 from diffusion.files import write_json
+from diffusion.images import fit
 from diffusion.metrics import Measurement, Scores, check_features, score, spread
 from diffusion.pipeline import Pipeline
 from lbm_warp.checks import InputError, check_integer

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from cli import archives, console, render
 from diffusion.checkpoint import fingerprint
-from diffusion.data import fit, read_image
 from diffusion.files import read_json, write_json
+from diffusion.images import fit, read_image
 from diffusion.pipeline import BUNDLED, Pipeline
 from diffusion.sampling import walk
 from lbm_warp.checks import InputError, check_integer, check_number

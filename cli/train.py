@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from cli import console, render
+from diffusion.batches import default_workers
 from diffusion.checkpoint import RunConfig, TrainingConfig
 from diffusion.data import ImageDataset, open_dataset
 from diffusion.estimate import iterations, memory, meta_network
@@ -45,13 +46,18 @@ class Train:
     preset: str = "digits"
     """Values that belong together: digits, cifar10, ffhq-64, ffhq-128, ffhq-256, lsun-church-128, afhq-64; by default --data's."""
     data: str = "digits"
-    """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, or ffhq."""
+    """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, hf:owner/name (a set of the Hugging Face
+    hub) or ffhq, afhq, lsun-church, cifar10, mnist (a local copy, or else the hub's)."""
     data_root: Path | None = None
     """Where named data sets lie; the environment variable BEYOND_BLUR_DATA or ./data if left out."""
     size: int = 16
-    """Side of the training images in pixels."""
+    """Side of the training images in pixels; by default 16 for digits, 28 mnist, 32 cifar10, 128 ffhq and lsun-church, else 64."""
     grey: bool = False
     """Turn colour pictures to grey."""
+    stream: bool = False
+    """Read a set of the hub as a stream, without keeping a copy."""
+    workers: int | None = None
+    """Processes that read images; by default 0 (threads), or for image files as many as there are CPU cores to spare."""
     process: str = "beyond-blur"
     """beyond-blur (compressible flow, as published), beyond-blur-curl (pure transport), ihd, blurring, soft, cold, ddpm, or
     structured-noise (a control); the values below are its own unless given."""
@@ -97,8 +103,6 @@ class Train:
     """Pieces a batch is trained in, one after the other: less memory, the same result."""
     compile: bool = False
     """Speed the network up with torch.compile; takes minutes at first."""
-    workers: int = 0
-    """Processes that read pictures; 0 reads in threads."""
     tensorboard: bool = False
     """Write losses, speed and samples to <run folder>/tensorboard as well."""
     dry_run: bool = False
@@ -149,7 +153,8 @@ def run(options: Train) -> None:
         check_integer("--keep-every", options.keep_every, 1)
     check_integer("--accumulate", options.accumulate, 1)
     check_integer("--size", options.size, 2)
-    check_integer("--workers", options.workers, 0)
+    if options.workers is not None:
+        check_integer("--workers", options.workers, 0)
     # What has nothing to do with the pictures is checked before they are looked at.
     resolve(options, options.data, channels=3)
     device = None if options.device == "auto" else console.pick_device(options.device)
@@ -226,7 +231,7 @@ def carry_out(options: Train, ranks: Ranks) -> None:
             precision=options.precision,
             accumulate=options.accumulate,
             compile=options.compile,
-            workers=options.workers,
+            workers=default_workers(dataset, ranks.count) if options.workers is None else options.workers,
             checkpoint_every=options.checkpoint_every,
             keep_every=options.keep_every,
             should_stop=interruption.came,
@@ -241,7 +246,7 @@ def carry_out(options: Train, ranks: Ranks) -> None:
 
 def open_pictures(options: Train) -> ImageDataset:
     """The data set that the options name."""
-    return open_dataset(options.data, options.size, options.data_root, grey=options.grey or None)
+    return open_dataset(options.data, options.size, options.data_root, grey=options.grey or None, stream=options.stream)
 
 
 def resolve(options: Train, data: str, channels: int) -> RunConfig:

@@ -1,95 +1,45 @@
-"""Images in: one file as a float array, and the data sets that training reads.
-
-Every image is a float32 array [C, H, W] in [0, 1], with one channel when it is grey and three (RGB) otherwise.
-"""
+"""The data sets that training reads: square images of one size, by index or as a stream."""
 
 from __future__ import annotations
 
 import difflib
 import gzip
-import os
-import threading
+import io
+import math
+import mmap
+import re
 import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from importlib.resources import files
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lbm_warp.checks import InputError
+from diffusion import catalog, hub
+from diffusion.images import CHANNELS, GREY_MODES, DataError, fit, open_image, read_square, with_channels
+from diffusion.stores import Archive, Folder, is_table_file, read_labels, read_table
 
-Image.init()
-# Left out: formats that Pillow recognises but cannot decode, or decodes by starting another program (EPS).
-_FORMATS = tuple(name for name in Image.ID if name not in {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-_EXTENSIONS = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
-_GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
-_CHANNELS = {"L": 1, "RGB": 3}
-_ACCEPTED = "a folder of images, a .zip archive of images, 'digits' or 'ffhq'"
+_NAMES = ("digits", *catalog.KNOWN)
+_ACCEPTED = f"a folder or .zip archive of images, hf:owner/name, or one of {', '.join(_NAMES)}"
+# Memory for decoded images of a data set, in bytes.
 _CACHE_BYTES = 2**30
-
-
-class DataError(InputError):
-    """A problem with the data that the user can fix.
-
-    The message is one line: what was wrong, what was expected, what to do.
-    """
-
-    def __init__(self, message: str) -> None:
-        # File names and decoder messages may hold line breaks.
-        super().__init__(" ".join(message.splitlines()))
-
-
-def read_image(
-    path: str | os.PathLike[str] | BinaryIO, mode: Literal["L", "RGB"] | None = None, name: str | None = None
-) -> np.ndarray:
-    """Read one image: the first frame, upright (EXIF orientation), over white where it is transparent.
-
-    Args:
-        path: An image file, or an open and seekable binary file, which stays open.
-        mode: "L" makes the result grey (luma, ITU-R 601), "RGB" colour. Without it an image is grey if its file stores
-            grey values; a palette counts as colour.
-        name: What error messages call the image; the path unless given.
-
-    Returns:
-        Float32 [C, H, W] in [0, 1]. 8-bit values are divided by 255, 16-bit and integer ones by 65535; float values by
-        the least of 1, 255 and 65535 that brings them into range.
-
-    Raises:
-        DataError: No such file, not an image, damaged, larger than Pillow's pixel limit, smaller than 2 x 2, or values
-            that are not finite or lie outside the ranges above.
-    """
-    is_path = isinstance(path, (str, os.PathLike))
-    name = name or (os.fspath(path) if is_path else "image")
-    with _as_data_error(name), open(path, "rb") if is_path else nullcontext(path) as file:
-        pixels = _pixels(_open_image(file, name), name)
-    return pixels if mode is None else _with_channels(pixels, _CHANNELS[mode])
-
-
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Crop the central square of `image` [C, H, W] and resize it to [C, size, size]; float32 in [0, 1], both."""
-    _, height, width = image.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return _resample(image[:, top : top + side, left : left + side], size, size)
-
-
-def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize `image` [C, H, W] so that its shorter side is `size`, keeping the aspect; float32 in [0, 1], both."""
-    _, height, width = image.shape
-    scale = size / min(height, width)
-    return _resample(image, round(height * scale), round(width * scale))
+# Images from which a data set is judged grey or colour.
+_PROBES = 32
+# Images of a stream that can be read by index.
+_HEAD = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Square images of one size, read by index: `dataset[i]` is float32 [channels, size, size] in [0, 1].
 
-    An image that turns out to be damaged when it is read raises a DataError that names it.
+    An image that turns out to be damaged when it is read is replaced by the next one that is not. A warning names it, once; when
+    they are more than 10 % of the images (and more than 5) a DataError is raised.
     """
 
     name: str
@@ -101,291 +51,332 @@ class ImageDataset:
     size: int
     """Side of the images, in pixels."""
     images: Sequence[np.ndarray]
-    """Where the images are read from."""
+    """Where the images are read from; one that is damaged raises a DataError. Of a stream its beginning, up to 10,000 images."""
     labels: np.ndarray | None = None
     """Class of each image, int64 [len(dataset)], where it is known."""
+    stream: ImageStream | None = None
+    """Where training reads a set from that is too large for the disk."""
+    encoded: bool = False
+    """Whether to read an image is to decode a file, which worker processes speed up."""
+    damaged: dict[str, None] = field(default_factory=dict)
+    """What was wrong with the damaged images found so far."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.images[index]
+        image, problems = self.read(index)
+        self.report(problems)
+        return image
+
+    def read(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """The image at `index`, or the next one that is not damaged, and what is wrong with those before it, unreported."""
+        places = range(len(self))
+        place = places[index]
+        tries = (places[(place + step) % len(self)] for step in range(min(len(self), _allowed(len(self)) + 1)))
+        return _first_readable(partial(self.images.__getitem__, one) for one in tries)
+
+    def report(self, problems: Iterable[str]) -> None:
+        """Note damaged images: warn of the new ones.
+
+        Raises:
+            DataError: There are too many.
+        """
+        total = _HEAD if self.stream else len(self)
+        for problem in problems:
+            if problem not in self.damaged:
+                self.damaged[problem] = None
+                if len(self.damaged) > _allowed(total):
+                    raise DataError(f"{self.name}: {len(self.damaged)} damaged images, too many to go on; the last: {problem}")
+                warnings.warn(f"{problem} (damaged image {len(self.damaged)}; another takes its place)", stacklevel=3)
 
 
-def open_dataset(data: str, size: int | None, root: Path | None, grey: bool | None = None) -> ImageDataset:
+@dataclass(frozen=True, eq=False)
+class ImageStream:
+    """Square images of one size, in an order that is a function of a seed."""
+
+    source: hub.Stream
+    """Where the encoded images come from."""
+    size: int
+    """Side of the images, in pixels."""
+    mode: Literal["L", "RGB"]
+    """Grey or colour."""
+    spares: tuple[hub.Row, ...]
+    """Images that take the places of damaged ones."""
+
+    def rows(self, seed: int, first: int) -> Iterator[hub.Row]:
+        """The encoded images of a run, from number `first` on, without end."""
+        return self.source.shuffled(seed, first)
+
+    def read(self, row: hub.Row) -> tuple[np.ndarray, list[str]]:
+        """Decode `row`; if it is damaged, a spare image that depends on it alone. Returns as `ImageDataset.read`."""
+        start = zlib.crc32(row.content or b"") % len(self.spares)
+        levels, problems = _first_readable(partial(self.levels, one) for one in (row, *self.spares[start:], *self.spares[:start]))
+        return levels.astype(np.float32) / 255, problems
+
+    def levels(self, row: hub.Row) -> np.ndarray:
+        """Decode `row` to 8-bit levels, uint8 [C, size, size]; raise a DataError if it is damaged."""
+        return _decoded(self.source, row, self.size, self.mode)
+
+
+def open_dataset(
+    data: str, size: int | None = None, root: Path | None = None, grey: bool | None = None, stream: bool = False
+) -> ImageDataset:
     """Open the images called `data`.
 
     Args:
-        data: "digits" (embedded), "ffhq" (looked for in `root`, in the folder that the environment variable
-            BEYOND_BLUR_DATA names, and in ./data), or a folder or .zip archive, read with everything below it in the
-            order of the paths. Hidden files are left out; archives are read in place.
-        size: Side of the square images in pixels; None means 16 for digits, 128 for ffhq, 64 otherwise.
+        data: One of
+
+            - "digits", embedded;
+            - a folder or .zip archive of images, read in place with everything below it, in the order of the paths. Hidden files
+              are left out. Classes are taken from a dataset.json as EDM and StyleGAN write it. A folder may also hold the files
+              of MNIST (IDX) or CIFAR-10 (binary version), of which the training images are read;
+            - "hf:owner/name", with "@config" and ":split" where wanted: a set of the Hugging Face hub, downloaded unless `stream`;
+              "hf:FOLDER" is a folder of parquet files;
+            - "ffhq", "afhq", "lsun-church", "cifar10" or "mnist": a local copy if there is one in `root`, in the folder that the
+              environment variable BEYOND_BLUR_DATA names, or in ./data; else the hub's, if the `datasets` library is installed.
+        size: Side of the square images in pixels; None means 16 for digits, 128 for ffhq and lsun-church, 32 for cifar10, 28 for
+            mnist, 64 otherwise.
         root: Where downloaded data sets are kept.
-        grey: One channel or three. None means grey for the digits, and for files grey only if each of the first 32
-            images is. A transparent or palette image is judged by its file, as in `read_image`.
+        grey: One channel or three. None means grey for the digits, and for files grey only if each of the first 32 images is. A
+            transparent or palette image is judged by its file, as in `read_image`.
+        stream: Read a set of the hub as a stream, in the order of its files, shuffled 1000 images at a time.
 
     Returns:
-        The data set. Images from files are rounded to 8 bits per channel once resized, and kept in memory if all of
-        them fit in 1 GiB.
+        The data set. Images from files are rounded to 8 bits per channel once resized, and kept in memory if all of them fit in
+        1 GiB.
 
     Raises:
-        DataError: Nothing of that name, nothing to read in it, a damaged or encrypted archive, or more than 10 % of the
-            files (and more than 5) are not images. Fewer are left out with a warning.
+        DataError: Nothing of that name, nothing to read in it, a damaged or encrypted archive, or more than 10 % of the files (and
+            more than 5) are not images. Fewer are left out with a warning.
     """
     if size is not None and size < 2:
         raise DataError(f"size {size}: at least 2 pixels are needed; choose a larger size")
+    if data.startswith("hf:"):
+        return _open_hub(data.removeprefix("hf:"), size or 64, grey, stream)
+    if data in catalog.KNOWN:
+        return _open_known(data, size or catalog.KNOWN[data].size, root, grey, stream)
+    if stream:
+        raise DataError(f"{data}: only sets of the hub can be streamed, such as hf:owner/name; leave out --stream")
     if data == "digits":
         return _open_digits(size or 16, channels=3 if grey is False else 1)
-    if data == "ffhq":
-        size = size or 128
-        return _open_files(_find_ffhq(size, root), "ffhq", size, grey)
-    location = os.path.expanduser(data)
-    if os.path.isdir(location) or (os.path.isfile(location) and location.lower().endswith(".zip")):
-        return _open_files(Path(location), Path(location).resolve().name, size or 64, grey)
-    if os.path.isfile(location):
-        raise DataError(f"{data}: a single file; expected {_ACCEPTED}; put the images into a folder")
-    nearest = difflib.get_close_matches(data.lower(), ["digits", "ffhq"], n=1)
+    path = Path(data).expanduser()
+    if data and path.exists():
+        return _open_path(path, size or 64, grey)
+    nearest = difflib.get_close_matches(data.lower(), _NAMES, n=1)
     problem = f"did you mean '{nearest[0]}'?" if nearest else "no such folder or archive;"
     raise DataError(f"{data}: {problem} expected {_ACCEPTED}")
-
-
-# One image
-
-
-@contextmanager
-def _as_data_error(name: str) -> Iterator[None]:
-    """Turn whatever opening and decoding the file `name` raises into a DataError."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow's remarks on odd metadata do not concern the pixels. Its warning above a number of pixels does: it
-            # raises only above twice that, when decoding may already have exhausted the memory.
-            warnings.filterwarnings("ignore", module="PIL")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{name}: a folder, where one image file is expected; name a file in it") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not an image; expected PNG, JPEG, TIFF or another format Pillow reads") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"the limit is {Image.MAX_IMAGE_PIXELS:,} pixels"
-        raise DataError(f"{name}: too large to decode safely; {limit}; make the image smaller first") from error
-    except Exception as error:
-        # Damaged files raise OSError, SyntaxError, struct.error, zlib.error and more, depending on the decoder.
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{name}: cannot be read ({reason}); it may be damaged or cut short: get a new copy") from error
-
-
-def _open_image(file: BinaryIO, name: str) -> Image.Image:
-    """Read the header of an image; its pixels are decoded later."""
-    image = Image.open(file, formats=_FORMATS)
-    if min(image.size) < 2:
-        raise DataError(f"{name}: {image.width} x {image.height} image: at least 2 x 2 pixels are needed")
-    return image
-
-
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    """Decode `image` to float32 [C, H, W] in [0, 1]."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":
-        return _scaled(np.asarray(image), (1, 255, 65535), name)[None]
-    if image.mode.startswith("I"):
-        return _scaled(np.asarray(image), (65535,), name)[None]
-
-    colours = "L" if image.mode in _GREY_MODES else "RGB"
-    transparent = image.has_transparency_data
-    values = np.asarray(image.convert(colours + "A" if transparent else colours), dtype=np.float32) / 255
-    pixels = np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1))
-    if transparent:
-        opacity = pixels[-1:]
-        pixels = pixels[:-1] * opacity + (1 - opacity)
-    return pixels
-
-
-def _scaled(values: np.ndarray, maxima: tuple[int, ...], name: str) -> np.ndarray:
-    """Divide `values` by the least of `maxima` that brings them into [0, 1]."""
-    if not np.isfinite(values).all():
-        raise DataError(f"{name}: pixel values that are NaN or infinite; expected finite ones; export the image again")
-    low, high = values.min(), values.max()
-    for maximum in maxima:
-        if 0 <= low and high <= maximum:
-            return values.astype(np.float32) / maximum
-    raise DataError(f"{name}: pixel values from {low:g} to {high:g}; expected 0 to {maxima[-1]}; rescale the image")
-
-
-def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Turn colour into grey (luma, ITU-R 601) or grey into colour, as `channels`, 1 or 3, demands."""
-    if len(image) == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=0)
-    red, green, blue = image
-    return (0.299 * red + 0.587 * green + 0.114 * blue).clip(0, 1)[None]
-
-
-def _resample(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize `image` [C, H, W]: Lanczos over the area each new pixel covers when it shrinks, bicubic when it grows."""
-    method = Image.Resampling.LANCZOS if height < image.shape[1] else Image.Resampling.BICUBIC
-    resized = [Image.fromarray(channel).resize((width, height), method) for channel in image]
-    # Both kernels have negative lobes, which overshoot at edges.
-    return np.stack(resized).clip(0, 1)
-
-
-# Data sets
 
 
 def _open_digits(size: int, channels: int) -> ImageDataset:
     with (files("assets") / "digits.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as table:
         rows = np.loadtxt(table, delimiter=",", dtype=np.int64)
-    values = (rows[:, :64].reshape(-1, 1, 8, 8) / 16).astype(np.float32)
-    images = _Digits(np.repeat(values, channels, axis=1), size)
+    images = _Table(rows[:, :64].reshape(-1, 1, 8, 8), 16, channels, size)
     description = f"{len(rows)} handwritten digits of 8 x 8 pixels, embedded (UCI, Alpaydin and Kaynak, CC BY 4.0)"
     return ImageDataset("digits", description, channels, size, images, labels=rows[:, 64])
 
 
-def _find_ffhq(size: int, root: Path | None) -> Path:
-    folders = [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data") if folder]
-    names = ("ffhq", "ffhq.zip", f"ffhq-{size}x{size}.zip", "thumbnails128x128", "images1024x1024")
-    for path in (folder / name for folder in folders for name in names):
-        if path.exists():
-            return path
-    raise DataError(
-        f"ffhq: none of {', '.join(names)} in {', '.join(map(str, folders))}; download thumbnails128x128 (70,000 PNG "
-        "images, about 2 GB, CC BY-NC-SA 4.0) as https://github.com/NVlabs/ffhq-dataset describes (python "
-        f"download_ffhq.py --thumbs) and move that folder to {folders[0] / 'thumbnails128x128'}, or use other images "
-        "with --data FOLDER"
-    )
+def _open_known(name: str, size: int, root: Path | None, grey: bool | None, stream: bool) -> ImageDataset:
+    """Open the local copy of a set of the catalogue, or else the hub's."""
+    if not stream and (path := catalog.find(name, size, root)):
+        return replace(_open_path(path, size, grey), name=name)
+    try:
+        return replace(_open_hub(catalog.KNOWN[name].hub, size, grey, stream), name=name)
+    except DataError as error:
+        raise DataError(f"{name}: {catalog.advice(name, root)}; from the hub: {error}") from None
 
 
-def _open_files(path: Path, name: str, size: int, grey: bool | None) -> ImageDataset:
-    """Open a folder or archive, after reading the header of every image in it."""
-    store = _Folder(path) if path.is_dir() else _Archive(path)
+def _open_path(path: Path, size: int, grey: bool | None) -> ImageDataset:
+    """Open a folder or archive."""
+    if is_table_file(path):
+        path = path.parent
+    name = path.resolve().name
+    if not path.is_dir():
+        if path.suffix.lower() != ".zip":
+            raise DataError(f"{path}: a single file; expected {_ACCEPTED}; put the images into a folder")
+        return _open_files(Archive(path), name, size, grey)
+    if (table := read_table(path)) is None:
+        return _open_files(Folder(path), name, size, grey)
+    levels, labels = table
+    channels = levels.shape[1] if grey is None else 1 if grey else 3
+    description = f"{len(levels)} {_kind(channels)} images of {levels.shape[3]} x {levels.shape[2]} pixels from {path}"
+    return ImageDataset(name, description, channels, size, _Table(levels, 255, channels, size), labels)
+
+
+def _open_files(store: Folder | Archive, name: str, size: int, grey: bool | None) -> ImageDataset:
+    """Open a store of image files, after reading the header of every one."""
     found = store.names()
-    modes, bad = {}, []
-    for file_name in found:
-        try:
-            with store.reading(file_name) as (file, label):
-                modes[file_name] = _open_image(file, label).mode
-        except DataError:
-            bad.append(file_name)
-
+    modes, bad = _modes(store, found)
     if not found:
-        raise DataError(f"{path}: no image files; expected PNG, JPEG or others that Pillow reads; check the path")
+        raise DataError(f"{store.path}: no image files; expected PNG, JPEG or others that Pillow reads; check the path")
     if bad:
-        examples = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
-        problem = f"{path}: {len(bad)} of {len(found)} image files cannot be read: {examples}"
-        if not modes or len(bad) > max(5, 0.1 * len(found)):
-            raise DataError(f"{problem}; remove or replace them")
-        warnings.warn(f"{problem}; they are left out", stacklevel=3)
+        examples = ", ".join(list(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+        problem = f"{store.path}: {len(bad)} of {len(found)} image files cannot be read: {examples}"
+        first = next(iter(bad.values()))
+        if not modes or len(bad) > _allowed(len(found)):
+            raise DataError(f"{problem}; remove or replace them; of the first: {first}")
+        warnings.warn(f"{problem}; they are left out; of the first: {first}", stacklevel=4)
 
+    mode = _mode(list(modes.values()), grey)
+    names = list(modes)
+    description = f"{len(names)} {_kind(CHANNELS[mode])} images from {store.path}"
+    images, labels = _Files(store, names, size, mode), read_labels(store, names)
+    return ImageDataset(name, description, CHANNELS[mode], size, images, labels, encoded=True)
+
+
+def _open_hub(data: str, size: int, grey: bool | None, stream: bool) -> ImageDataset:
+    """Open a set of the hub; of so many files only the first few headers are read."""
+    source = hub.open_hub(data, stream)
+    probes = list(islice(source, _PROBES)) if stream else source.names()[:_PROBES]
+    modes, bad = _modes(source, probes)
+    if not modes:
+        raise DataError(f"{source.name}: no image among the first {len(probes)}; {next(iter(bad.values()), 'it is empty')}")
+    mode = _mode(list(modes.values()), grey)
+    place = re.split("[@:]", data)[0]
+    folder = Path(place).expanduser()
+    name = folder.resolve().name if folder.is_dir() else place
+    if stream:
+        images = ImageStream(source, size, mode, tuple(probes))
+        count = f"{source.count} " if source.count else ""
+        description = f"{count}{_kind(CHANNELS[mode])} images, streamed from {source.name}"
+        return ImageDataset(name, description, CHANNELS[mode], size, _Head(images), stream=images, encoded=True)
+    images = _Files(source, source.names(), size, mode)
+    description = f"{len(images)} {_kind(CHANNELS[mode])} images from {source.name}"
+    return ImageDataset(name, description, CHANNELS[mode], size, images, source.labels, encoded=True)
+
+
+def _modes(store: Any, names: Iterable[Any]) -> tuple[dict[Any, str], dict[Any, DataError]]:
+    """Pillow's modes of the images of a store, from their headers, and what is wrong with those that have none."""
+    modes, bad = {}, {}
+    for name in names:
+        try:
+            with store.reading(name) as (file, label):
+                modes[name] = open_image(file, label).mode
+        except DataError as error:
+            bad[name] = error
+    return modes, bad
+
+
+def _mode(modes: list[str], grey: bool | None) -> Literal["L", "RGB"]:
+    """The mode to read images in, from the one asked for and their own."""
     if grey is None:
-        grey = all(mode in _GREY_MODES for mode in list(modes.values())[:32])
-    images = _Files(store, tuple(modes), size, "L" if grey else "RGB")
-    description = f"{len(images)} {'grey' if grey else 'colour'} images from {path}"
-    return ImageDataset(name, description, images.channels, size, images)
+        grey = all(mode in GREY_MODES for mode in modes[:_PROBES])
+    return "L" if grey else "RGB"
+
+
+def _kind(channels: int) -> str:
+    return "grey" if channels == 1 else "colour"
+
+
+def _allowed(count: int) -> int:
+    """How many of `count` images may be damaged."""
+    return max(5, count // 10)
+
+
+def _first_readable(attempts: Iterable[Callable[[], np.ndarray]]) -> tuple[np.ndarray, list[str]]:
+    """What the first attempt gives that raises no DataError, and the messages of those before it."""
+    problems = []
+    for attempt in attempts:
+        try:
+            return attempt(), problems
+        except DataError as error:
+            problems.append(str(error))
+    raise DataError(f"{len(problems)} damaged images one after the other, too many to go on; the last: {problems[-1]}")
+
+
+def _decoded(store: Any, name: Any, size: int, mode: Literal["L", "RGB"]) -> np.ndarray:
+    """Read and decode one image of a store to 8-bit levels [C, size, size]."""
+    with store.reading(name) as (file, label):
+        content = file.read()
+    # Decoded when the file is closed again: threads take turns to read an archive.
+    return read_square(io.BytesIO(content), size, mode, label)
 
 
 @dataclass(frozen=True, eq=False)
-class _Digits(Sequence[np.ndarray]):
+class _Table(Sequence[np.ndarray]):
+    """Images that are in memory, integers [N, C, H, W] from 0 to `maximum`."""
+
     values: np.ndarray
+    maximum: int
+    channels: int
     size: int
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return fit(self.values[index], self.size)
+        return fit(with_channels(self.values[index].astype(np.float32) / self.maximum, self.channels), self.size)
 
 
-@dataclass(frozen=True, eq=False)
 class _Files(Sequence[np.ndarray]):
     """Images decoded when they are first asked for. All values pass through 8 bits, so cached or not makes no odds."""
 
-    store: _Folder | _Archive
-    names: tuple[str, ...]
-    size: int
-    mode: Literal["L", "RGB"]
-    cache: dict[int, np.ndarray] = field(default_factory=dict)
+    def __init__(self, store: Any, names: Sequence[Any], size: int, mode: Literal["L", "RGB"]) -> None:
+        self.store, self.names, self.size, self.mode = store, names, size, mode
+        shape = (len(names), CHANNELS[mode], size, size)
+        self.cache = _Cache(shape) if math.prod(shape) <= _CACHE_BYTES else None
 
-    @property
-    def channels(self) -> int:
-        return _CHANNELS[self.mode]
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that is not forked cannot share the cache, and must not have one of its own.
+        return vars(self) | {"cache": None}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        levels = self.cache.get(index)
+        levels = self.cache.get(index) if self.cache else None
         if levels is None:
-            with self.store.reading(self.names[index]) as (file, label):
-                image = fit(read_image(file, self.mode, label), self.size)
-            levels = np.rint(image * 255).astype(np.uint8)
-            if len(self) * levels.nbytes <= _CACHE_BYTES:
-                self.cache[index] = levels
+            levels = _decoded(self.store, self.names[index], self.size, self.mode)
+            if self.cache:
+                self.cache.put(index, levels)
         return levels.astype(np.float32) / 255
 
 
-@dataclass(frozen=True)
-class _Folder:
-    path: Path
+class _Cache:
+    """8-bit images in memory that forked processes share: workers fill it together, and there is one however many they are.
 
-    def names(self) -> list[str]:
-        """Paths of the image files, relative and sorted; each real directory counts once, so links cannot loop."""
-        found, visited = [], set()
-        for directory, folders, file_names in os.walk(self.path, followlinks=True):
-            # Sorted, so that of several links to one directory the same one is always followed.
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            real = os.path.realpath(directory)
-            if real in visited:
-                folders.clear()
-                continue
-            visited.add(real)
-            below = Path(directory).relative_to(self.path)
-            found += [(below / file_name).as_posix() for file_name in file_names]
-        return sorted(filter(_is_image_name, found))
+    Beside each image lies its checksum: a process that comes upon one that another is just writing takes it for missing.
+    """
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        """Open one file; what goes wrong meanwhile is a DataError. Yields the file and what messages call it."""
-        label = str(self.path / name)
-        with _as_data_error(label), open(self.path / name, "rb") as file:
-            yield file, label
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        # Anonymous shared memory: the system finds a page when it is first written to.
+        self.levels = np.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=np.uint8).reshape(shape)
+        self.sums = np.frombuffer(mmap.mmap(-1, 4 * shape[0]), dtype=np.uint32)
+
+    def get(self, index: int) -> np.ndarray | None:
+        """Image number `index`, if it is there."""
+        levels = self.levels[index]
+        return levels if zlib.crc32(levels) == self.sums[index] else None
+
+    def put(self, index: int, levels: np.ndarray) -> None:
+        """Keep image number `index`."""
+        self.levels[index] = levels
+        self.sums[index] = zlib.crc32(levels)
 
 
-@dataclass(frozen=True)
-class _Archive:
-    path: Path
-    handles: dict[tuple[int, int], zipfile.ZipFile] = field(default_factory=dict, compare=False)
+@dataclass(frozen=True, eq=False)
+class _Head(Sequence[np.ndarray]):
+    """The beginning of a stream, read when it is first asked for and kept in memory."""
 
-    def names(self) -> list[str]:
-        """Names of the image members, sorted."""
-        with _as_data_error(str(self.path)):
-            members = [member for member in self._handle().infolist() if _is_image_name(member.filename)]
-        if any(member.flag_bits & 1 for member in members):
-            raise DataError(f"{self.path}: encrypted; expected an archive without password; unpack it to a folder")
-        return sorted({member.filename for member in members})
+    stream: ImageStream
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        """Open one member; what goes wrong meanwhile is a DataError. Yields the file and what messages call it."""
-        label = str(self.path / name)
-        with _as_data_error(label), self._handle().open(name) as file:
-            yield file, label
+    @cached_property
+    def images(self) -> list[np.ndarray | DataError]:
+        stream = self.stream
+        count = min(_HEAD, _CACHE_BYTES // (CHANNELS[stream.mode] * stream.size**2))
+        images: list[np.ndarray | DataError] = []
+        for row in islice(stream.source, count):
+            try:
+                images.append(stream.levels(row))
+            except DataError as error:
+                images.append(error)
+        return images
 
-    def _handle(self) -> zipfile.ZipFile:
-        # Handles share a file position with every copy of themselves, so each process and thread needs its own.
-        key = os.getpid(), threading.get_ident()
-        if key not in self.handles:
-            self.handles[key] = zipfile.ZipFile(self.path)
-        return self.handles[key]
+    def __len__(self) -> int:
+        return len(self.images)
 
-    def __reduce__(self) -> tuple[type[_Archive], tuple[Path]]:
-        return _Archive, (self.path,)
-
-
-def _is_image_name(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in _EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    def __getitem__(self, index: int) -> np.ndarray:
+        image = self.images[index]
+        if isinstance(image, DataError):
+            raise image
+        return image.astype(np.float32) / 255

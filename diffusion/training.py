@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +14,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
+from diffusion.batches import batches
 from diffusion.checkpoint import Checkpoints, RunConfig, load_checkpoint, load_config, save_config, save_tensors
 from diffusion.ema import EMA
 from diffusion.log import MetricsLog, Stopwatch
@@ -28,7 +26,6 @@ from diffusion.rng import below, seeds
 from lbm_warp.checks import InputError, check_integer
 
 LOG_STEPS = 25
-PREFETCH = 2
 
 Precision = Literal["fp32", "bf16"]
 
@@ -36,8 +33,8 @@ Precision = Literal["fp32", "bf16"]
 def train(
     config: RunConfig,
     dataset: Sequence[np.ndarray],
-    folder: Path,
-    device: torch.device | None = None,
+    folder: Path | str,
+    device: torch.device | str | None = None,
     *,
     precision: Precision | None = None,
     accumulate: int = 1,
@@ -80,7 +77,7 @@ def train(
             readable checkpoint, a picture cannot be read, a file cannot be written, or the loss is no longer finite. All processes
             raise it, with one message.
     """
-    ranks = Ranks(device)
+    folder, ranks = Path(folder), Ranks(None if device is None else torch.device(device))
     check_integer("checkpoint_every", checkpoint_every, 1)
     if keep_every is not None:
         check_integer("keep_every", keep_every, 1)
@@ -333,73 +330,6 @@ def reconstruction_loss(network: nn.Module, corrupted: torch.Tensor, answer: tor
 def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on its way to the device, without waiting for it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-@contextmanager
-def batches(
-    dataset: Sequence[np.ndarray],
-    seed: int,
-    first: int,
-    last: int,
-    size: int,
-    *,
-    part: tuple[int, int] = (0, 1),
-    workers: int = 0,
-    flip: bool = False,
-) -> Iterator[Iterator[np.ndarray]]:
-    """Batches of pictures in the order the seed gives, read ahead by threads.
-
-    Every epoch is a permutation of its own; image number i of a run is the same picture whatever the batch size, and a run that
-    resumes at image i goes on with it.
-
-    Args:
-        dataset: pictures, float32 [C, S, S].
-        seed: the run's seed.
-        first, last: from which image of the run to which (exclusive).
-        size: images a batch; the last batch may be smaller.
-        part: (rank, ranks): which contiguous share of every batch is wanted, of how many.
-        workers: threads that read; 0 is four.
-        flip: mirror every other picture, at random.
-
-    Yields:
-        An iterator over float32 [n, C, S, S]; n = size / ranks, or less in the last batch, where it may be 0.
-    """
-    count = len(dataset)
-    rank, ranks = part
-
-    def places(start: int) -> range:
-        batch = min(size, last - start)
-        return range(start + batch * rank // ranks, start + batch * (rank + 1) // ranks)
-
-    @functools.lru_cache(2)
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, epoch)).permutation(count)
-
-    def picture_at(place: int, index: int) -> np.ndarray:
-        picture = dataset[index]
-        return picture[..., ::-1] if flip and below(2, seed, "flip", place) else picture
-
-    with ThreadPoolExecutor(workers or 4, thread_name_prefix="data") as pool:
-
-        def read(start: int) -> list[Future[np.ndarray]]:
-            return [pool.submit(picture_at, place, int(order(place // count)[place % count])) for place in places(start)]
-
-        def stacked(pictures: list[Future[np.ndarray]]) -> np.ndarray:
-            return (
-                np.stack([picture.result() for picture in pictures]) if pictures else np.zeros((0, *dataset[0].shape), np.float32)
-            )
-
-        def queue() -> Iterator[np.ndarray]:
-            ahead: deque[list[Future[np.ndarray]]] = deque()
-            for start in range(first, last, size):
-                ahead.append(read(start))
-                if len(ahead) > PREFETCH:
-                    yield stacked(ahead.popleft())
-            for pictures in ahead:
-                yield stacked(pictures)
-
-        yield queue()
-        pool.shutdown(cancel_futures=True)
 
 
 def _check_same_run(folder: Path, config: RunConfig) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+# No test uses the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 

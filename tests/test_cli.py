@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from cli import archives, benchmark, compare, console, corrupt, sample, train
-from diffusion.data import fit, open_dataset, read_image
+from diffusion.data import open_dataset
+from diffusion.images import fit, read_image
 from diffusion.presets import PRESETS
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 
@@ -200,6 +201,9 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--data", "nowhere"], "nowhere"),
         ("train", ["--data", "empty"], "empty"),
         ("train", ["--data", "ffhq"], "thumbnails128x128"),
+        ("train", ["--data", "hf:owner/name"], "hf:owner/name: cannot be loaded"),
+        ("train", ["--stream"], "digits: only sets of the hub can be streamed"),
+        ("train", ["--workers", "-1"], "--workers must be at least 0, got -1"),
         ("train", ["--process", "ihdd"], "did you mean ihd?"),
         ("train", ["--levels", "0"], "levels must be at least 1, got 0"),
         ("train", ["--size", "18"], "needs a size divisible by 4, got 18"),

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import pydoc
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,9 @@ import diffusion
 from diffusion import Pipeline
 from diffusion.checkpoint import fingerprint, load_tensors, save_tensors
 from diffusion.data import open_dataset
+from diffusion.network import NetworkConfig
 from diffusion.pipeline import BUNDLED
-from diffusion.presets import preset
+from diffusion.presets import PRESETS, preset
 from diffusion.prior import Prior
 from diffusion.process import PROCESSES, named_process
 from diffusion.rng import seeds
@@ -34,19 +36,6 @@ from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
-LIBRARY = """
-from pathlib import Path
-import torch
-from diffusion import ForwardProcess, NetworkConfig, Pipeline, RunConfig, TrainingConfig, open_dataset, train
-
-digits = open_dataset("digits", size=16, root=None)
-process = ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5, levels=60)  # Beyond Blur
-network, training = NetworkConfig(width=24), TrainingConfig(images=128_000)
-config = RunConfig("beyond-blur", digits.name, digits.channels, digits.size, process, network, training)
-train(config, digits, Path("runs/mine"), torch.device("cpu"))  # interrupt it as you like: the same call goes on
-pipeline = Pipeline.from_pretrained("runs/mine")
-images = pipeline.sample(64, seed=0)  # float32 [64, 1, 16, 16], values around [0, 1]
-"""
 
 
 class Still(nn.Module):
@@ -467,16 +456,21 @@ def test_every_process_trains_and_samples_on_the_digits(name: str, tmp_path: Pat
 # As a library
 
 
-def test_ten_lines_train_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len([line for line in LIBRARY.splitlines() if line and "import" not in line]) <= 10
+def test_the_lines_in_the_readme_train_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand there, with a smaller run in place of the preset, and without the upload."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = next(block for block in blocks if "Pipeline" in block).splitlines()
+    assert len(lines) <= 10 and sum("push_to_hub" in line for line in lines) == 1
+    digits = preset("digits")
+    training = replace(digits.training, images=64, batch=32)
+    small = replace(digits, process=replace(digits.process, levels=5), network=NetworkConfig(width=8), training=training)
+    monkeypatch.setitem(PRESETS, "digits", small)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(LIBRARY.replace("128_000", "64").replace("levels=60", "levels=5").replace("width=24", "width=8"), names)
+    exec("\n".join(line for line in lines if "push_to_hub" not in line), names)
     images = names["images"]
     assert images.shape == (64, 1, 16, 16) and images.isfinite().all()
-    flow = named_process("beyond-blur")
-    process = names["process"]
-    assert (process.peclet, process.turbulence, process.offset) == (flow.peclet, flow.turbulence, flow.offset)
+    assert names["pipeline"].config == small
 
 
 def test_every_public_name_is_there_and_explains_itself() -> None:

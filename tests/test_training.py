@@ -22,7 +22,7 @@ from diffusion.log import MetricsLog
 from diffusion.parallel import Ranks
 from diffusion.process import PROCESSES
 from diffusion.rng import below, seeds
-from diffusion.training import Trainer, TrainingState, batches, reconstruction_loss, train
+from diffusion.training import Trainer, TrainingState, reconstruction_loss, train
 from tests.runs import stripes, tiny_config, without_dropout
 
 CPU = torch.device("cpu")
@@ -71,46 +71,6 @@ def test_ema_is_its_definition() -> None:
         decay = min(0.15, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
         assert average.network.weight.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_order_depends_on_the_seed_and_not_on_the_batch() -> None:
-    dataset = [np.full((1, 2, 2), i, dtype=np.float32) for i in range(7)]
-
-    def order(seed: int, first: int, last: int, size: int) -> list[int]:
-        with batches(dataset, seed, first, last, size) as queue:
-            return [int(value) for batch in queue for value in batch[:, 0, 0, 0]]
-
-    whole = order(5, 0, 21, 21)
-    assert order(5, 0, 21, 4) == whole
-    assert order(5, 0, 9, 2) + order(5, 9, 21, 5) == whole
-    for epoch in range(3):
-        assert sorted(whole[7 * epoch : 7 * epoch + 7]) == list(range(7))
-    assert whole[:7] != whole[7:14] and order(6, 0, 21, 21) != whole
-
-
-def test_shares_of_a_batch_are_contiguous_and_make_it_up() -> None:
-    dataset = [np.full((1, 2, 2), i, dtype=np.float32) for i in range(7)]
-    with batches(dataset, 5, 3, 16, 5) as queue:
-        whole = list(queue)
-    for ranks in (2, 4):
-        shares = []
-        for rank in range(ranks):
-            with batches(dataset, 5, 3, 16, 5, part=(rank, ranks)) as queue:
-                shares.append(list(queue))
-        # The last batch has three pictures: of four ranks one has none.
-        for number, batch in enumerate(whole):
-            np.testing.assert_array_equal(np.concatenate([share[number] for share in shares]), batch)
-
-
-def test_about_every_other_picture_is_mirrored_by_its_place_alone() -> None:
-    dataset = [np.arange(4, dtype=np.float32).reshape(1, 2, 2)]
-
-    def mirrored(size: int) -> list[bool]:
-        with batches(dataset, 5, 0, 400, size, flip=True) as queue:
-            return [bool(picture[0, 0, 0] == 1.0) for batch in queue for picture in batch]
-
-    coins = mirrored(16)
-    assert mirrored(9) == coins and 150 < sum(coins) < 250
 
 
 def test_every_image_of_every_step_is_corrupted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,278 @@
+"""Sets of the Hugging Face hub, from parquet files made here: as a table and as a stream."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion import data
+from diffusion.batches import batches
+from diffusion.data import ImageDataset, open_dataset
+from diffusion.prior import Prior
+from tests.pictures import check, chw, encoded, fails, first_levels
+from tests.runs import tiny_config
+
+datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tables in the test's own folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    # At the end of a stream the library waits for its threads, five seconds.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    datasets.disable_progress_bars()
+
+    def decode(*_: object) -> None:
+        raise AssertionError("the library decodes an image")
+
+    monkeypatch.setattr(datasets.Image, "decode_example", decode)
+
+
+def write(path: Path, contents: list[bytes | None], **columns: list) -> None:
+    """A parquet file with a column of images, called `picture`, behind a column of numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = {"number": datasets.Value("int64"), "picture": datasets.Image(), "kind": datasets.ClassLabel(names=["even", "odd"])}
+    rows = {
+        "number": list(range(len(contents))),
+        "picture": [content and {"bytes": content, "path": None} for content in contents],
+        "kind": [number % 2 for number in range(len(contents))],
+    }
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sixty constant grey pictures in three files, and a split of two."""
+    for part in range(3):
+        write(tmp_path / "set" / f"train-{part:05}-of-00003.parquet", [encoded(20 * part + i) for i in range(20)])
+    write(tmp_path / "set" / "test-00000-of-00001.parquet", [encoded(200), encoded(201)])
+    return tmp_path / "set"
+
+
+def run(dataset: ImageDataset, *arguments: int, **options: object) -> list[int]:
+    with batches(dataset, *arguments, **options) as queue:
+        return [level for batch in queue for level in first_levels(batch)]
+
+
+# A table
+
+
+def test_a_table_is_read_by_index(folder: Path) -> None:
+    dataset = open_dataset(f"hf:{folder}", None, None)
+    assert (len(dataset), dataset.size, dataset.channels, dataset.name, dataset.encoded) == (60, 64, 1, "set", True)
+    assert first_levels(dataset) == list(range(60)) and first_levels([dataset[-1]]) == [59]
+    assert dataset.labels.dtype == np.int64 and dataset.labels.tolist() == 30 * [0, 1]
+    assert "60 grey images" in dataset.description and str(folder) in dataset.description
+    assert open_dataset(f"hf:{folder}", 8, None, grey=False)[0].shape == (3, 8, 8)
+    assert first_levels(open_dataset(f"hf:{folder}:test", 8, None)) == [200, 201]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_are_decoded_by_our_reader(tmp_path: Path, stream: bool) -> None:
+    """16 bits, transparency and odd shapes come out as from files."""
+    sixteen, clear, wide = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(sixteen, "PNG")
+    Image.new("LA", (4, 4), (0, 51)).save(clear, "PNG")
+    Image.fromarray(np.repeat(np.array([[0, 90, 90, 0]], dtype=np.uint8), 2, axis=0)).save(wide, "PNG")
+    write(tmp_path / "set" / "a.parquet", [sixteen.getvalue(), clear.getvalue(), wide.getvalue()])
+    dataset = open_dataset(f"hf:{tmp_path / 'set'}", 2, None, stream=stream)
+    for image, level in zip(dataset, (round(40000 / 65535 * 255), 204, 90), strict=True):
+        check(image, chw(np.full((2, 2), level)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_a_table(folder: Path, workers: int) -> None:
+    dataset = open_dataset(f"hf:{folder}", 8, None)
+    assert run(dataset, 5, 0, 60, 7, workers=workers) == np.random.default_rng((5, 0)).permutation(60).tolist()
+
+
+def test_damaged_rows_of_a_table_are_replaced_and_reported(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "a.parquet", [encoded(1), b"nothing", None, encoded(4)[:-30], encoded(5)])
+    dataset = open_dataset(f"hf:{tmp_path / 'set'}", 8, None)
+    with pytest.warns(UserWarning) as record:
+        assert first_levels(dataset) == [1, 5, 5, 5, 5]
+    reported = [str(warning.message) for warning in record]
+    assert [message.split(" (damaged")[0] for message in reported] == list(dataset.damaged) and len(reported) == 3
+    for row, word in ((1, "not an image"), (2, "holds no image file"), (3, "truncated")):
+        assert f"row {row}: " in reported[row - 1] and word in reported[row - 1]
+
+
+def test_a_path_in_a_table_is_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encoded(66))
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(secret)}]}, features=features)
+    rows = rows.cast_column("image", datasets.Image())
+    (tmp_path / "set").mkdir()
+    pyarrow.write_table(rows.data.table, tmp_path / "set" / "a.parquet")
+    for stream in (False, True):
+        with fails("no image among the first 1", "holds no image file"):
+            open_dataset(f"hf:{tmp_path / 'set'}", 8, None, stream=stream)
+
+
+def test_a_set_of_single_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of the hub that is a folder of images there: its table names the files."""
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    for level in (7, 8):
+        (tmp_path / "images" / "train" / f"{level}.png").write_bytes(encoded(level))
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, name, **options: load("imagefolder", data_dir=str(tmp_path / "images"), **options)
+    )
+    assert first_levels(open_dataset("hf:owner/name", 8, None)) == [7, 8]
+    with fails("hf:owner/name", "cannot be streamed", "--stream"):
+        open_dataset("hf:owner/name", 8, None, stream=True)
+
+
+# A stream
+
+
+def test_a_stream_is_shuffled_by_the_seed_and_goes_on_anywhere(folder: Path) -> None:
+    def fresh() -> ImageDataset:
+        return open_dataset(f"hf:{folder}", 8, None, stream=True)
+
+    whole = run(fresh(), 5, 0, 150, 50)
+    for epoch in (0, 1):
+        assert sorted(whole[60 * epoch : 60 * epoch + 60]) == list(range(60))
+    assert whole[:60] != whole[60:120] and whole[:60] != list(range(60)) and run(fresh(), 6, 0, 150, 50) != whole
+    assert run(fresh(), 5, 0, 150, 7) == whole
+    for first in (13, 59, 60, 61, 130):
+        assert run(fresh(), 5, first, 150, 8) == whole[first:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_and_workers_see_the_same_stream(folder: Path, workers: int) -> None:
+    dataset = open_dataset(f"hf:{folder}", 8, None, stream=True)
+    with batches(dataset, 5, 10, 90, 9, flip=True) as queue:
+        whole = list(queue)
+    shares = []
+    for rank in range(2):
+        with batches(dataset, 5, 10, 90, 9, flip=True, part=(rank, 2), workers=workers) as queue:
+            shares.append(list(queue))
+    for batch, *parts in zip(whole, *shares, strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), batch)
+
+
+def test_a_stream_may_say_its_length_or_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is known, the epochs before are not read again; where it is not, the first one is."""
+    source = open_dataset(f"hf:{folder}", 8, None, stream=True).stream.source
+    whole = list(islice(source.shuffled(5, 0), 250))
+    epochs, shuffle = [], type(source.table).shuffle
+
+    def counting(table, seed, buffer_size):
+        epochs.append(seed)
+        return shuffle(table, seed=seed, buffer_size=buffer_size)
+
+    monkeypatch.setattr(type(source.table), "shuffle", counting)
+    for count, read in ((60, 1), (None, 2)):
+        epochs.clear()
+        assert list(islice(replace(source, count=count).shuffled(5, 190), 20)) == whole[190:210]
+        assert len(epochs) == read
+
+
+def test_a_stream_that_ends_early_is_refused(folder: Path) -> None:
+    source = open_dataset(f"hf:{folder}", 8, None, stream=True).stream.source
+    with fails("60 images came of 61"):
+        list(islice(replace(source, count=61).shuffled(5, 0), 100))
+    for part in folder.glob("train*"):
+        part.write_bytes(part.read_bytes()[:100])
+    with fails(folder, "the stream broke off", "last checkpoint"):
+        list(islice(source.shuffled(5, 0), 100))
+
+
+def test_the_beginning_of_a_stream_is_read_by_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as the prior and statistics need; nothing of it unless it is asked for."""
+    dataset = open_dataset(f"hf:{folder}", 8, None, stream=True)
+    assert (dataset.channels, dataset.name, dataset.labels) == (1, "set", None)
+    assert dataset.description == f"grey images, streamed from hf:{folder}"
+    assert run(dataset, 5, 0, 3, 3) and "images" not in vars(dataset.images)
+    assert len(dataset) == 60 and first_levels(dataset) == list(range(60))
+    assert len(Prior.build(dataset, tiny_config().process, torch.device("cpu")).thumbnails) == 60
+    monkeypatch.setattr(data, "_HEAD", 7)
+    assert len(open_dataset(f"hf:{folder}", 8, None, stream=True)) == 7
+    monkeypatch.setattr(data, "_CACHE_BYTES", 5 * 64)
+    assert len(open_dataset(f"hf:{folder}", 8, None, stream=True)) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_rows_of_a_stream_are_replaced_the_same_everywhere(tmp_path: Path, workers: int) -> None:
+    contents = [encoded(level) for level in range(40)]
+    contents[33], contents[35] = encoded(33)[:-30], None
+    write(tmp_path / "set" / "a.parquet", contents)
+    dataset = open_dataset(f"hf:{tmp_path / 'set'}", 8, None, stream=True)
+    with pytest.warns(UserWarning) as record:
+        whole = run(dataset, 5, 0, 80, 8, workers=workers)
+    reported = [str(warning.message) for warning in record if "damaged image" in str(warning.message)]
+    assert len(reported) == 2 and {"truncated", "holds no"} == {
+        word for message in reported for word in ("truncated", "holds no") if word in message
+    }
+    for epoch in (whole[:40], whole[40:]):
+        assert set(range(40)) - {33, 35} <= set(epoch)
+    with pytest.warns(UserWarning):
+        halves = [run(open_dataset(f"hf:{tmp_path / 'set'}", 8, None, stream=True), 5, 20, 80, 10, part=(r, 2)) for r in (0, 1)]
+    assert [level for i in range(0, 30, 5) for half in halves for level in half[i : i + 5]] == whole[20:]
+
+
+# What cannot be opened
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with fails("hf:owner/name", "pip install 'beyond-blur[hub]'"):
+        open_dataset("hf:owner/name", None, None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_a_network(stream: bool) -> None:
+    with fails("hf:owner/name", "cannot be loaded", "check the name, the network"):
+        open_dataset("hf:owner/name", None, None, stream=stream)
+
+
+@pytest.mark.parametrize("name", ["", "mnist", "parquet", "owner/name@", "owner/name:", "a:b:c", "owner/name@x@y"])
+def test_names_that_are_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with fails(f"hf:{name}: expected hf:owner/name"):
+        open_dataset(f"hf:{name}", None, None)
+
+
+def test_configuration_and_split_reach_the_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    calls, load = [], datasets.load_dataset
+
+    def loading(path, name, **options):
+        calls.append((path, name, options.pop("trust_remote_code")))
+        return load("parquet", data_dir=str(folder), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", loading)
+    dataset = open_dataset("hf:owner/name@small-1.0:test", 8, None)
+    assert calls == [("owner/name", "small-1.0", False)] and len(dataset) == 2 and dataset.name == "owner/name"
+    assert open_dataset("mnist", None, folder).name == "mnist" and calls[1] == ("ylecun/mnist", None, False)
+    with fails("hf:owner/name:valid", "no split 'valid'", "train, test"):
+        open_dataset("hf:owner/name:valid", 8, None)
+
+
+def test_folders_that_hold_no_set(tmp_path: Path) -> None:
+    with fails("no parquet files"):
+        open_dataset(f"hf:{tmp_path}", None, None)
+    (tmp_path / "a.parquet").write_text("text")
+    for stream in (False, True):
+        with fails(f"hf:{tmp_path}", "cannot be loaded"):
+            open_dataset(f"hf:{tmp_path}", None, None, stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tables_without_images(tmp_path: Path, stream: bool) -> None:
+    datasets.Dataset.from_dict({"text": ["a"], "number": [1]}).to_parquet(tmp_path / "set" / "a.parquet")
+    with fails("no column of images", "text (Value)", "number (Value)"):
+        open_dataset(f"hf:{tmp_path / 'set'}", None, None, stream=stream)
+    assert json.dumps(sorted(path.name for path in (tmp_path / "set").iterdir())) == '["a.parquet"]'

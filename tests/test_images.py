@@ -1,0 +1,372 @@
+"""Reading images of every kind, and making them small."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.images import fit, read_image, read_square, resize_shorter
+from tests.pictures import check, chw, fails
+
+GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
+COLOUR = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [255, 255, 255], [0, 0, 0]]], dtype=np.uint8)
+ALPHA = np.array([[0, 64, 128], [192, 254, 255]], dtype=np.uint8)
+
+
+def over_white(levels: np.ndarray, alpha: np.ndarray = ALPHA) -> np.ndarray:
+    opacity = alpha / 255.0
+    return chw(levels) * opacity + 1 - opacity
+
+
+# Kinds of images
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    Image.fromarray(GREY > 127).save(tmp_path / "a.png")
+    check(read_image(tmp_path / "a.png"), (GREY > 127).astype(np.float32)[None])
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm"])
+def test_grey(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(GREY).save(path)
+    check(read_image(path), chw(GREY))
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "tga"])
+def test_colour(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / f"a.{suffix}")
+    check(read_image(tmp_path / f"a.{suffix}"), chw(COLOUR))
+
+
+def test_forced_modes(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOUR).save(path)
+    check(read_image(path, "RGB"), chw(COLOUR))
+    luma = np.array([[0.299, 0.587, 0.114], [(2.99 + 11.74 + 3.42) / 255, 1, 0]])
+    check(read_image(path, "L"), luma[None], 1e-6)
+
+    sixteen = np.array([[0, 1000], [30000, 65535]], dtype=np.uint16)
+    Image.fromarray(sixteen).save(path)
+    check(read_image(path, "RGB"), np.repeat((sixteen / np.float32(65535))[None], 3, axis=0))
+    check(read_image(path, "L"), (sixteen / np.float32(65535))[None])
+
+
+def test_palette(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8)).convert("P")
+    image.putpalette([200, 10, 20, 0, 100, 250, 7, 8, 9])
+    colours = np.array([[200, 10, 20], [0, 100, 250], [7, 8, 9]], dtype=np.uint8)
+    expected = colours[[[0, 1], [2, 1]]]
+
+    image.save(tmp_path / "opaque.png")
+    check(read_image(tmp_path / "opaque.png"), chw(expected))
+
+    image.save(tmp_path / "partial.png", transparency=bytes([255, 51, 0]))
+    with Image.open(tmp_path / "partial.png") as written:
+        assert written.mode == "P"
+    alpha = np.array([[255, 51], [0, 51]])
+    check(read_image(tmp_path / "partial.png"), over_white(expected, alpha), 1e-6)
+
+    image.save(tmp_path / "index.gif", transparency=2)
+    check(read_image(tmp_path / "index.gif"), over_white(expected, np.array([[255, 255], [0, 255]])))
+
+    # Palettes count as colour, and Pillow stores these few greys as one.
+    Image.fromarray(GREY).save(tmp_path / "grey.gif")
+    check(read_image(tmp_path / "grey.gif"), np.repeat(chw(GREY), 3, axis=0))
+
+
+def test_alpha(tmp_path: Path) -> None:
+    Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]).save(tmp_path / "la.png")
+    check(read_image(tmp_path / "la.png"), over_white(GREY), 1e-6)
+
+    Image.fromarray(np.dstack([COLOUR, ALPHA])).save(tmp_path / "rgba.png")
+    check(read_image(tmp_path / "rgba.png"), over_white(COLOUR), 1e-6)
+
+    Image.fromarray(np.dstack([COLOUR, np.full_like(ALPHA, 255)])).save(tmp_path / "opaque.png")
+    check(read_image(tmp_path / "opaque.png"), chw(COLOUR))
+
+
+def test_transparent_colour_key(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "grey.png", transparency=51)
+    whitened = GREY.copy()
+    whitened[GREY == 51] = 255
+    check(read_image(tmp_path / "grey.png"), chw(whitened))
+
+    Image.fromarray(COLOUR).save(tmp_path / "rgb.png", transparency=(10, 20, 30))
+    whitened = COLOUR.copy()
+    whitened[1, 0] = 255
+    check(read_image(tmp_path / "rgb.png"), chw(whitened))
+
+    Image.fromarray(GREY > 127).save(tmp_path / "bit.png", transparency=0)
+    check(read_image(tmp_path / "bit.png"), np.ones((1, 2, 3)))
+
+
+SIXTEEN = np.array([[0, 1, 255], [256, 40000, 65535]], dtype=np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(SIXTEEN).save(tmp_path / f"a.{suffix}")
+    check(read_image(tmp_path / f"a.{suffix}"), (SIXTEEN / np.float32(65535))[None])
+
+
+def test_16_bit_pgm(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 2 65535\n" + SIXTEEN.astype(">u2").tobytes())
+    check(read_image(tmp_path / "a.pgm"), (SIXTEEN / np.float32(65535))[None])
+
+
+def test_dark_16_bit_grey_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)).save(tmp_path / "a.png")
+    check(read_image(tmp_path / "a.png"), np.full((1, 2, 2), 200 / 65535), 1e-9)
+
+
+def test_big_endian_16_bit_grey(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.frombytes("I;16B", (3, 2), SIXTEEN.astype(">u2").tobytes()).save(path)
+    with Image.open(path) as written:
+        assert written.mode == "I;16B"
+    check(read_image(path), (SIXTEEN / np.float32(65535))[None])
+
+
+def test_integer_tiff(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(SIXTEEN.astype(np.int32)).save(path)
+    check(read_image(path), (SIXTEEN / np.float32(65535))[None])
+    for wrong in (-1, 65536):
+        Image.fromarray(np.array([[0, 1], [2, wrong]], dtype=np.int32)).save(path)
+        with fails(path, wrong, "65535"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(("top", "scale"), [(0.5, 1), (1, 1), (1.5, 255), (255, 255), (256, 65535), (65535, 65535)])
+def test_float_tiff(tmp_path: Path, top: float, scale: int) -> None:
+    values = np.array([[0, 0.25], [0.125, top]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    check(read_image(tmp_path / "a.tif"), values[None] / scale)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 65536, np.nan, np.inf, -np.inf])
+def test_float_tiff_out_of_range(tmp_path: Path, wrong: float) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 1], [0.5, wrong]], dtype=np.float32)).save(path)
+    with fails(path, f"{wrong:g}" if np.isfinite(wrong) else "NaN or infinite"):
+        read_image(path)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    cmyk = np.zeros((2, 2, 4), dtype=np.uint8)
+    cmyk[0, 1], cmyk[1, 0], cmyk[1, 1] = [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255]
+    expected = np.array([[[255, 255, 255], [0, 255, 255]], [[255, 0, 0], [0, 0, 0]]], dtype=np.uint8)
+    Image.fromarray(cmyk, "CMYK").save(tmp_path / "a.tif")
+    check(read_image(tmp_path / "a.tif"), chw(expected))
+    # Adobe stores the inks of a JPEG inverted; a solid colour survives the compression.
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    check(read_image(tmp_path / "a.jpg"), chw(np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)), 2 / 255)
+
+
+def test_ycbcr(tmp_path: Path) -> None:
+    Image.new("YCbCr", (16, 16), (76, 85, 255)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    check(read_image(tmp_path / "a.tif"), chw(np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)), 2 / 255)
+
+
+def test_lab(tmp_path: Path) -> None:
+    # CIE L*a*b* of sRGB red under D50: 54.3, 80.8, 69.9; Pillow stores L* as 255 / 100 and offsets a*, b* by 128.
+    path = tmp_path / "a.tif"
+    Image.new("LAB", (2, 2), (round(54.3 * 2.55), 128 + 81, 128 + 70)).save(path)
+    with Image.open(path) as written:
+        assert written.mode == "LAB"
+    check(read_image(path), chw(np.full((2, 2, 3), (255, 0, 0), dtype=np.uint8)), 6 / 255)
+
+
+@pytest.mark.parametrize(("mode", "values"), [("HSV", (0, 255, 254)), ("YCbCr", (76, 85, 255))])
+def test_modes_without_a_common_format(monkeypatch: pytest.MonkeyPatch, mode: str, values: tuple[int, ...]) -> None:
+    # Pillow writes no HSV file, and decodes most YCbCr files to RGB: the opened image is put in place of a file.
+    monkeypatch.setattr(Image, "open", lambda file, formats: Image.new(mode, (2, 2), values))
+    check(read_image(io.BytesIO()), chw(np.full((2, 2, 3), (254, 0, 0), dtype=np.uint8)))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+def test_first_frame(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+    with Image.open(path) as written:
+        assert written.n_frames == 2
+    check(read_image(path), chw(np.full((4, 4, 3), (255, 0, 0), dtype=np.uint8)))
+
+
+# What each EXIF orientation asks for, as the stored image made upright.
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("levels", [COLOUR, SIXTEEN], ids=["colour", "16-bit"])
+def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str, levels: np.ndarray) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(levels).save(path, exif=exif)
+    upright = UPRIGHT[orientation](levels)
+    check(read_image(path), chw(upright) if levels is COLOUR else (upright / np.float32(65535))[None])
+
+
+def test_open_file(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    with open(tmp_path / "a.png", "rb") as file:
+        check(read_image(file), chw(COLOUR))
+        assert not file.closed
+    with fails("member.png"):
+        read_image(io.BytesIO(b"nothing"), name="member.png")
+    check(read_image(str(tmp_path / "a.png")), chw(COLOUR))
+
+
+# Images that cannot be read
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    with fails(tmp_path / "no.png", "no such file"):
+        read_image(tmp_path / "no.png")
+    with fails(tmp_path, "folder"):
+        read_image(tmp_path)
+    with fails("two lines.png"):
+        read_image("two\nlines.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image\n", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+def test_not_an_image(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with fails(path):
+        read_image(path)
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOUR).save(path, "EPS")
+    with fails(path, "not an image"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "webp", "bmp", "ppm", "tga", "jp2"])
+def test_truncated_at_every_length(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    for length in range(0, len(content) // 2, 7):
+        path.write_bytes(content[:length])
+        with fails(path):
+            read_image(path)
+
+
+def test_damaged_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOUR).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 255
+    path.write_bytes(content)
+    with fails(path, "damaged"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [5, 2], ids=["warning", "error"])
+def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOUR).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with fails(path, "too large", f"{limit} pixels"):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6)
+    check(read_image(path), chw(COLOUR))
+
+
+def test_a_small_file_with_huge_dimensions(tmp_path: Path) -> None:
+    """A PNG of a few bytes that declares 60,000 x 60,000 pixels: refused before anything is decoded."""
+    size = struct.pack(">2I5B", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    with fails(tmp_path / "a.png", "too large to decode safely"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1)])
+def test_too_small(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", shape).save(path)
+    with fails(path, f"{shape[0]} x {shape[1]} image: at least 2 x 2 pixels are needed"):
+        read_image(path)
+
+
+# Resizing
+
+
+def test_fit_crops_the_centre() -> None:
+    image = np.random.default_rng(0).random((3, 6, 10), dtype=np.float32)
+    check(fit(image, 6), image[:, :, 2:8])
+    check(fit(image.transpose(0, 2, 1), 6), image.transpose(0, 2, 1)[:, 2:8])
+
+
+def test_fit_averages_when_shrinking() -> None:
+    # Plain subsampling would keep the contrast of a one-pixel checkerboard; averaging leaves its mean.
+    board = (np.indices((32, 32)).sum(0) % 2).astype(np.float32)[None]
+    check(fit(board, 8), np.full((1, 8, 8), 0.5), 0.01)
+    ramp = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 64))
+    inner = fit(ramp, 16)[:, :, 3:-3]  # the kernel reaches three new pixels
+    np.testing.assert_allclose(inner, ramp.reshape(1, 64, 16, 4).mean(3)[:, ::4, 3:-3], rtol=0, atol=1e-4)
+
+
+def test_kernels() -> None:
+    # One bright column, and how far it spreads; the negative lobes are clipped to 0.
+    column = np.zeros((1, 32, 32), dtype=np.float32)
+    column[:, :, 16] = 1
+    # Keys's cubic with a = -1/2: w(1/4) = 111/128 and w(3/4) = 29/128.
+    enlarged = fit(column, 64)[0, 0]
+    np.testing.assert_allclose(enlarged[30:36], np.array([0, 29, 111, 111, 29, 0]) / 128, rtol=0, atol=1e-6)
+    # Lanczos with three lobes is positive again between two and three new pixels away; a cubic ends at two.
+    shrunk = fit(column, 8)[0, 0]
+    assert (shrunk > 0).tolist() == [False, True, False, True, True, False, True, False]
+
+
+def test_resizing_stays_in_range_and_keeps_constants() -> None:
+    edge = np.zeros((1, 16, 16), dtype=np.float32)
+    edge[:, :, 8:] = 1
+    for size in (6, 40):
+        resized = fit(edge, size)
+        assert resized.dtype == np.float32
+        assert resized.min() == 0 and resized.max() == 1
+        check(fit(np.full((3, 16, 16), 0.3, dtype=np.float32), size), np.full((3, size, size), 0.3), 1e-6)
+
+
+def test_read_square_crops_resizes_and_rounds(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with open(tmp_path / "a.png", "rb") as file:
+        square = read_square(file, 4, "L", "a.png")
+    assert square.dtype == np.uint8 and square.shape == (1, 4, 4)
+    check(square.astype(np.float32) / 255, fit(read_image(tmp_path / "a.png", "L"), 4), 0.5001 / 255)
+
+
+def test_resize_shorter_keeps_the_aspect() -> None:
+    image = np.random.default_rng(0).random((1, 20, 31), dtype=np.float32)
+    assert resize_shorter(image, 10).shape == (1, 10, 16)
+    assert resize_shorter(image.transpose(0, 2, 1), 40).shape == (1, 62, 40)
+    check(resize_shorter(image, 20), image)

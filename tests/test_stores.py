@@ -1,0 +1,238 @@
+"""Folders, archives and tables on the disk, and what hostile ones can do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import tracemalloc
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion import images, stores
+from diffusion.data import open_dataset
+from diffusion.stores import Archive, Folder, read_labels, read_table
+from tests.pictures import encoded, fails, first_levels, save, zipped
+
+
+def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression, compresslevel=1) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+# Archives
+
+
+def test_members_with_paths_out_of_the_archive_stay_in_it(tmp_path: Path) -> None:
+    """Names that would leave the folder an archive is unpacked to, with other pictures at those places."""
+    outside = tmp_path / "outside.png"
+    save(outside, 77, "L")
+    (tmp_path / "in").mkdir()
+    names = [str(outside), "../outside.png", "/etc/a.png", "b.png"]
+    path = archive(tmp_path / "in" / "p.zip", {name: encoded(level) for level, name in enumerate(names, 1)})
+    before = sorted(tmp_path.rglob("*"))
+    dataset = open_dataset(str(path), 8, None)
+    # Paths with a hidden part, as .. is, are left out; the others are read in the archive.
+    assert sorted(first_levels(dataset)) == [1, 3, 4]
+    assert sorted(tmp_path.rglob("*")) == before and not os.path.exists("/etc/a.png")
+
+
+def test_a_bomb_is_refused_without_unpacking_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 2**24)
+    path = archive(tmp_path / "p.zip", {"bomb.png": bytes(2**24 + 2**20)})
+    assert path.stat().st_size < 2**18
+    with fails(f"{path}/bomb.png", "17 MiB", "16 MiB"):
+        open_dataset(str(path), 8, None)
+    path = archive(path, {"bomb.png": bytes(2**24 + 2**20), "a.png": encoded(3)})
+    with pytest.warns(UserWarning, match=r"1 of 2 .*: bomb.png; they are left out.*17 MiB"):
+        assert first_levels(open_dataset(str(path), 8, None)) == [3]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_a_bomb_that_lies_about_its_size_is_unpacked_no_further_than_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    image = encoded(3)
+    path = archive(tmp_path / "p.zip", {f"bomb.{suffix}": image + bytes(2**26)})
+    content = bytearray(path.read_bytes())
+    start = content.index(b"PK\1\2")
+    assert struct.unpack_from("<I", content, start + 24)[0] == len(image) + 2**26
+    struct.pack_into("<I", content, start + 24, len(image))
+    path.write_bytes(content)
+
+    unpacked = []
+    read = zipfile.ZipExtFile._read1
+
+    def counting(self, count):
+        unpacked.append(len(result := read(self, count)))
+        return result
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "_read1", counting)
+    tracemalloc.start()
+    with fails(f"{path}/bomb.{suffix}", "CRC"):
+        open_dataset(str(path), 8, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(unpacked) <= len(image) and peak < 2**22
+
+
+def test_other_compressions_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "p.zip", {"a.png": encoded(3)}, zipfile.ZIP_BZIP2)
+    with fails(f"{path}/a.png", "other than deflate"):
+        open_dataset(str(path), 8, None)
+
+
+def test_threads_share_a_handle_and_processes_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    class Counting(zipfile.ZipFile):
+        def __init__(self, *args, **options):
+            opened.append(args)
+            super().__init__(*args, **options)
+
+    path = archive(tmp_path / "p.zip", {f"{level}.png": encoded(level) for level in range(10, 50)})
+    monkeypatch.setattr(zipfile, "ZipFile", Counting)
+    dataset = open_dataset(str(path), 8, None)
+    with ThreadPoolExecutor(8) as threads:
+        assert first_levels(threads.map(dataset.__getitem__, range(40))) == list(range(10, 50))
+    assert len(opened) == 1
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    open_dataset(str(path), 8, None)[3]
+    assert len(opened) == 2
+
+
+# Folders
+
+
+def test_only_regular_files_of_sane_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe without a writer, a device without an end and a file too large, each of them named as an image."""
+    save(tmp_path / "a.png", 3, "L")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(images.MAX_FILE_BYTES + 1)
+    with pytest.warns(UserWarning, match=r"3 of 4 .*large.png, pipe.png, zero.png; .*256 MiB"):
+        assert first_levels(open_dataset(str(tmp_path), 8, None)) == [3]
+    with fails("pipe.png: not a regular file"), Folder(tmp_path).reading("pipe.png"):
+        pass
+
+
+# Labels
+
+
+def labels(tmp_path: Path, content: str) -> np.ndarray | None:
+    (tmp_path / "dataset.json").write_text(content)
+    return read_labels(Folder(tmp_path), ["a.png", "b.png"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"labels": None},
+        {"labels": []},
+        {},
+        [["a.png", 1]],
+        {"labels": [["a.png", 1]]},
+        {"labels": [["a.png", [0.0, 1.0]], ["b.png", [1.0, 0.0]]]},
+        {"labels": [["a.png", 1], ["b.png", True]]},
+    ],
+)
+def test_labels_that_are_no_class_for_every_image(tmp_path: Path, value: object) -> None:
+    assert labels(tmp_path, json.dumps(value)) is None
+    (tmp_path / "dataset.json").unlink()
+    assert read_labels(Folder(tmp_path), ["a.png"]) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"labels": [["a.png", 1]',
+        '{"labels": [3]}',
+        '{"labels": [[[], 1]]}',
+        "[" * 10**6,
+        f'{{"labels": [["a.png", {2**70}], ["b.png", 1]]}}',
+    ],
+)
+def test_damaged_labels(tmp_path: Path, content: str) -> None:
+    with fails(tmp_path / "dataset.json", "cannot be read"):
+        labels(tmp_path, content)
+
+
+def test_labels_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_LABELS_BYTES", 2**20)
+    with fails(tmp_path / "dataset.json", "more than 1 MiB"):
+        labels(tmp_path, " " * (2**20 + 1))
+    path = zipped(tmp_path, tmp_path.parent / "p.zip", zipfile.ZIP_DEFLATED)
+    with fails(f"{path}/dataset.json", "more than 1 MiB"):
+        read_labels(Archive(path), [])
+
+
+# Tables
+
+
+def idx(shape: tuple[int, ...], count: int, magic: int | None = None) -> bytes:
+    return struct.pack(f">{1 + len(shape)}I", magic or 0x0800 + len(shape), *shape) + bytes(count)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "damaged"),
+        (idx((2, 3, 3), 18, magic=0x0D03), "not an IDX file"),
+        (idx((0, 3, 3), 0), "not an IDX file"),
+        (idx((2**20, 2**10, 2**10), 18), "not an IDX file"),
+        (idx((2, 3, 3), 17), "18 values"),
+        (idx((2, 3, 3), 19), "18 values"),
+        (idx((2, 3, 3), 2**26), "18 values"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_damaged_idx(tmp_path: Path, content: bytes, word: str, packed: bool) -> None:
+    path = tmp_path / ("train-images-idx3-ubyte" + ".gz" * packed)
+    path.write_bytes(gzip.compress(content, 1) if packed else content)
+    tracemalloc.start()
+    with fails(path, word):
+        read_table(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_idx_labels_must_fit(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx((2, 3, 3), 18))
+    assert read_table(tmp_path)[1] is None
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx((3,), 3))
+    with fails("2 images but 3 labels"):
+        read_table(tmp_path)
+
+
+def test_damaged_cifar(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        (tmp_path / f"data_batch_{number}.bin").write_bytes(bytes(3073))
+    assert read_table(tmp_path)[0].shape == (5, 3, 32, 32)
+    for content in (b"", bytes(3072)):
+        (tmp_path / "data_batch_2.bin").write_bytes(content)
+        with fails("data_batch_2.bin", "3073 bytes"):
+            read_table(tmp_path)
+
+
+def test_a_plain_folder_holds_no_table(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 1)
+    assert read_table(tmp_path) is None
+
+
+def test_pickles_and_databases_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with fails(tmp_path, "pickles may run code", "cifar-10-binary.tar.gz"):
+        open_dataset(str(tmp_path), None, None)
+    (tmp_path / "data_batch_1").rename(tmp_path / "data.mdb")
+    with fails(tmp_path, "LMDB", "export", "https://github.com/fyu/lsun"):
+        open_dataset(str(tmp_path), None, None)
+    assert os.listdir(tmp_path) == ["data.mdb"]
