@@ -1,4 +1,4 @@
-# make demo: corrupt a photograph, train on digits, sample.   make test: run the tests.
+# make demo: corrupt a photograph, train on digits, sample.   make test: run the tests.   make figures: the README's pictures.
 # Both make their own environment in .venv first; VENV=folder puts it elsewhere, PYTHON=python3.12 picks the interpreter.
 
 VENV ?= .venv
@@ -6,7 +6,9 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 DEMO := runs/demo
 
-.PHONY: demo test lint clean
+FIGURES := assets/figures
+
+.PHONY: demo test lint figures clean
 
 demo: $(VENV)/.installed
 	$(PY) -m cli.corrupt --video
@@ -22,6 +24,15 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+figures: $(VENV)/.installed
+	$(PY) -m cli.corrupt --out outputs/figures/corrupt
+	$(PY) -m cli.compare --out outputs/figures/compare
+	$(PY) -m cli.sample --out outputs/figures/sample
+	$(PY) -m cli.benchmark operator --sizes 64 128 256 512 --batches 1 --no-slow --plot outputs/figures/cost.png
+	cp outputs/figures/corrupt/strip.png $(FIGURES)/corruption.png
+	cp outputs/figures/corrupt/velocity.png outputs/figures/compare/comparison.png outputs/figures/cost.png $(FIGURES)
+	cp outputs/figures/sample/grid.png $(FIGURES)/digits.png
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -313,7 +313,7 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
     assert weights == 4 * report["parameters"] and report["images_at_a_time"] == config["training"]["batch"] // 2
     assert report["memory_bytes"]["total"] > 5 * weights
     cost = report["corruption_iterations"]
-    assert 0 < cost["mean_per_image"] < 0.25 * cost["whole_trajectory"]
+    assert 0 < cost["mean_per_image"] < 0.5 * cost["whole_trajectory"]
 
 
 @pytest.mark.parametrize("name", PROCESSES)
