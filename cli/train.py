@@ -19,7 +19,7 @@ from torch import nn
 
 from cli import console, render
 from diffusion.checkpoint import RunConfig, TrainingConfig
-from diffusion.data import ImageDataset, open_dataset
+from diffusion.data import ImageDataset, half, name_of_half, open_dataset, whole_and_half
 from diffusion.estimate import iterations, memory, meta_network
 from diffusion.network import NetworkConfig
 from diffusion.parallel import Ranks
@@ -52,6 +52,8 @@ class Train:
     """Side of the training images in pixels."""
     grey: bool = False
     """Turn colour pictures to grey."""
+    split: Literal["all", "even", "odd"] = "all"
+    """Pictures to learn: all, or those of even or odd number, to hold the others out for cli.evaluate."""
     process: str = "beyond-blur"
     """beyond-blur (compressible flow, as published), beyond-blur-curl (pure transport), ihd, blurring, soft, cold, ddpm, or
     structured-noise (a control); the values below are its own unless given."""
@@ -144,14 +146,7 @@ def defaults(arguments: Sequence[str]) -> Train:
 
 def run(options: Train) -> None:
     """Resolve the options into a run, train it, say where it is."""
-    check_integer("--checkpoint-every", options.checkpoint_every, 1)
-    if options.keep_every is not None:
-        check_integer("--keep-every", options.keep_every, 1)
-    check_integer("--accumulate", options.accumulate, 1)
-    check_integer("--size", options.size, 2)
-    check_integer("--workers", options.workers, 0)
-    # What has nothing to do with the pictures is checked before they are looked at.
-    resolve(options, options.data, channels=3)
+    check(options)
     device = None if options.device == "auto" else console.pick_device(options.device)
     ranks = Ranks(device)
     try:
@@ -165,11 +160,22 @@ def run(options: Train) -> None:
         ranks.close()
 
 
+def check(options: Train) -> None:
+    """Raise InputError if an option is out of its range, or options do not fit each other; the pictures are not looked at."""
+    check_integer("--checkpoint-every", options.checkpoint_every, 1)
+    if options.keep_every is not None:
+        check_integer("--keep-every", options.keep_every, 1)
+    check_integer("--accumulate", options.accumulate, 1)
+    check_integer("--size", options.size, 2)
+    check_integer("--workers", options.workers, 0)
+    resolve(options, options.data, channels=3)
+
+
 def plan(options: Train, ranks: Ranks) -> dict[str, object]:
     """What ``--dry-run`` prints. Pictures are looked at only where no preset knows how many channels they have."""
     if options.data in {config.data for config in PRESETS.values()}:
         channels = 1 if options.grey else next(config.channels for config in PRESETS.values() if config.data == options.data)
-        name = options.data
+        name = name_of_half(options.data, options.split)
     else:
         dataset = open_pictures(options)
         name, channels = dataset.name, dataset.channels
@@ -193,12 +199,12 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object]:
     }
 
 
-def carry_out(options: Train, ranks: Ranks) -> None:
-    """Train the run that the options describe."""
+def carry_out(options: Train, ranks: Ranks) -> bool:
+    """Train the run that the options describe, or go on with it; returns whether it is complete, and not interrupted."""
     with ranks.together():
         dataset = open_pictures(options)
     config = resolve(options, dataset.name, dataset.channels)
-    folder = options.out or Path("runs") / f"{Path(dataset.name).stem}-{options.process}"
+    folder = options.out or default_folder(dataset.name, options.process)
     board = Board(folder / "tensorboard") if options.tensorboard else None
     if ranks.main:
         where = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
@@ -237,11 +243,18 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         print(f"trained; sample with: python -m cli.sample {folder}")
     elif ranks.main:
         print(f"interrupted and saved; the same command goes on with {folder}")
+    return complete
 
 
 def open_pictures(options: Train) -> ImageDataset:
-    """The data set that the options name."""
-    return open_dataset(options.data, options.size, options.data_root, grey=options.grey or None)
+    """The data set that the options name, or the half of it that they ask for."""
+    return half(open_dataset(options.data, options.size, options.data_root, grey=options.grey or None), options.split)
+
+
+def default_folder(data: str, process: str) -> Path:
+    """Where a run goes unless told: runs/<data>-<process>, with the half of the data where it is one."""
+    whole, split = whole_and_half(data)
+    return Path("runs") / "-".join([Path(whole).stem, *([] if split == "all" else [split]), process])
 
 
 def resolve(options: Train, data: str, channels: int) -> RunConfig:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import gzip
 import os
+import re
 import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
@@ -31,6 +32,7 @@ _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"
 _CHANNELS = {"L": 1, "RGB": 3}
 _ACCEPTED = "a folder of images, a .zip archive of images, 'digits' or 'ffhq'"
 _CACHE_BYTES = 2**30
+OTHER_HALF = {"all": "all", "even": "odd", "odd": "even"}
 
 
 class DataError(InputError):
@@ -147,6 +149,42 @@ def open_dataset(data: str, size: int | None, root: Path | None, grey: bool | No
     nearest = difflib.get_close_matches(data.lower(), ["digits", "ffhq"], n=1)
     problem = f"did you mean '{nearest[0]}'?" if nearest else "no such folder or archive;"
     raise DataError(f"{data}: {problem} expected {_ACCEPTED}")
+
+
+def half(dataset: ImageDataset, split: Literal["all", "even", "odd"]) -> ImageDataset:
+    """The images of even or odd number, for a model that is to be held against the others; "all" is the data set itself.
+
+    Raises:
+        DataError: There are none.
+    """
+    if split == "all":
+        return dataset
+    numbers = numbers_of(split, len(dataset))
+    if not len(numbers):
+        raise DataError(f"{dataset.name}: {len(dataset)} image has none of {split} number; at least 2 are needed for two halves")
+    return replace(
+        dataset,
+        name=name_of_half(dataset.name, split),
+        description=f"{dataset.description}, of which the {len(numbers)} of {split} number",
+        images=_Chosen(dataset.images, numbers),
+        labels=None if dataset.labels is None else dataset.labels[numbers],
+    )
+
+
+def numbers_of(split: Literal["all", "even", "odd"], count: int) -> np.ndarray:
+    """Numbers of the images of a half (or all) of `count`, int64."""
+    return np.arange(count)[{"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}[split]]
+
+
+def name_of_half(name: str, split: Literal["all", "even", "odd"]) -> str:
+    """What half a data set is called, such as "digits[even]"; see `whole_and_half` for the way back."""
+    return name if split == "all" else f"{name}[{split}]"
+
+
+def whole_and_half(name: str) -> tuple[str, Literal["all", "even", "odd"]]:
+    """The name of the whole data set, and the half of it that `name` stands for: ("digits", "even") of "digits[even]"."""
+    found = re.fullmatch(r"(.+)\[(even|odd)\]", name, re.DOTALL)
+    return (found[1], found[2]) if found else (name, "all")
 
 
 # One image
@@ -286,6 +324,18 @@ def _open_files(path: Path, name: str, size: int, grey: bool | None) -> ImageDat
     images = _Files(store, tuple(modes), size, "L" if grey else "RGB")
     description = f"{len(images)} {'grey' if grey else 'colour'} images from {path}"
     return ImageDataset(name, description, images.channels, size, images)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen(Sequence[np.ndarray]):
+    images: Sequence[np.ndarray]
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[int(self.numbers[index])]
 
 
 @dataclass(frozen=True, eq=False)
