@@ -447,6 +447,34 @@ def test_digits_equal_the_original() -> None:
     np.testing.assert_array_equal(digits.labels, original.target)
 
 
+def test_halves_are_disjoint_and_together_everything() -> None:
+    whole = open_dataset("digits", 8, None)
+    even, odd = (data.half(whole, split) for split in ("even", "odd"))
+    assert (len(even), len(odd)) == (899, 898) and (even.name, odd.name) == ("digits[even]", "digits[odd]")
+    assert "the 899 of even number" in even.description and (even.channels, even.size) == (1, 8)
+    for number in range(len(whole)):
+        one = (even, odd)[number % 2]
+        assert np.array_equal(one[number // 2], whole[number]) and one.labels[number // 2] == whole.labels[number]
+    assert list(data.numbers_of("even", 5)) == [0, 2, 4] and list(data.numbers_of("odd", 5)) == [1, 3]
+    assert data.half(whole, "all") is whole and list(data.numbers_of("all", 3)) == [0, 1, 2]
+    with pytest.raises(IndexError):
+        odd[898]
+
+
+def test_the_only_image_has_no_other_half(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "one.png")
+    one = open_dataset(str(tmp_path), 8, None)
+    assert len(data.half(one, "even")) == 1
+    with pytest.raises(DataError, match="1 image has none of odd number; at least 2 are needed"):
+        data.half(one, "odd")
+
+
+@pytest.mark.parametrize("name", ["digits", "my faces", "a[b]", "[even]", "x[even]y", "hf:owner/name"])
+@pytest.mark.parametrize("split", ["all", "even", "odd"])
+def test_the_name_of_a_half_tells_which(name: str, split: str) -> None:
+    assert data.whole_and_half(data.name_of_half(name, split)) == (name, split)
+
+
 def test_folder(folder: Path) -> None:
     dataset = open_dataset(str(folder), None, None)
     assert (len(dataset), dataset.size, dataset.channels, dataset.name) == (6, 64, 3, "pictures")

@@ -410,35 +410,57 @@ def test_what_becomes_of_jobs(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_stop_with_checkpoints_and_go_on(place: Path) -> None:
-    """SIGTERM ends all processes well, SIGKILL of the first leaves none behind; the same command finishes what it began."""
+def test_jobs_find_what_one_process_finds(call: Call, place: Path, finished: Path) -> None:
+    code, _, err = call(*SMALL, "--peclet", "0", "0.1", "--jobs", 2)
+    assert code == 0 and "runs: 100%" in err and "training" not in err and "sampling" not in err
+    whole, expected = found(place), found(finished)
+    assert set(whole["runs"]) == set(NAMES[:2]) and whole["scoring"] == expected["scoring"]
+    for name, scores in whole["runs"].items():
+        assert scores["frechet_distance"] == pytest.approx(expected["runs"][name]["frechet_distance"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_jobs_stop_with_checkpoints(place: Path, how: signal.Signals) -> None:
+    """However the command ends, Ctrl-C to all of its processes included, its jobs write a checkpoint and end too."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    options = [*map(str, SMALL), "--peclet", "0", "0.1", "--jobs", "2", "--checkpoint-every", "1000000", "--images"]
-
-    def start(images: int) -> subprocess.Popen:
-        command = [sys.executable, "-m", "cli.sweep", *options, str(images)]
-        return subprocess.Popen(command, env=environment, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def checkpoints() -> list[int]:
-        return sorted(int(path.stem) for path in place.glob("out/*/checkpoints/*.safetensors"))
-
-    def begun(process: subprocess.Popen, more_than: int) -> None:
-        deadline = time.monotonic() + 90
-        while sum(log.count(b"\n") for log in logs(place).values()) <= more_than:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-
-    number = 0
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        process = start(10**9)
-        begun(process, number)
-        process.send_signal(how)
+    options = [*map(str, SMALL), "--peclet", "0", "0.1", "--jobs", "2", "--checkpoint-every", str(10**9), "--images", str(10**9)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.sweep", *options],
+        env=environment,
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: len(logs(place)) == 2 and all(logs(place).values()))
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)
+        else:
+            process.send_signal(how)
         out, err = process.communicate(timeout=60)
-        if how == signal.SIGTERM:
-            assert process.returncode == 0 and "interrupted and saved" in out and "Traceback" not in err
-        deadline = time.monotonic() + 30
-        while not checkpoints()[number:] and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(checkpoints()) > number
-        number = len(checkpoints())
-    assert list(found(place)["runs"]) == []
+        wait_until(lambda: not there_are_processes(process.pid))
+    finally:
+        if there_are_processes(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert len(list(place.glob("out/*/checkpoints/*.safetensors"))) == 2 and found(place)["runs"] == {}
+    if how != signal.SIGKILL:
+        assert process.returncode == 0 and "interrupted and saved; the same command goes on with out" in out
+        assert "Traceback" not in err and "error" not in err
+
+
+def there_are_processes(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
