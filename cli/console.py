@@ -36,7 +36,7 @@ def run(
     try:
         start = {} if default is None else {"default": default(sys.argv[1:])}
         arguments = tyro.cli(config, prog=f"python -m cli.{module}", description=description, console_outputs=speaks, **start)
-        _start_warp()
+        start_warp()
         with logging_redirect_tqdm():
             command(arguments)
         return
@@ -72,7 +72,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _start_warp() -> None:
+def start_warp() -> None:
     """Start Warp without its banner, and without its native warning about a missing driver, which no CPU user needs."""
     wp.config.log_level = wp.LOG_WARNING
     sys.stderr.flush()

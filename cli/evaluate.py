@@ -7,11 +7,11 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from diffusion.data import open_dataset
 from diffusion.features import FeatureExtractor, open_features, to_uint8
 from diffusion.files import write_json
 from diffusion.images import fit
-from diffusion.metrics import Measurement, Scores, check_features, score, spread
+from diffusion.metrics import Measurement, check_features, score, spread
 from diffusion.pipeline import Pipeline
+from diffusion.splits import OTHER_HALF, numbers_of, whole_and_half
 from lbm_warp.checks import InputError, check_integer
 
 DEFAULT_NUM = 10_000
@@ -46,8 +47,9 @@ class Evaluate:
     """Real pictures to compare with, named as for cli.train; the run's own if left out."""
     data_root: Path | None = None
     """Where named data sets lie; the environment variable BEYOND_BLUR_DATA or ./data if left out."""
-    split: Literal["all", "even", "odd"] = "all"
-    """Pictures that are the reference: all, or those of even or odd number, for a model that was trained on the others."""
+    split: Literal["all", "even", "odd"] | None = None
+    """Pictures that are the reference: all, or those of even or odd number, for a model that was trained on the others; those that
+    a run was not trained on (cli.train --split), or else all, if left out."""
     num: int | None = None
     """Number of samples; for a run as many as the reference has, at most 10,000, for files all, if left out."""
     seed: int = 0
@@ -87,7 +89,31 @@ class Source:
 
 
 def evaluate(options: Evaluate) -> None:
-    """Measure real pictures and samples, every rank its share; score the samples, and real pictures as if they were samples."""
+    """Score the samples, print the scores, write them down."""
+    report = assess(options)
+    if report is None:
+        return
+    samples, reference, features = (report[name] for name in ("samples", "reference", "features"))
+    title = f"{samples['source']} against {reference['data']} ({reference['split']}), {report['size']} x {report['size']} px"
+    print(f"{title}, {features['name']} features, k = {report['k']}")
+    rows = {"samples": report["scores"], "floor": report["floor"]}
+    print(table(rows, distance_name(features["name"], "FD")))
+    print("floor: half of the real pictures as samples of the other half; drift and spread: of the mean colour, drift in 1/255")
+    is_run = samples["seed"] is not None
+    out = options.out or (options.run / "metrics.json" if is_run else Path("outputs") / f"{options.run.stem}-metrics.json")
+    write_json(out, report)
+    print(f"wrote {out}")
+
+
+def assess(options: Evaluate) -> dict[str, Any] | None:
+    """Measure real pictures and samples, every rank its share; score the samples, and real pictures as if they were samples.
+
+    Returns:
+        What metrics.json holds; None but on the main rank.
+
+    Raises:
+        InputError: if an option is out of its range, or the samples or the reference are missing, damaged or too few.
+    """
     for name, lowest in (("num", 2), ("k", 1), ("batch", 1), ("size", 2)):
         if getattr(options, name) is not None:
             check_integer(f"--{name}", getattr(options, name), lowest)
@@ -96,44 +122,46 @@ def evaluate(options: Evaluate) -> None:
     state = PartialState(cpu=device.type == "cpu")
     device = state.device if state.num_processes > 1 else device
 
-    samples, reference = open_sources(options, device)
-    halves = {"even": np.arange(0, reference.count, 2), "odd": np.arange(1, reference.count, 2)}
-    chosen = halves.get(options.split, np.arange(reference.count))
+    samples, reference, split = open_sources(options, device)
+    chosen = numbers_of(split, reference.count)
     index = sample_numbers(samples, options.num, len(chosen))
-    for name, count in (("each half of " + reference.name, reference.count // 2), (samples.name, len(index))):
-        if count <= options.k:
-            raise InputError(f"{name} has {count} images, too few for k = {options.k}: at least {options.k + 1} are needed")
-    features = options.features or ("digits" if reference.name == "digits" else "inception")
-    extractor = open_features(features, device, options.inception)
+    check_enough(reference, samples.name, len(index), options.k)
+    extractor = extractor_for(reference, options, device)
 
     real = measure_once(reference, extractor, options, state, device)
     generated = measure(samples, index, extractor, options.batch, state, device)
     if not state.is_main_process:
-        return
+        return None
     scores = score(generated.to(device), real[chosen].to(device), options.k)
-    held, other = (halves["even"], halves["odd"]) if options.split == "even" else (halves["odd"], halves["even"])
-    floor = score(real[other[spread(len(other), len(index))]].to(device), real[held].to(device), options.k)
+    held = "even" if split == "even" else "odd"
+    half, other = (numbers_of(name, reference.count) for name in (held, OTHER_HALF[held]))
+    floor = score(real[other[spread(len(other), len(index))]].to(device), real[half].to(device), options.k)
+    return {
+        "samples": {"source": samples.name, "seed": options.seed if samples.count is None else None},
+        "reference": {"data": reference.name, "split": split},
+        "size": samples.size,
+        "channels": samples.channels,
+        "features": {"name": extractor.name, "sha256": extractor.sha256, "dimension": real.features.shape[1]},
+        "k": options.k,
+        "scores": asdict(scores),
+        "floor": asdict(floor),
+    }
 
-    title = f"{samples.name} against {reference.name} ({options.split}), {samples.size} x {samples.size} px"
-    print(f"{title}, {extractor.name} features, k = {options.k}")
-    print(table({"samples": scores, "floor": floor}, "FID" if extractor.name == "inception" else "FD"))
-    print("floor: half of the real pictures as samples of the other half; drift and spread: of the mean colour, drift in 1/255")
-    is_run = samples.count is None
-    out = options.out or (options.run / "metrics.json" if is_run else Path("outputs") / f"{options.run.stem}-metrics.json")
-    write_json(
-        out,
-        {
-            "samples": {"source": samples.name, "seed": options.seed if is_run else None},
-            "reference": {"data": reference.name, "split": options.split},
-            "size": samples.size,
-            "channels": samples.channels,
-            "features": {"name": extractor.name, "sha256": extractor.sha256, "dimension": real.features.shape[1]},
-            "k": options.k,
-            "scores": asdict(scores),
-            "floor": asdict(floor),
-        },
-    )
-    print(f"wrote {out}")
+
+def check_enough(reference: Source, samples: str, count: int, k: int) -> None:
+    """Raise InputError unless both halves of the reference, and ``count`` samples, have more than ``k`` images."""
+    for name, have in (("each half of " + reference.name, reference.count // 2), (samples, count)):
+        if have <= k:
+            raise InputError(f"{name} has {have} images, too few for k = {k}: at least {k + 1} are needed")
+
+
+def extractor_for(reference: Source, options: Evaluate, device: torch.device) -> FeatureExtractor:
+    """The features that the options ask for, or that suit the reference.
+
+    Raises:
+        InputError: if there are none of that name, or their file is not there.
+    """
+    return open_features(options.features or ("digits" if reference.name == "digits" else "inception"), device, options.inception)
 
 
 def sample_numbers(samples: Source, num: int | None, reference: int) -> np.ndarray:
@@ -149,8 +177,8 @@ def sample_numbers(samples: Source, num: int | None, reference: int) -> np.ndarr
     return spread(samples.count, num or samples.count)
 
 
-def open_sources(options: Evaluate, device: torch.device) -> tuple[Source, Source]:
-    """The samples and the reference, of one size and as many channels.
+def open_sources(options: Evaluate, device: torch.device) -> tuple[Source, Source, Literal["all", "even", "odd"]]:
+    """The samples and the reference, of one size and as many channels, and which half of the reference to hold them against.
 
     Raises:
         InputError: if one of them is missing, damaged, or of another size than the options ask for.
@@ -159,17 +187,20 @@ def open_sources(options: Evaluate, device: torch.device) -> tuple[Source, Sourc
     if not path.exists():
         raise InputError(f"{path}: no such run folder, folder or .zip of images, or .npz file")
     if (path / "config.json").exists():
-        samples, data = open_run(path, options.seed, device)
+        samples, trained_on = open_run(path, options.seed, device)
+        data, trained_half = whole_and_half(trained_on)
         if options.size not in (None, samples.size):
             raise InputError(f"--size {options.size}: the images of {path} have {samples.size} x {samples.size} pixels")
-        return samples, open_pictures(options.data or data, samples.size, options.data_root, samples.channels)
+        reference = open_pictures(options.data or data, samples.size, options.data_root, samples.channels)
+        return samples, reference, options.split or OTHER_HALF[trained_half]
+    split = options.split or "all"
     if options.data is None:
         raise InputError(f"{path}: not a run folder, so name the data to compare its images with: --data NAME")
     if path.suffix.lower() == ".npz":
         samples = open_npz(path, options.size)
-        return samples, open_pictures(options.data, samples.size, options.data_root, samples.channels)
+        return samples, open_pictures(options.data, samples.size, options.data_root, samples.channels), split
     reference = open_pictures(options.data, options.size, options.data_root)
-    return open_pictures(str(path), reference.size, None, reference.channels), reference
+    return open_pictures(str(path), reference.size, None, reference.channels), reference, split
 
 
 def open_run(folder: Path, seed: int, device: torch.device) -> tuple[Source, str]:
@@ -269,21 +300,25 @@ def cache_folder(folder: Path | None) -> Path:
     return folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beyond-blur"
 
 
-def table(rows: dict[str, Scores], distance: str) -> str:
-    """Scores side by side for a terminal."""
+def distance_name(features: str, other: str) -> str:
+    """What the Frechet distance between features of this name is called: FID, or if they are not Inception's ``other``."""
+    return "FID" if features == "inception" else other
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], distance: str) -> str:
+    """Scores side by side for a terminal, as they stand in metrics.json."""
     heads = ["", "images", "reference", distance, "precision", "recall", "density", "coverage", "drift", "spread"]
     lines = [heads]
     for name, scores in rows.items():
-        shares = (scores.precision, scores.recall, scores.density, scores.coverage)
         lines.append(
             [
                 name,
-                str(scores.samples),
-                str(scores.reference),
-                f"{scores.frechet_distance:.4g}",
-                *(f"{share:.3f}" for share in shares),
-                f"{scores.colour_drift:.2f}",
-                "-" if scores.colour_spread is None else f"{scores.colour_spread:.3f}",
+                str(scores["samples"]),
+                str(scores["reference"]),
+                f"{scores['frechet_distance']:.4g}",
+                *(f"{scores[share]:.3f}" for share in ("precision", "recall", "density", "coverage")),
+                f"{scores['colour_drift']:.2f}",
+                "-" if scores["colour_spread"] is None else f"{scores['colour_spread']:.3f}",
             ]
         )
     return "\n".join(f"{line[0]:<8}" + "".join(f"{cell:>11}" for cell in line[1:]) for line in lines)

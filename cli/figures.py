@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,6 +178,71 @@ def comparison(rows: Sequence[ComparedRow], fractions: Sequence[float]) -> plt.F
         beside.tick_params(labelsize=7, labelbottom=index == len(rows) - 1)
         _plain(beside)
     beside.set_xlabel("waves per shorter side", fontsize=8.5, color=INK)
+    return figure
+
+
+class SweepPanel(NamedTuple):
+    """A score in a sweep: its name, whether more is better, that of real pictures, and that of every run."""
+
+    name: str
+    more_is_better: bool
+    floor: float
+    curves: Mapping[str, Mapping[float, Sequence[float]]]
+    """By process and Peclet number the scores of all seeds."""
+    shared: Collection[float]
+    """Peclet numbers at which the curves meet, because their runs are the same."""
+
+
+def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str) -> plt.Figure:
+    """Every score against the Peclet number, a line a process: mean, standard deviation and single seeds, and the floor."""
+    figure, grid = plt.subplots(2, 3, figsize=(11.0, 6.9), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    values = sorted({value for curve in panels[0].curves.values() for value in curve})
+    for panel, axes in zip(panels, grid.flat, strict=True):
+        axes.axhline(panel.floor, color=INK, linestyle=(0, (5, 3)), linewidth=1.1, label="floor")
+        # Side by side, so that no bar hides another.
+        sides = min(0.12, 0.6 / len(panel.curves)) * (np.arange(len(panel.curves)) - (len(panel.curves) - 1) / 2)
+        for (process, curve), colour, side in zip(panel.curves.items(), plt.get_cmap("Dark2").colors, sides, strict=False):
+            places = {value: values.index(value) + (0.0 if value in panel.shared else side) for value in curve}
+            means = [np.mean(scores) for scores in curve.values()]
+            axes.plot(list(places.values()), means, color=colour, linewidth=1.8, marker="o", markersize=5, label=process)
+            for value, scores in curve.items():
+                if len(scores) > 1:
+                    style = {"color": INK if value in panel.shared else colour, "zorder": 3}
+                    axes.errorbar(places[value], np.mean(scores), np.std(scores, ddof=1), fmt="o", markersize=5, capsize=3, **style)
+                    axes.scatter([places[value]] * len(scores), scores, s=9, alpha=0.45, linewidths=0, **style)
+        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axes.set_xlim(-0.4, len(values) - 0.6)
+        arrow = "\N{UPWARDS ARROW}" if panel.more_is_better else "\N{DOWNWARDS ARROW}"
+        axes.set_title(f"{panel.name} {arrow}", fontsize=10.5, color=INK, loc="left")
+        _plain(axes)
+    for axes in grid[-1]:
+        axes.set_xlabel("Peclet number", color=INK)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend([*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper right", ncols=len(labels), frameon=False)
+    figure.text(0.012, 0.985, title, ha="left", va="top", fontsize=12, color=INK)
+    figure.supxlabel(textwrap.fill(about, 165), x=0.012, ha="left", fontsize=8.5, color=INK, linespacing=1.4)
+    return figure
+
+
+def rows(strips: Sequence[tuple[str, np.ndarray]], title: str) -> plt.Figure:
+    """Strips of one size below each other, what each is beside it."""
+    height, width = strips[0][1].shape[:2]
+    # Inches.
+    label, margin, gap, head = 1.35, 0.15, 0.02, 0.42
+    strip_width = 9.0
+    strip_height = strip_width * height / width
+    size = (margin + label + strip_width + margin, head + len(strips) * (strip_height + gap) + margin)
+    figure = plt.figure(figsize=size)
+    figure.text(margin / size[0], 1 - 0.5 * head / size[1], title, ha="left", va="center", fontsize=11, color=INK)
+    for number, (about, pixels) in enumerate(strips):
+        bottom = size[1] - head - number * (strip_height + gap) - strip_height
+        axes = figure.add_axes(((margin + label) / size[0], bottom / size[1], strip_width / size[0], strip_height / size[1]))
+        axes.imshow(pixels, interpolation="nearest" if height < 64 else "antialiased")
+        axes.set_axis_off()
+        figure.text(
+            margin / size[0], (bottom + strip_height / 2) / size[1], about, va="center", fontsize=9, linespacing=1.35, color=INK
+        )
     return figure
 
 

@@ -28,6 +28,7 @@ from diffusion.pipeline import Pipeline
 from diffusion.presets import PRESETS, preset, preset_for
 from diffusion.prior import Prior
 from diffusion.process import ForwardProcess, named_process
+from diffusion.splits import half, name_of_half, whole_and_half
 from diffusion.training import train
 from lbm_warp.checks import InputError, check_integer
 
@@ -58,6 +59,8 @@ class Train:
     """Read a set of the hub as a stream, without keeping a copy."""
     workers: int | None = None
     """Processes that read images; by default 0 (threads), or for image files as many as there are CPU cores to spare."""
+    split: Literal["all", "even", "odd"] = "all"
+    """Pictures to learn: all, or those of even or odd number, to hold the others out for cli.evaluate."""
     process: str = "beyond-blur"
     """beyond-blur (compressible flow, as published), beyond-blur-curl (pure transport), ihd, blurring, soft, cold, ddpm, or
     structured-noise (a control); the values below are its own unless given."""
@@ -148,15 +151,7 @@ def defaults(arguments: Sequence[str]) -> Train:
 
 def run(options: Train) -> None:
     """Resolve the options into a run, train it, say where it is."""
-    check_integer("--checkpoint-every", options.checkpoint_every, 1)
-    if options.keep_every is not None:
-        check_integer("--keep-every", options.keep_every, 1)
-    check_integer("--accumulate", options.accumulate, 1)
-    check_integer("--size", options.size, 2)
-    if options.workers is not None:
-        check_integer("--workers", options.workers, 0)
-    # What has nothing to do with the pictures is checked before they are looked at.
-    resolve(options, options.data, channels=3)
+    check(options)
     device = None if options.device == "auto" else console.pick_device(options.device)
     ranks = Ranks(device)
     try:
@@ -170,11 +165,23 @@ def run(options: Train) -> None:
         ranks.close()
 
 
+def check(options: Train) -> None:
+    """Raise InputError if an option is out of its range, or options do not fit each other; the pictures are not looked at."""
+    check_integer("--checkpoint-every", options.checkpoint_every, 1)
+    if options.keep_every is not None:
+        check_integer("--keep-every", options.keep_every, 1)
+    check_integer("--accumulate", options.accumulate, 1)
+    check_integer("--size", options.size, 2)
+    if options.workers is not None:
+        check_integer("--workers", options.workers, 0)
+    resolve(options, options.data, channels=3)
+
+
 def plan(options: Train, ranks: Ranks) -> dict[str, object]:
     """What ``--dry-run`` prints. Pictures are looked at only where no preset knows how many channels they have."""
     if options.data in {config.data for config in PRESETS.values()}:
         channels = 1 if options.grey else next(config.channels for config in PRESETS.values() if config.data == options.data)
-        name = options.data
+        name = name_of_half(options.data, options.split)
     else:
         dataset = open_pictures(options)
         name, channels = dataset.name, dataset.channels
@@ -198,12 +205,12 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object]:
     }
 
 
-def carry_out(options: Train, ranks: Ranks) -> None:
-    """Train the run that the options describe."""
+def carry_out(options: Train, ranks: Ranks) -> bool:
+    """Train the run that the options describe, or go on with it; returns whether it is complete, and not interrupted."""
     with ranks.together():
         dataset = open_pictures(options)
     config = resolve(options, dataset.name, dataset.channels)
-    folder = options.out or Path("runs") / f"{Path(dataset.name).stem}-{options.process}"
+    folder = options.out or default_folder(dataset.name, options.process)
     board = Board(folder / "tensorboard") if options.tensorboard else None
     if ranks.main:
         where = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
@@ -242,11 +249,19 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         print(f"trained; sample with: python -m cli.sample {folder}")
     elif ranks.main:
         print(f"interrupted and saved; the same command goes on with {folder}")
+    return complete
 
 
 def open_pictures(options: Train) -> ImageDataset:
-    """The data set that the options name."""
-    return open_dataset(options.data, options.size, options.data_root, grey=options.grey or None, stream=options.stream)
+    """The data set that the options name, or the half of it that they ask for."""
+    dataset = open_dataset(options.data, options.size, options.data_root, grey=options.grey or None, stream=options.stream)
+    return half(dataset, options.split)
+
+
+def default_folder(data: str, process: str) -> Path:
+    """Where a run goes unless told: runs/<data>-<process>, with the half of the data where it is one."""
+    whole, split = whole_and_half(data)
+    return Path("runs") / "-".join([Path(whole).stem, *([] if split == "all" else [split]), process])
 
 
 def resolve(options: Train, data: str, channels: int) -> RunConfig:

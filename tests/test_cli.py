@@ -567,6 +567,11 @@ def test_train_on_a_folder_of_pictures_and_refuse_its_other_run(call: Call, tmp_
     code, _, err = call("train", *options, "--noise", "0.02")
     assert code == 2 and "holds another run (its process has noise = 0.01, this one 0.02)" in err
     assert files(run) == before
+    assert call("train", *options, "--split", "odd")[0] == 0
+    config = json.loads((tmp_path / "runs" / "pictures-odd-beyond-blur-curl" / "config.json").read_text())
+    assert config["data"] == "pictures[odd]"
+    report = json.loads(call("train", "--split", "even", "--dry-run")[1])
+    assert report["config"]["data"] == "digits[even]"
     assert call("train", *options, "--grey", "--out", "grey")[0] == 0
     assert json.loads((tmp_path / "grey" / "config.json").read_text())["channels"] == 1
 

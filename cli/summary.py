@@ -1,0 +1,168 @@
+"""What a sweep found: as JSON, as a table, as plots with error bars, as samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cli import figures
+from cli.evaluate import distance_name
+from diffusion.files import whole_file, write_json
+from diffusion.splits import OTHER_HALF, whole_and_half
+
+STRIP = "strip.png"
+
+
+class Score(NamedTuple):
+    """A column of the table: its title, how numbers are written, whether more is better."""
+
+    title: str
+    form: str
+    more_is_better: bool
+
+
+SCORES = {
+    "frechet_distance": Score("Frechet distance", ".2f", False),
+    "precision": Score("precision", ".3f", True),
+    "recall": Score("recall", ".3f", True),
+    "density": Score("density", ".3f", True),
+    "coverage": Score("coverage", ".3f", True),
+    "colour_drift": Score("colour drift [1/255]", ".2f", False),
+}
+
+
+class Point(NamedTuple):
+    """What was found for a process at a Peclet number."""
+
+    process: str
+    """Whose curve it is on."""
+    called: str
+    """The process that its runs are called after: another one at Pe = 0, where several processes are the same."""
+    peclet: float
+    reports: Mapping[Path, Mapping[str, Any]]
+    """What metrics.json holds by run folder, in the order of the seeds; of the runs that are finished."""
+
+    def values(self, score: str) -> list[float]:
+        """A score of every seed."""
+        return [report["scores"][score] for report in self.reports.values()]
+
+    def mean(self, score: str) -> float | None:
+        """Mean of a score over the seeds."""
+        return float(np.mean(self.values(score))) if self.reports else None
+
+    def deviation(self, score: str) -> float | None:
+        """Standard deviation of a score over the seeds, of which it takes two."""
+        return float(np.std(self.values(score), ddof=1)) if len(self.reports) > 1 else None
+
+
+def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], runs: int) -> list[Path]:
+    """Write sweep.json, and if any run is finished sweep.md, sweep.png and samples.png.
+
+    Args:
+        folder: where to.
+        settings: what the runs have in common: data, size, training and more.
+        points: what is known by now.
+        runs: number of runs when all are finished.
+
+    Returns:
+        The files.
+    """
+    reports = {run: report for point in points for run, report in point.reports.items()}
+    scoring = next(({name: report[name] for name in ("reference", "features", "k", "floor")} for report in reports.values()), None)
+    found = {
+        "settings": settings,
+        "scoring": scoring,
+        "runs": {run.name: report["scores"] for run, report in reports.items()},
+        "points": [
+            {
+                "process": point.process,
+                "peclet": point.peclet,
+                "runs": [run.name for run in point.reports],
+                "mean": {score: point.mean(score) for score in SCORES},
+                "standard_deviation": {score: point.deviation(score) for score in SCORES},
+            }
+            for point in points
+        ],
+    }
+    written = [folder / name for name in ("sweep.json", "sweep.md", "sweep.png", "samples.png")]
+    write_json(written[0], found)
+    if scoring is None:
+        return written[:1]
+    points = [point for point in points if point.reports]
+    title = f"{whole_and_half(settings['data'])[0]}, {settings['size']} x {settings['size']} pixels"
+    about = caption(settings, scoring, points, len(reports), runs)
+    with whole_file(written[1]) as aside:
+        aside.write_text(f"# {title}\n\n{table(points, scoring)}\n\n{about}\n", encoding="utf-8")
+    figures.save_figure(written[2], figures.sweep_curves(panels(points, scoring), title, about))
+    rows = {(point.called, point.peclet): next(iter(point.reports)) for point in points}
+    strips = [(f"{process}\nPe = {value:g}", read_strip(run / STRIP)) for (process, value), run in rows.items()]
+    figures.save_figure(written[3], figures.rows(strips, f"{title}: the same sample numbers of every run"))
+    return written
+
+
+def titles(scoring: Mapping[str, Any]) -> dict[str, str]:
+    """What the scores are called."""
+    named = {name: score.title for name, score in SCORES.items()}
+    return named | {"frechet_distance": distance_name(scoring["features"]["name"], named["frechet_distance"])}
+
+
+def table(points: Sequence[Point], scoring: Mapping[str, Any]) -> str:
+    """The scores in Markdown, a row for every value: mean and standard deviation over the seeds."""
+    rows = [["process", "Pe", *titles(scoring).values()], ["---", *["---:"] * (1 + len(SCORES))]]
+    for point in {(point.called, point.peclet): point for point in points}.values():
+        row = [point.called, f"{point.peclet:g}"]
+        for name, score in SCORES.items():
+            deviation = point.deviation(name)
+            spread = "" if deviation is None else f" ± {deviation:{score.form}}"
+            row.append(f"{point.mean(name):{score.form}}{spread}")
+        rows.append(row)
+    rows.append(["floor", "", *(f"{scoring['floor'][name]:{score.form}}" for name, score in SCORES.items())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def panels(points: Sequence[Point], scoring: Mapping[str, Any]) -> list[figures.SweepPanel]:
+    """A panel for every score."""
+    named = titles(scoring)
+    called = [(point.called, point.peclet) for point in points]
+    shared = {value for name, value in called if called.count((name, value)) > 1}
+    found = []
+    for name, score in SCORES.items():
+        curves: dict[str, dict[float, list[float]]] = {}
+        for point in points:
+            curves.setdefault(point.process, {})[point.peclet] = point.values(name)
+        found.append(figures.SweepPanel(named[name], score.more_is_better, scoring["floor"][name], curves, shared))
+    return found
+
+
+def caption(settings: Mapping[str, Any], scoring: Mapping[str, Any], points: Sequence[Point], finished: int, runs: int) -> str:
+    """What one has to know to read the numbers."""
+    half = whole_and_half(settings["data"])[1]
+    report = next(iter(points[0].reports.values()))
+    seeds = max(len(point.reports) for point in points)
+    still = list(dict.fromkeys(point.process for point in points if point.process != point.called))
+    held_out = f"the {report['scores']['reference']:,} pictures" + ("" if half == "all" else f" of {OTHER_HALF[half]} number")
+    sentences = [
+        f"Trained for {settings['training']['images']:,} images on the pictures{'' if half == 'all' else f' of {half} number'};",
+        f"{report['scores']['samples']:,} samples of every run scored against {held_out}",
+        f"({scoring['features']['name']} features, k = {scoring['k']}).",
+        f"Mean and standard deviation over {seeds} seeds." if seeds > 1 else "One seed.",
+        "Floor: real pictures, one half as samples of the other.",
+        *([f"At Pe = 0 {enumeration(still)} {'are' if len(still) > 1 else 'is'} ihd."] if still else []),
+        *([f"{finished} of {runs} runs are finished."] if finished < runs else []),
+    ]
+    return " ".join(sentences)
+
+
+def enumeration(words: Sequence[str]) -> str:
+    """Words as in a sentence: a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def read_strip(path: Path) -> np.ndarray:
+    """Pictures side by side as one, uint8 [H, W, 3]."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
