@@ -1,21 +1,22 @@
-"""Measure speed as ratios, everything side by side in one run."""
+"""Measure speed and memory, everything side by side in one run."""
 
 from __future__ import annotations
 
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
+from tyro.conf import subcommand
 
-from cli import console, figures
+from cli import console, figures, measure
+from cli.throughput import SampleBenchmark, TrainBenchmark, benchmark_sampling, benchmark_training
 from diffusion.files import write_json
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import check_integer, check_number
@@ -26,11 +27,9 @@ LEVELS = 50
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Options of ``python -m cli.benchmark``."""
+class OperatorBenchmark:
+    """Options of ``python -m cli.benchmark operator``."""
 
-    what: Annotated[Literal["operator"], tyro.conf.Positional] = "operator"
-    """operator: the corruption operator against other ways to corrupt the same images."""
     sizes: tuple[int, ...] = (128,)
     """Sides of the images in pixels."""
     batches: tuple[int, ...] = (4,)
@@ -61,7 +60,7 @@ class Contender(NamedTuple):
     run: Callable[[], object]
 
 
-def benchmark(options: Benchmark) -> None:
+def benchmark_operator(options: OperatorBenchmark) -> None:
     """Corrupt the same images in the same flow every way, in turn; print a table, write the numbers."""
     device = console.pick_device(options.device)
     for name in ("sizes", "batches"):
@@ -72,7 +71,7 @@ def benchmark(options: Benchmark) -> None:
     check_number("--sigma-max", options.sigma_max, 0.01, 10.0)
     cases = [(size, batch) for size in options.sizes for batch in options.batches]
     copy = _copy_bandwidth(device)
-    described = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    described = measure.describe(device)
     task = f"{options.channels} channels, Pe = {options.peclet:g}, to {options.sigma_max:g} L"
     print(f"{described}; copies {copy / 1e9:.3g} GB/s; {task}")
     heads = f"{'iterations':>11}{'median s':>10}{'images/s':>10}{'MLUPS':>8}{'of copy':>9}{'times':>8}"
@@ -114,7 +113,7 @@ def benchmark(options: Benchmark) -> None:
         figures.save_figure(options.plot, figures.cost_figure(rows, f"{described}, {task}"))
 
 
-def _contenders(options: Benchmark, size: int, batch: int, device: torch.device) -> list[Contender]:
+def _contenders(options: OperatorBenchmark, size: int, batch: int, device: torch.device) -> list[Contender]:
     """The operator first; what it is compared with is told the same velocity and blurs as far."""
     sigma = options.sigma_max * size
     schedule = Schedule.geometric(min(0.5, sigma), sigma, LEVELS)
@@ -177,14 +176,11 @@ def in_scipy(u: np.ndarray, velocity: np.ndarray, iterations: int) -> np.ndarray
 
 
 def _medians(contenders: list[Contender], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each, taken in turns so that a change of the machine's mood meets all of them."""
+    """Median seconds of each."""
     for contender in contenders[:2]:
         contender.run()  # compiles the kernels
-    seconds: list[list[float]] = [[] for _ in contenders]
-    for _ in range(repeats):
-        for times, contender in zip(seconds, contenders, strict=True):
-            times.append(_seconds(contender.run, device))
-    return [statistics.median(times) for times in seconds]
+    timed = [partial(measure.seconds, contender.run, device) for contender in contenders]
+    return [statistics.median(times) for times in measure.in_turns(timed, repeats)]
 
 
 def _copy_bandwidth(device: torch.device) -> float:
@@ -192,20 +188,26 @@ def _copy_bandwidth(device: torch.device) -> float:
     source = torch.ones(2**26 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    times = [_seconds(lambda: target.copy_(source), device) for _ in range(7)]
+    times = [measure.seconds(lambda: target.copy_(source), device) for _ in range(7)]
     return 2 * source.numel() * 4 / statistics.median(times)
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, with all it leaves on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+Benchmark = (
+    Annotated[OperatorBenchmark, subcommand("operator", description="The corruption operator beside others (the default).")]
+    | Annotated[TrainBenchmark, subcommand("train", description="Training: images a second, share of corruption, memory.")]
+    | Annotated[SampleBenchmark, subcommand("sample", description="Sampling: images a second, share of corruption, memory.")]
+)
+
+
+def benchmark(options: OperatorBenchmark | TrainBenchmark | SampleBenchmark) -> None:
+    """Run the benchmark that the options belong to."""
+    if isinstance(options, TrainBenchmark):
+        benchmark_training(options)
+    elif isinstance(options, SampleBenchmark):
+        benchmark_sampling(options)
+    else:
+        benchmark_operator(options)
 
 
 if __name__ == "__main__":
-    console.run(benchmark, Benchmark, "benchmark")
+    console.run(benchmark, Benchmark, "benchmark", subcommand="operator")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -23,22 +24,28 @@ def run(
     config: type[Config],
     module: str,
     default: Callable[[Sequence[str]], Config] | None = None,
+    subcommand: str | None = None,
 ) -> None:
     """Parse the command line into ``config`` and run ``command`` on it; bad input ends in one line and exit code 2.
 
-    ``default`` makes the options that are in force unless given, where they depend on the command line itself. Of the processes
-    that a launcher started on a machine, the first speaks.
+    ``default`` makes the options that are in force unless given, where they depend on the command line itself; ``subcommand`` is
+    the one that options without a subcommand before them belong to. Of the processes that a launcher started on a machine, the
+    first speaks.
     """
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     description = sys.modules[command.__module__].__doc__
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
+    words = sys.argv[1:]
+    if subcommand is not None and (not words or (words[0].startswith("-") and words[0] not in ("-h", "--help"))):
+        words.insert(0, subcommand)
     try:
-        start = {} if default is None else {"default": default(sys.argv[1:])}
-        arguments = tyro.cli(config, prog=f"python -m cli.{module}", description=description, console_outputs=speaks, **start)
+        start = {} if default is None else {"default": default(words)}
+        prog = f"python -m cli.{module}"
+        options = tyro.cli(config, prog=prog, description=description, args=words, console_outputs=speaks, **start)
         start_warp()
         with logging_redirect_tqdm():
-            command(arguments)
+            command(options)
         return
     except InputError as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
@@ -70,6 +77,12 @@ def pick_device(name: str) -> torch.device:
         if device.index >= torch.cuda.device_count():
             raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu or auto")
     return device
+
+
+def check_compiler() -> None:
+    """Raise InputError unless there is what torch.compile needs."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
+        raise InputError("--compile needs a C++ compiler, g++ or clang++; install one or leave it out")
 
 
 def start_warp() -> None:

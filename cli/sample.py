@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +102,8 @@ class Sample:
             raise InputError("--level goes with --from-image; for a coarser walk use --levels")
         if self.from_image is not None and (self.seeds or self.video):
             raise InputError("--from-image goes with --num, and without --seeds and --video")
-        if self.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
-            raise InputError("--compile needs a C++ compiler, g++ or clang++; install one or leave it out")
+        if self.compile:
+            console.check_compiler()
 
 
 class Part(NamedTuple):

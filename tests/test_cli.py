@@ -33,6 +33,7 @@ COMMANDS = {
     "benchmark": (benchmark.benchmark, benchmark.Benchmark),
     "compare": (compare.compare, compare.Compare),
 }
+FURTHER = {"train": {"default": train.defaults}, "benchmark": {"subcommand": "operator"}}
 Call = Callable[..., tuple[int, str, str]]
 SMALL_RUN = ["--images", "64", "--batch", "32", "--network.width", "8", "--levels", "5"]
 
@@ -45,7 +46,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"cli.{name}", *map(str, arguments)])
         try:
-            console.run(*COMMANDS[name], name, train.defaults if name == "train" else None)
+            console.run(*COMMANDS[name], name, **FURTHER.get(name, {}))
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)
@@ -249,8 +250,6 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("compare", ["--processes"], "--processes: name at least one of beyond-blur"),
         ("compare", ["--columns", "1"], "--columns must be at least 2, got 1"),
         ("compare", ["nowhere.png"], "nowhere.png: no such file"),
-        ("benchmark", ["--repeats", "0"], "--repeats must be at least 1"),
-        ("benchmark", ["--sizes", "1"], "--sizes must be at least 2, got 1"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(call: Call, tmp_path: Path, command: str, arguments: list[str], message: str) -> None:
@@ -280,7 +279,7 @@ def test_cuda_where_there_is_none_is_refused(call: Call, command: str) -> None:
 def test_nonsense_and_help(call: Call) -> None:
     for command in COMMANDS:
         assert call(command, "--no-such-option")[0] == 2
-        code, out, _ = call(command, "--help")
+        code, out, _ = call(command, *(["operator"] if command == "benchmark" else []), "--help")
         assert code == 0 and f"python -m cli.{command}" in out and "--device" in out
 
 
@@ -590,25 +589,3 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(tmp_path: Path, num
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and b"interrupted and saved" in out
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
-
-
-def test_benchmark_prints_a_table_and_writes_it(call: Call, tmp_path: Path) -> None:
-    options = ["--sizes", "16", "24", "--batches", "1", "2", "--repeats", "1", "--out", "report.json", "--plot", "cost.png"]
-    code, out, _ = call("benchmark", "operator", *options)
-    assert code == 0 and "stored populations" in out and "MLUPS" in out
-    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
-    assert len(rows) == 4 * 5 and {(row["size"], row["batch"]) for row in rows} == {(16, 1), (16, 2), (24, 1), (24, 2)}
-    for row in rows:
-        assert row["images_per_second"] == pytest.approx(row["batch"] / row["median_seconds"])
-        assert row["name"] != "operator" or row["times_the_operator"] == 1.0
-    assert iio.imread(tmp_path / "cost.png").std() > 1
-
-
-def test_the_benchmark_compares_equal_corruptions() -> None:
-    """The plain kernel and torch compute the same numbers; the operator is near them, and SciPy's shortcut not far."""
-    options = benchmark.Benchmark(sigma_max=0.1)
-    results = {c.name: torch.as_tensor(c.run()) for c in benchmark._contenders(options, 48, 2, torch.device("cpu"))}
-    plain = results["stored populations"]
-    torch.testing.assert_close(results["torch"], plain, rtol=0, atol=1e-5)
-    assert (results["operator"] - plain).abs().max() < 2 / 255
-    assert (results["SciPy"] - plain).square().mean().sqrt() < 5 / 255

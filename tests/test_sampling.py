@@ -354,6 +354,17 @@ def test_no_step_waits_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_walk_through_a_compiled_network_is_one_graph() -> None:
+    """No break in the network, and nothing compiled anew at another level."""
+    graphs = []
+    torch.compiler.reset()
+    config = tiny_config()
+    network = config.build_network().eval().requires_grad_(False)
+    network.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True)
+    residual_sampler(network, torch.zeros((2, 1, SIZE, SIZE)), config.process, torch.arange(2))
+    assert len(graphs) == 1
+
+
 class Peak(TorchDispatchMode):
     """Most bytes that tensors made under it held at one time."""
 

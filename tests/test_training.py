@@ -354,6 +354,20 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(tmp_path: Path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.cuda
+def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
+    config, ranks = tiny_config(), Ranks(torch.device("cuda", 0))
+    trainer = Trainer(config, TrainingState.initial(config, ranks.device), ranks, accumulate=2)
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, ranks)
+    u0 = torch.from_numpy(np.stack(stripes(8)))
+    trainer.step(u0, log)  # compiles and records
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step(u0, log)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_too_little_memory_is_said_with_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
