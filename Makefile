@@ -31,8 +31,10 @@ figures: $(VENV)/.installed
 	$(PY) -m cli.sample --out outputs/figures/sample
 	$(PY) -m cli.benchmark operator --sizes 64 128 256 512 --batches 1 --no-slow --plot outputs/figures/cost.png
 	cp outputs/figures/corrupt/strip.png $(FIGURES)/corruption.png
-	cp outputs/figures/corrupt/velocity.png outputs/figures/compare/comparison.png outputs/figures/cost.png $(FIGURES)
+	cp outputs/figures/corrupt/velocity.png outputs/figures/cost.png $(FIGURES)
 	cp outputs/figures/sample/grid.png $(FIGURES)/digits.png
+	# Noise makes a large PNG.
+	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').reduce(2).save('$(FIGURES)/comparison.jpg', quality=85)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
