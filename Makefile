@@ -8,7 +8,7 @@ DEMO := runs/demo
 
 FIGURES := assets/figures
 
-.PHONY: demo test lint figures clean
+.PHONY: demo test lint figures evidence clean
 
 demo: $(VENV)/.installed
 	$(PY) -m cli.corrupt --video
@@ -35,6 +35,11 @@ figures: $(VENV)/.installed
 	cp outputs/figures/sample/grid.png $(FIGURES)/digits.png
 	# Noise makes a large PNG.
 	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').reduce(2).save('$(FIGURES)/comparison.jpg', quality=85)"
+
+evidence: $(VENV)/.installed
+	$(PY) -m cli.sweep --process beyond-blur-curl --peclet 0 1 2 4 --seeds 3 --images 40000 --jobs 2 --out sweeps/transport
+	$(PY) -m cli.sweep --process beyond-blur structured-noise --peclet 0.1 --seeds 3 --images 40000 --jobs 2 --out sweeps/noise
+	cp sweeps/transport/sweep.png $(FIGURES)/transport.png
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
