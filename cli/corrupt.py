@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +22,8 @@ from tqdm import tqdm
 from cli import console, figures, render
 from diffusion.files import write_json
 from diffusion.images import read_image, resize_shorter
-from diffusion.process import TURBULENCE
+from diffusion.process import TURBULENCE, named_process
+from diffusion.rng import seeds
 from lbm_warp import AdvectionDiffusion, Schedule, energy_spectrum
 from lbm_warp.checks import InputError, check_integer
 
@@ -39,6 +40,9 @@ class Corrupt:
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
     """The picture, anything Pillow reads; the bundled photograph of a cat if left out."""
+    process: str | None = None
+    """Corrupt as a forward process does, with its flow, blur, contrast and noise: beyond-blur, beyond-blur-curl, ihd, blurring,
+    soft, cold, ddpm or structured-noise. Only --peclet and --levels change it; the levels are shown evenly spaced."""
     peclet: float | None = None
     """Advection against diffusion, V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less:
     a stronger flow draws finer detail than the picture can carry, which shows as ripples."""
@@ -89,8 +93,29 @@ def corrupt(options: Corrupt) -> None:
     if length != min(image.shape[1:]):
         image = resize_shorter(image, length)
     u0 = torch.from_numpy(image)[None].to(device)
-    _, channels, height, width = u0.shape
+    out = options.out or Path("outputs") / path.stem
+    written, record = by_flow(options, path.stem, u0, out) if options.process is None else by_process(options, path.stem, u0, out)
+    written.append(out / "corruption.json")
+    facts = {
+        "command": shlex.join(["python", "-m", "cli.corrupt", *sys.argv[1:]]),
+        "options": asdict(options) | {"image": str(options.image or path.name), "out": str(out)},
+        "image": {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "channels": u0.shape[1],
+            "height": u0.shape[2],
+            "width": u0.shape[3],
+        },
+        "device": str(device),
+        "versions": {module.__name__: module.__version__ for module in (warp, torch, np, PIL)},
+    }
+    write_json(written[-1], facts | record)
+    print("wrote " + ", ".join(str(file) for file in written))
 
+
+def by_flow(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tuple[list[Path], dict[str, object]]:
+    """Corrupt by a flow and a blur of the options' own; returns the files written and what it takes to make them again."""
+    height, width = u0.shape[2:]
+    length = min(height, width)
     schedule = Schedule.geometric(pixels(options.sigma_min, length), pixels(options.sigma_max, length), options.levels)
     # Levels are crowded where a picture still looks clean; the strip spaces its pictures by what the eye sees.
     strip_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
@@ -110,7 +135,7 @@ def corrupt(options: Corrupt) -> None:
     grids = operator.march(height, width).grids if operator.solver == "lattice" else ()
     iterations = {f"{grid.factor} px": grid.iterations for grid in grids}
     solver = f"{sum(iterations.values())} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
-    print(f"{path.name}: {width} x {height} px, Pe = {peclet:g}, {solver} on {device}")
+    print(f"{name}: {width} x {height} px, Pe = {peclet:g}, {solver} on {u0.device}")
 
     shown: dict[float, np.ndarray] = {}
 
@@ -124,51 +149,86 @@ def corrupt(options: Corrupt) -> None:
             if sigma in frame_sigma:
                 yield render.enlarged(picture, VIDEO_SIZE)
 
-    out = options.out or Path("outputs") / path.stem
-    written = [out / "strip.png", out / "corrupted.png", out / "corruption.json"]
-    if options.video:
-        written.append(out / "trajectory.mp4")
-        render.save_video(written[-1], held(film(), options.fps // 2, options.fps), options.fps)
-    else:
-        deque(film(), maxlen=0)
-
+    written = [out / "strip.png", out / "corrupted.png", *run_film(film(), options, out)]
     fourier = schedule.fourier(length)
     captions = [
         f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
     ]
     flow = f"Pe = {peclet:g}, {options.turbulence}, seed {options.seed}"
-    figures.save_figure(written[0], figures.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{path.stem}   {flow}"))
+    figures.save_figure(written[0], figures.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{name}   {flow}"))
     render.save_image(written[1], shown[schedule.sigma[-1]])
     if peclet > 0:
-        velocity = operator.velocity(options.seed, height, width)
-        others = [energy_spectrum(operator.velocity(seed, height, width), options.boundary)[1] for seed in range(SPECTRUM_SEEDS)]
-        k, energy = energy_spectrum(velocity, options.boundary)
-        spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
-        written.append(out / "velocity.png")
-        title = f"Velocity field   {flow}"
-        figures.save_figure(written[-1], figures.velocity_figure(velocity[0].numpy(), title, spectrum, SPECTRUM_SEEDS))
-    write_json(
-        out / "corruption.json",
-        {
-            "command": shlex.join(["python", "-m", "cli.corrupt", *sys.argv[1:]]),
-            "options": asdict(options) | {"image": str(options.image or path.name), "out": str(out)},
-            "image": {
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "channels": channels,
-                "height": height,
-                "width": width,
-            },
-            "peclet": peclet,
-            "length_px": length,
-            "sigma_px": schedule.sigma.tolist(),
-            "fourier": fourier.tolist(),
-            "solver": operator.solver,
-            "lattice_iterations": iterations,
-            "device": str(device),
-            "versions": {module.__name__: module.__version__ for module in (warp, torch, np, PIL)},
-        },
-    )
-    print("wrote " + ", ".join(str(file) for file in written))
+        written.append(draw_velocity(operator, options.seed, height, width, flow, out))
+    record = {
+        "peclet": peclet,
+        "length_px": length,
+        "sigma_px": schedule.sigma.tolist(),
+        "fourier": fourier.tolist(),
+        "solver": operator.solver,
+        "lattice_iterations": iterations,
+    }
+    return written, record
+
+
+def by_process(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tuple[list[Path], dict[str, object]]:
+    """Corrupt as a forward process does; returns the files written and what it takes to make them again.
+
+    Raises:
+        InputError: if there is no such process, or an option is given that it has a value of its own for.
+    """
+    for option in ("sigma_min", "sigma_max", "turbulence", "turbulence_time", "offset", "boundary"):
+        if getattr(options, option) != getattr(Corrupt, option):
+            raise InputError(f"--{option.replace('_', '-')} does not go with --process, which has its own")
+    check_integer("--seed", options.seed, 0, 2**63 - 1)
+    process = replace(named_process(options.process), levels=options.levels)
+    process = process if options.peclet is None else replace(process, peclet=options.peclet)
+    height, width = u0.shape[2:]
+    columns = np.unique(np.linspace(0, options.levels, options.columns).round().astype(int)).tolist()
+    framed = set(np.linspace(0, options.levels, options.frames if options.video else 1).round().astype(int).tolist())
+    print(f"{name}: {width} x {height} px, {options.process}, Pe = {process.peclet:g}, on {u0.device}")
+    shown: dict[int, np.ndarray] = {}
+
+    def film() -> Iterator[np.ndarray]:
+        levels = process.trajectory(u0, torch.tensor([options.seed]))
+        for level, u in tqdm(levels, total=options.levels + 1, desc="corrupting", unit="level"):
+            picture = render.to_pixels(u[0])
+            if level in columns:
+                shown[level] = picture
+            if level in framed:
+                yield render.enlarged(picture, VIDEO_SIZE)
+
+    written = [out / "strip.png", out / "corrupted.png", *run_film(film(), options, out)]
+    sigma, (signal, noise) = process.blur_widths(min(height, width)), process.scales()
+    captions = [f"level {k}\n$\\sigma$ = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}" for k in columns]
+    title = f"{options.process}, Pe = {process.peclet:g}, seed {options.seed}"
+    figures.save_figure(written[0], figures.strip([shown[k] for k in columns], captions, f"{name}   {title}"))
+    render.save_image(written[1], shown[options.levels])
+    operator = replace(process, transport=True).operator(min(height, width))
+    if process.peclet > 0.0:
+        flow = seeds(options.seed, "flow")
+        written.append(draw_velocity(operator, flow, height, width, title, out))
+    scales = {"sigma_px": sigma.tolist(), "signal": signal.tolist(), "noise": noise.tolist()}
+    return written, {"process": asdict(process)} | scales
+
+
+def run_film(film: Iterator[np.ndarray], options: Corrupt, out: Path) -> list[Path]:
+    """Let the picture be corrupted; the video of it, if it was asked for."""
+    if not options.video:
+        deque(film, maxlen=0)
+        return []
+    render.save_video(out / "trajectory.mp4", held(film, options.fps // 2, options.fps), options.fps)
+    return [out / "trajectory.mp4"]
+
+
+def draw_velocity(operator: AdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str, out: Path) -> Path:
+    """Draw the velocity field of a seed, and its spectrum beside the mean of several."""
+    velocity = operator.velocity(seed, height, width)
+    others = [energy_spectrum(operator.velocity(other, height, width), operator.boundary)[1] for other in range(SPECTRUM_SEEDS)]
+    k, energy = energy_spectrum(velocity, operator.boundary)
+    spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
+    figure = figures.velocity_figure(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
+    figures.save_figure(out / "velocity.png", figure)
+    return out / "velocity.png"
 
 
 def held(frames: Iterator[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -21,7 +21,7 @@ from PIL import Image
 
 from cli import archives, benchmark, compare, console, corrupt, sample, train
 from diffusion.data import open_dataset
-from diffusion.images import fit, read_image
+from diffusion.images import fit, read_image, resize_shorter
 from diffusion.presets import PRESETS
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 
@@ -62,6 +62,24 @@ def picture(tmp_path: Path) -> Path:
     pixels = np.stack([5 * x, 7 * y, 255 - 5 * x], axis=2).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
+
+
+@pytest.mark.parametrize("name", ["beyond-blur", "ddpm", "structured-noise"])
+def test_corrupt_as_a_process_does(call: Call, picture: Path, tmp_path: Path, name: str) -> None:
+    """The last level is the process's own, of the seed that was named; what it takes to make it again is written down."""
+    options = ["--process", name, "--levels", "6", "--columns", "3", "--seed", "4", "--size", "24"]
+    assert call("corrupt", picture, *options, "--video", "--frames", "5", "--fps", "10")[0] == 0
+    out = tmp_path / "outputs" / "picture"
+    process = replace(named_process(name), levels=6)
+    drawn = {"velocity.png"} if process.peclet > 0 else set()
+    assert files(out) == {"strip.png", "corrupted.png", "corruption.json", "trajectory.mp4"} | drawn
+    record = json.loads((out / "corruption.json").read_text())
+    assert record["process"] == asdict(process) and len(record["sigma_px"]) == len(record["noise"]) == 7
+    u0 = torch.from_numpy(resize_shorter(read_image(picture), 24))[None]
+    expected = process.corrupt(u0, 6, torch.tensor([4]))[0].clamp(0, 1)
+    found = iio.imread(out / "corrupted.png").transpose(2, 0, 1) / 255
+    assert np.abs(found - expected.numpy()).max() < 0.51 / 255 + 1e-5
+    assert len(iio.imread(out / "trajectory.mp4")) == 5 + 5 + 10
 
 
 def test_compare_draws_every_process_on_the_same_picture(call: Call, picture: Path, tmp_path: Path) -> None:
@@ -188,6 +206,9 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("corrupt", ["--peclet", "-1"], "peclet must be at least 0, got -1"),
         ("corrupt", ["--peclet", "nan"], "peclet must be at least 0, got nan"),
         ("corrupt", ["--turbulence-time", "-1"], "turbulence_time must be at least 0, got -1"),
+        ("corrupt", ["--process", "ddmp"], "unknown process 'ddmp'"),
+        ("corrupt", ["--process", "ihd", "--sigma-max", "0.1L"], "--sigma-max does not go with --process, which has its own"),
+        ("corrupt", ["--process", "ddpm", "--peclet", "1"], "peclet must be 0, got 1"),
         ("corrupt", ["--sigma-max", "0.4"], "sigma_max must be at least sigma_min = 0.5 px, got 0.4 px"),
         ("corrupt", ["--sigma-max", "wide"], "a blur width is a number of pixels"),
         ("corrupt", ["--sigma-max", "infL"], "sigma_max"),
