@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from cli import console, figures, render
-from cli.corrupt import held
+from cli.corrupt import evenly, held
 from diffusion.images import read_image, resize_shorter
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from lbm_warp.checks import InputError, check_integer
@@ -61,7 +61,7 @@ def compare(options: Compare) -> None:
     processes = {name: replace(named_process(name), levels=options.levels) for name in options.processes}
     path = options.image or Path(str(resources.files("assets") / "chelsea.png"))
     u0 = torch.from_numpy(resize_shorter(read_image(path), options.size))[None].to(device)
-    columns = np.unique(np.linspace(0, options.levels, options.columns).round().astype(int)).tolist()
+    columns = evenly(options.levels, options.columns)
 
     rows, film = [], []
     with tqdm(total=len(processes) * (options.levels + 1), desc="corrupting", unit="level") as progress:

@@ -183,8 +183,8 @@ def by_process(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tupl
     process = replace(named_process(options.process), levels=options.levels)
     process = process if options.peclet is None else replace(process, peclet=options.peclet)
     height, width = u0.shape[2:]
-    columns = np.unique(np.linspace(0, options.levels, options.columns).round().astype(int)).tolist()
-    framed = set(np.linspace(0, options.levels, options.frames if options.video else 1).round().astype(int).tolist())
+    columns = evenly(options.levels, options.columns)
+    framed = set(evenly(options.levels, options.frames if options.video else 1))
     print(f"{name}: {width} x {height} px, {options.process}, Pe = {process.peclet:g}, on {u0.device}")
     shown: dict[int, np.ndarray] = {}
 
@@ -203,12 +203,16 @@ def by_process(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tupl
     title = f"{options.process}, Pe = {process.peclet:g}, seed {options.seed}"
     figures.save_figure(written[0], figures.strip([shown[k] for k in columns], captions, f"{name}   {title}"))
     render.save_image(written[1], shown[options.levels])
-    operator = replace(process, transport=True).operator(min(height, width))
     if process.peclet > 0.0:
-        flow = seeds(options.seed, "flow")
-        written.append(draw_velocity(operator, flow, height, width, title, out))
+        operator = replace(process, transport=True).operator(min(height, width))
+        written.append(draw_velocity(operator, seeds(options.seed, "flow"), height, width, title, out))
     scales = {"sigma_px": sigma.tolist(), "signal": signal.tolist(), "noise": noise.tolist()}
     return written, {"process": asdict(process)} | scales
+
+
+def evenly(levels: int, count: int) -> list[int]:
+    """At most ``count`` of the levels 0 to ``levels``, evenly spaced."""
+    return np.unique(np.linspace(0, levels, count).round().astype(int)).tolist()
 
 
 def run_film(film: Iterator[np.ndarray], options: Corrupt, out: Path) -> list[Path]:

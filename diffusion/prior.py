@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffusion.metrics import spread
 from diffusion.process import QUANTUM, ForwardProcess
 from diffusion.rng import below
 from lbm_warp.heat import cosines
@@ -42,14 +43,14 @@ class Prior:
             device: where to compute.
         """
         count = len(dataset)
-        probe = torch.stack([torch.from_numpy(dataset[i]) for i in _spread(count, PROBES)]).to(device)
+        probe = torch.stack([torch.from_numpy(dataset[i]) for i in spread(count, PROBES).tolist()]).to(device)
         size = probe.shape[-1]
         noise = max(process.scales()[1][-1], QUANTUM)
         for side in range(1, size + 1):
             difference = probe - _resized(_resized(probe, side), size)
             if _faded(difference, process).amax() < noise:
                 break
-        kept = tqdm(_spread(count, BANK), desc="prior", unit="img", leave=False)
+        kept = tqdm(spread(count, BANK).tolist(), desc="prior", unit="img", leave=False)
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], side) for i in kept]))
 
     def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:
@@ -66,11 +67,6 @@ class Prior:
         """
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
         return process.mean(_resized(chosen, size), process.levels, seed)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` places, evenly spread."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,3 +35,15 @@ def photograph() -> torch.Tensor:
     with Image.open(str(resources.files("assets") / "chelsea.png")) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)[50:178, 100:228] / 255.0
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run, trained once for all tests: to be copied, and left as it is."""
+    # Imported here: libraries that this brings in read the setting above when they start.
+    from diffusion.training import train
+    from tests.runs import stripes, tiny_config
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(tiny_config(), stripes(), folder, torch.device("cpu"))
+    return folder

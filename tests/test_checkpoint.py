@@ -12,22 +12,14 @@ import torch
 
 from diffusion.checkpoint import load_config, load_tensors, save_tensors
 from diffusion.pipeline import Pipeline
-from diffusion.training import train
-from tests.runs import stripes, tiny_config
+from tests.runs import tiny_config
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    train(tiny_config(), stripes(), folder, CPU)
-    return folder
-
-
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def edit(path: Path, **changes: object) -> None:

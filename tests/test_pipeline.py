@@ -59,17 +59,10 @@ def still(room: int = 1000, batch: int | None = None) -> Pipeline:
     return Pipeline(config, Still(room), Prior.build(stripes(), config.process, CPU), batch=batch)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    train(tiny_config(), stripes(), folder, CPU)
-    return folder
-
-
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
+def run(finished_run: Path, tmp_path: Path) -> Path:
     """A finished run with an evaluation."""
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
     (folder / "metrics.json").write_text(json.dumps({"fid": 12.3456, "scores": {"recall": 0.5}, "features": "digits", "ok": True}))
     return folder
 
@@ -323,7 +316,7 @@ def test_a_push_uploads_weights_configuration_and_card(pipeline: Pipeline, run: 
     assert 'from_pretrained("someone/stripes")' in card and "license: mit" in card
 
 
-def test_a_model_of_the_hub_is_loaded_from_its_cache(finished: Path, tmp_path: Path) -> None:
+def test_a_model_of_the_hub_is_loaded_from_its_cache(finished_run: Path, tmp_path: Path) -> None:
     """The Hub's own code on the Hub's own layout: a snapshot of links to blobs."""
     repository = tmp_path / "models--someone--stripes"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -332,10 +325,10 @@ def test_a_model_of_the_hub_is_loaded_from_its_cache(finished: Path, tmp_path: P
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     for name in ("config.json", "ema.safetensors", "prior.safetensors"):
-        shutil.copy(finished / name, repository / "blobs" / name)
+        shutil.copy(finished_run / name, repository / "blobs" / name)
         (snapshot / name).symlink_to(repository / "blobs" / name)
     pipeline = Pipeline.from_pretrained("someone/stripes", cache_dir=tmp_path, local_files_only=True)
-    assert torch.equal(pipeline.sample(1), Pipeline.from_pretrained(finished).sample(1))
+    assert torch.equal(pipeline.sample(1), Pipeline.from_pretrained(finished_run).sample(1))
 
 
 def refused(folder: str | Path, message: str, **options: object) -> None:
