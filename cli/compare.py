@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cli import console, figures, render
 from cli.corrupt import evenly, held
-from diffusion.images import read_image, resize_shorter
+from diffusion.data.images import read_image, resize_shorter
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.heat import cosines

@@ -20,8 +20,8 @@ import warp
 from tqdm import tqdm
 
 from cli import console, figures, render
+from diffusion.data.images import read_image, resize_shorter
 from diffusion.files import write_json
-from diffusion.images import read_image, resize_shorter
 from diffusion.process import TURBULENCE, named_process
 from diffusion.rng import seeds
 from lbm_warp import AdvectionDiffusion, Schedule, energy_spectrum

@@ -21,14 +21,13 @@ from accelerate.utils import broadcast_object_list, gather
 from tqdm import tqdm
 
 from cli import console
-from diffusion.checkpoint import load_tensors, save_tensors
-from diffusion.data import open_dataset
-from diffusion.features import FeatureExtractor, open_features, to_uint8
-from diffusion.files import write_json
-from diffusion.images import fit
-from diffusion.metrics import Measurement, check_features, score, spread
-from diffusion.pipeline import Pipeline
-from diffusion.splits import OTHER_HALF, numbers_of, whole_and_half
+from diffusion.data.dataset import open_dataset, spread
+from diffusion.data.images import fit
+from diffusion.data.splits import OTHER_HALF, numbers_of, whole_and_half
+from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
+from diffusion.evaluation.metrics import Measurement, check_features, score
+from diffusion.files import load_tensors, save_tensors, write_json
+from diffusion.sampling.pipeline import Pipeline
 from lbm_warp.checks import InputError, check_integer
 
 DEFAULT_NUM = 10_000

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cli import console
 from cli.train import Interruption
-from diffusion.parallel import one_line
+from diffusion.training.ranks import one_line
 
 Task = TypeVar("Task")
 DIED = "its process was killed, as happens when memory runs out; try fewer --jobs"

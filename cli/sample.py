@@ -17,11 +17,11 @@ import tyro
 from tqdm import tqdm
 
 from cli import archives, console, render
-from diffusion.checkpoint import fingerprint
+from diffusion.config import fingerprint
+from diffusion.data.images import fit, read_image
 from diffusion.files import read_json, write_json
-from diffusion.images import fit, read_image
-from diffusion.pipeline import BUNDLED, Pipeline
-from diffusion.sampling import walk
+from diffusion.sampling.pipeline import BUNDLED, Pipeline
+from diffusion.sampling.samplers import walk
 from lbm_warp.checks import InputError, check_integer, check_number
 
 GRID = 64

@@ -11,8 +11,8 @@ from PIL import Image
 
 from cli import figures
 from cli.evaluate import distance_name
+from diffusion.data.splits import OTHER_HALF, whole_and_half
 from diffusion.files import whole_file, write_json
-from diffusion.splits import OTHER_HALF, whole_and_half
 
 STRIP = "strip.png"
 

@@ -21,12 +21,12 @@ from cli.evaluate import Evaluate
 from cli.jobs import side_by_side
 from cli.summary import Point
 from cli.train import Train
-from diffusion.checkpoint import RunConfig, fingerprint
+from diffusion.config import RunConfig, fingerprint
+from diffusion.data.splits import OTHER_HALF, numbers_of, whole_and_half
 from diffusion.files import read_json, write_json
-from diffusion.parallel import Ranks, one_line
-from diffusion.pipeline import Pipeline
 from diffusion.process import PROCESSES, ForwardProcess, named_process
-from diffusion.splits import OTHER_HALF, numbers_of, whole_and_half
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.training.ranks import Ranks, one_line
 from lbm_warp.checks import InputError, check_integer, check_number
 
 SHOWN = 12

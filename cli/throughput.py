@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 from cli import console
 from cli.measure import describe, in_own_process, in_turns, peak_memory, seconds, wait
-from diffusion.checkpoint import RunConfig
-from diffusion.estimate import memory
+from diffusion.config import RunConfig
 from diffusion.files import write_json
-from diffusion.log import MetricsLog
-from diffusion.parallel import Ranks
-from diffusion.pipeline import Pipeline
 from diffusion.presets import preset
-from diffusion.prior import Prior
-from diffusion.sampling import activation_bytes, default_batch, walk
-from diffusion.training import Trainer, TrainingState
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.prior import Prior
+from diffusion.sampling.samplers import activation_bytes, default_batch, walk
+from diffusion.training.estimate import memory
+from diffusion.training.log import MetricsLog
+from diffusion.training.loop import Trainer, TrainingState
+from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError, check_integer
 
 # Images of a training whose end no benchmark comes to.

@@ -18,18 +18,18 @@ from PIL import Image
 from torch import nn
 
 from cli import console, render
-from diffusion.batches import default_workers
-from diffusion.checkpoint import RunConfig, TrainingConfig
-from diffusion.data import ImageDataset, open_dataset
-from diffusion.estimate import iterations, memory, meta_network
+from diffusion.config import RunConfig, TrainingConfig
+from diffusion.data.dataset import ImageDataset, open_dataset
+from diffusion.data.loader import default_workers
+from diffusion.data.splits import half, name_of_half, whole_and_half
 from diffusion.network import NetworkConfig
-from diffusion.parallel import Ranks
-from diffusion.pipeline import Pipeline
 from diffusion.presets import PRESETS, preset, preset_for
-from diffusion.prior import Prior
 from diffusion.process import ForwardProcess, named_process
-from diffusion.splits import half, name_of_half, whole_and_half
-from diffusion.training import train
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.prior import Prior
+from diffusion.training.estimate import iterations, memory, meta_network
+from diffusion.training.loop import train
+from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError, check_integer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffusion.checkpoint import RunConfig, TrainingConfig
+from diffusion.config import RunConfig, TrainingConfig
 from diffusion.network import NetworkConfig
 from diffusion.process import named_process
 from lbm_warp.checks import check_name

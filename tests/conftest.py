@@ -41,7 +41,7 @@ def photograph() -> torch.Tensor:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run, trained once for all tests: to be copied, and left as it is."""
     # Imported here: libraries that this brings in read the setting above when they start.
-    from diffusion.training import train
+    from diffusion.training.loop import train
     from tests.runs import stripes, tiny_config
 
     folder = tmp_path_factory.mktemp("run") / "run"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.images import DataError
+from diffusion.data.images import DataError
 
 
 def chw(levels: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffusion.checkpoint import RunConfig, TrainingConfig
+from diffusion.config import RunConfig, TrainingConfig
 from diffusion.network import NetworkConfig
 from diffusion.process import named_process
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from diffusion import batches as module
-from diffusion.batches import batches, default_workers
-from diffusion.data import ImageDataset, open_dataset
+from diffusion.data.dataset import ImageDataset, open_dataset
+from diffusion.data.loader import batches, default_workers
 from tests.pictures import damage, fails, first_levels, save
 
 
@@ -217,7 +217,7 @@ def test_signals_to_all_processes_are_for_the_training_to_answer(folder: Path) -
 
 def test_workers_end_with_a_killed_training(tmp_path: Path) -> None:
     code = (
-        "import multiprocessing, os, sys, time, numpy as np; from diffusion.batches import batches\n"
+        "import multiprocessing, os, sys, time, numpy as np; from diffusion.data.loader import batches\n"
         "with batches([np.zeros((1, 2, 2), np.float32)] * 9, 0, 0, 10**6, 4, workers=2) as queue:\n"
         "    next(queue); print(*(child.pid for child in multiprocessing.active_children()), flush=True); time.sleep(60)"
     )

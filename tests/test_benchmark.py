@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from cli import benchmark, console, measure, throughput
-from diffusion.estimate import memory
 from diffusion.presets import PRESETS
+from diffusion.training.estimate import memory
 from lbm_warp.checks import InputError
 from tests.runs import tiny_config
 

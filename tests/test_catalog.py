@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion import catalog
-from diffusion.catalog import KNOWN, find
+from diffusion.data import catalog
+from diffusion.data.catalog import KNOWN, find
 
 
 def make(path: Path) -> Path:

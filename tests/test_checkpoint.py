@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.checkpoint import load_config, load_tensors, save_tensors
-from diffusion.pipeline import Pipeline
+from diffusion.config import load_config
+from diffusion.files import load_tensors, save_tensors
+from diffusion.sampling.pipeline import Pipeline
 from tests.runs import tiny_config
 
 CPU = torch.device("cpu")

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from cli import archives, benchmark, compare, console, corrupt, sample, train
-from diffusion.data import open_dataset
-from diffusion.images import fit, read_image, resize_shorter
+from diffusion.data.dataset import open_dataset
+from diffusion.data.images import fit, read_image, resize_shorter
 from diffusion.presets import PRESETS
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 

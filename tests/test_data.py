@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion import data
-from diffusion.data import open_dataset
-from diffusion.images import fit, read_image, read_square
+from diffusion.data import dataset as data
+from diffusion.data.dataset import open_dataset
+from diffusion.data.images import fit, read_image, read_square
 from tests.pictures import check, chw, damage, fails, first_levels, save, zipped
 
 

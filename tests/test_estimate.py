@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.estimate import iterations, memory, saved_bytes
 from diffusion.network import MixedPrecision, NetworkConfig, UNet
 from diffusion.presets import preset
+from diffusion.training.estimate import iterations, memory, saved_bytes
 from lbm_warp import AdvectionDiffusion, Schedule
 from tests.runs import tiny_config
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from cli import console, evaluate
 from diffusion import Pipeline, checkpoint
-from diffusion.features import open_features
-from diffusion.training import train
+from diffusion.evaluation.features import open_features
+from diffusion.training.loop import train
 from tests.runs import SIZE, stripes, tiny_config
 from tests.test_metrics import counted
 
@@ -302,7 +302,7 @@ RANK = """
 import sys, numpy as np, torch
 from accelerate import PartialState
 from cli.evaluate import measure, open_npz, open_features
-from diffusion.checkpoint import save_tensors
+from diffusion.files import save_tensors
 from pathlib import Path
 state = PartialState(cpu=True)
 assert state.num_processes == 2

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion import features
-from diffusion.data import open_dataset
-from diffusion.features import DigitClassifier, open_features, to_uint8, train_digit_features
+from diffusion.data.dataset import open_dataset
+from diffusion.evaluation import features
+from diffusion.evaluation.features import DigitClassifier, open_features, to_uint8, train_digit_features
 from lbm_warp.checks import InputError
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion import data
-from diffusion.batches import batches
-from diffusion.data import ImageDataset, open_dataset
-from diffusion.prior import Prior
+from diffusion.data import dataset as data
+from diffusion.data.dataset import ImageDataset, open_dataset
+from diffusion.data.loader import batches
+from diffusion.sampling.prior import Prior
 from tests.pictures import check, chw, encoded, fails, first_levels
 from tests.runs import tiny_config
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.images import fit, read_image, read_square, resize_shorter
+from diffusion.data.images import fit, read_image, read_square, resize_shorter
 from tests.pictures import check, chw, fails
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)

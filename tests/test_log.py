@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.log import MetricsLog, Stopwatch
-from diffusion.parallel import Ranks
+from diffusion.training.log import MetricsLog, Stopwatch
+from diffusion.training.ranks import Ranks
 
 CPU = torch.device("cpu")
 

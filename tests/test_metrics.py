@@ -7,15 +7,15 @@ import pytest
 import scipy.linalg
 import torch
 
-from diffusion import metrics
-from diffusion.metrics import (
+from diffusion.data.dataset import spread
+from diffusion.evaluation import metrics
+from diffusion.evaluation.metrics import (
     Gaussian,
     Measurement,
     fit_gaussian,
     frechet_distance,
     precision_recall_density_coverage,
     score,
-    spread,
 )
 from lbm_warp.checks import InputError
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.checkpoint import RunConfig, load_tensors
-from diffusion.parallel import Ranks
-from diffusion.training import train
+from diffusion.config import RunConfig
+from diffusion.files import load_tensors
+from diffusion.training.loop import train
+from diffusion.training.ranks import Ranks
 from tests.runs import stripes, tiny_config, without_dropout
 
 ROOT = Path(__file__).parent.parent
@@ -32,8 +33,8 @@ WORKER = """
 import json, os, pathlib, sys, torch
 from dataclasses import replace
 from lbm_warp.checks import InputError
-from diffusion.parallel import Ranks
-from diffusion.training import train
+from diffusion.training.ranks import Ranks
+from diffusion.training.loop import train
 from tests.runs import stripes, tiny_config
 from tests.test_parallel import odd_config
 

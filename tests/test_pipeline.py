@@ -23,15 +23,16 @@ from torch import nn
 
 import diffusion
 from diffusion import Pipeline
-from diffusion.checkpoint import fingerprint, load_tensors, save_tensors
-from diffusion.data import open_dataset
+from diffusion.config import fingerprint
+from diffusion.data.dataset import open_dataset
+from diffusion.files import load_tensors, save_tensors
 from diffusion.network import NetworkConfig
-from diffusion.pipeline import BUNDLED
 from diffusion.presets import PRESETS, preset
-from diffusion.prior import Prior
 from diffusion.process import PROCESSES, named_process
 from diffusion.rng import seeds
-from diffusion.training import train
+from diffusion.sampling.pipeline import BUNDLED
+from diffusion.sampling.prior import Prior
+from diffusion.training.loop import train
 from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
@@ -344,7 +345,7 @@ def test_what_the_hub_does_not_have_is_refused_in_one_line(tmp_path: Path, monke
     def offline(*arguments: object, **options: object) -> None:
         raise LocalEntryNotFoundError("no connection\nand more lines")
 
-    monkeypatch.setattr("diffusion.pipeline.snapshot_download", offline)
+    monkeypatch.setattr("diffusion.sampling.pipeline.snapshot_download", offline)
     refused("someone/stripes", r"not to be had from the Hub \(no connection\)")
 
 
@@ -475,7 +476,7 @@ def test_every_public_name_is_there_and_explains_itself() -> None:
         _ = diffusion.pipelines
     for name in ("from_pretrained", "sample", "interpolate", "restore", "corrupt", "save_pretrained", "push_to_hub", "to"):
         method = getattr(Pipeline, name)
-        assert method.__module__ == "diffusion.pipeline" and method.__doc__
+        assert method.__module__ == "diffusion.sampling.pipeline" and method.__doc__
         assert all(p.annotation is not p.empty for p in inspect.signature(method).parameters.values() if p.name != "self"), name
     text = pydoc.plain(pydoc.render_doc(Pipeline))
     assert "owner/name on the Hub" in text and "float32 [N, C, S, S]" in text

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion.checkpoint import TrainingConfig
-from diffusion.estimate import meta_network
+from diffusion.config import TrainingConfig
 from diffusion.network import NetworkConfig, ResidualBlock, SelfAttention
 from diffusion.presets import PRESETS, preset, preset_for
+from diffusion.training.estimate import meta_network
 
 
 def parameters(channels: int, network: NetworkConfig) -> int:

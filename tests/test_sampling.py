@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion import sampling
 from diffusion.network import NetworkConfig, UNet
-from diffusion.prior import Prior, _faded, _resized
 from diffusion.process import PROCESSES, ForwardProcess
 from diffusion.rng import seeds
-from diffusion.sampling import (
+from diffusion.sampling import samplers as sampling
+from diffusion.sampling.prior import Prior, _faded, _resized
+from diffusion.sampling.samplers import (
     activation_bytes,
     default_batch,
     resampling_sampler,

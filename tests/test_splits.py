@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data import ImageStream, open_dataset
-from diffusion.images import DataError
-from diffusion.splits import half, name_of_half, numbers_of, whole_and_half
+from diffusion.data.dataset import ImageStream, open_dataset
+from diffusion.data.images import DataError
+from diffusion.data.splits import half, name_of_half, numbers_of, whole_and_half
 
 
 def test_halves_are_disjoint_and_together_everything() -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion import images, stores
-from diffusion.data import open_dataset
-from diffusion.stores import Archive, Folder, read_labels, read_table
+from diffusion.data import images
+from diffusion.data import sources as stores
+from diffusion.data.dataset import open_dataset
+from diffusion.data.sources import Archive, Folder, read_labels, read_table
 from tests.pictures import encoded, fails, first_levels, save, zipped
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from cli import console, evaluate, jobs, summary, sweep
 from diffusion import Pipeline
-from diffusion.checkpoint import load_config
+from diffusion.config import load_config
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from lbm_warp.checks import InputError
 from tests.runs import SIZE, stripes

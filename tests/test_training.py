@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.checkpoint import load_tensors
-from diffusion.ema import EMA
-from diffusion.log import MetricsLog
-from diffusion.parallel import Ranks
+from diffusion.files import load_tensors
 from diffusion.process import PROCESSES
 from diffusion.rng import below, seeds
-from diffusion.training import Trainer, TrainingState, reconstruction_loss, train
+from diffusion.training.ema import EMA
+from diffusion.training.log import MetricsLog
+from diffusion.training.loop import Trainer, TrainingState, reconstruction_loss, train
+from diffusion.training.ranks import Ranks
 from tests.runs import stripes, tiny_config, without_dropout
 
 CPU = torch.device("cpu")
@@ -147,8 +147,8 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
 KILLED = """
 import os, pathlib, random, signal, sys, time, torch
 from tests.runs import *
-from diffusion.checkpoint import load_tensors
-from diffusion.training import train
+from diffusion.files import load_tensors
+from diffusion.training.loop import train
 
 torch.set_num_threads(1)
 folder, chance = pathlib.Path(sys.argv[1]), random.Random(0)

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from diffusion.data import ImageDataset
-from diffusion.images import DataError
+from diffusion.data.dataset import ImageDataset
+from diffusion.data.images import DataError
 
 Split = Literal["all", "even", "odd"]
 OTHER_HALF: dict[str, Split] = {"all": "all", "even": "odd", "odd": "even"}

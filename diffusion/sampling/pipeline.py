@@ -13,13 +13,13 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from torch import nn
 
-from diffusion.checkpoint import RunConfig, load_config, load_tensors, save_config, save_tensors
-from diffusion.files import read_json, write_json
-from diffusion.model_card import PAPER, card_text
-from diffusion.prior import Prior
+from diffusion.config import RunConfig, load_config, save_config
+from diffusion.files import load_tensors, read_json, save_tensors, write_json
 from diffusion.process import ForwardProcess
 from diffusion.rng import seeds
-from diffusion.sampling import Noise, default_batch, resampling_sampler, residual_sampler, seeded_noise, spherical, walk
+from diffusion.sampling.card import PAPER, card_text
+from diffusion.sampling.prior import Prior, load_prior
+from diffusion.sampling.samplers import Noise, default_batch, resampling_sampler, residual_sampler, seeded_noise, spherical, walk
 from lbm_warp.checks import InputError, check_integer
 
 BUNDLED = Path(str(resources.files("assets") / "digits-model"))
@@ -161,7 +161,7 @@ class Pipeline(
         Args:
             images: how many (numbers 0 to ``images`` - 1), or their numbers.
             seed: 0 to 2^63 - 1; image number i depends on it and on i alone.
-            levels: steps of the walk, at most K, which is the default; fewer are coarser and faster (``diffusion.sampling``).
+            levels: steps of the walk, at most K, which is the default; fewer are coarser and faster (see ``samplers``).
             delta: sampling noise in units of the training noise; the process's own (1.25) by default.
             same_init: all start from the corrupted image that number 0 starts from, each with noise of its own.
             share_noise: all get the noise of number 0, each on a start of its own.
@@ -361,19 +361,6 @@ class Pipeline(
             torch.cuda.empty_cache()
             self.batch = taken // 2
         return torch.cat(done)
-
-
-def load_prior(folder: Path, config: RunConfig) -> Prior:
-    """Read prior.safetensors.
-
-    Raises:
-        InputError: if it is missing, damaged, or holds thumbnails of other images.
-    """
-    path = folder / "prior.safetensors"
-    thumbnails = load_tensors(path).get("thumbnails")
-    if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != config.channels or not thumbnails.numel():
-        raise InputError(f"{path}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images")
-    return Prior(thumbnails.float())
 
 
 def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -> dict[str, torch.Tensor]:

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffusion import catalog, hub
-from diffusion.images import CHANNELS, GREY_MODES, DataError, fit, open_image, read_square, with_channels
-from diffusion.stores import Archive, Folder, is_table_file, read_labels, read_table
+from diffusion.data import catalog, hub
+from diffusion.data.images import CHANNELS, GREY_MODES, DataError, fit, open_image, read_square, with_channels
+from diffusion.data.sources import Archive, Folder, is_table_file, read_labels, read_table
 
 _NAMES = ("digits", *catalog.KNOWN)
 _ACCEPTED = f"a folder or .zip archive of images, hf:owner/name, or one of {', '.join(_NAMES)}"
@@ -166,6 +166,11 @@ def open_dataset(
     nearest = difflib.get_close_matches(data.lower(), _NAMES, n=1)
     problem = f"did you mean '{nearest[0]}'?" if nearest else "no such folder or archive;"
     raise DataError(f"{data}: {problem} expected {_ACCEPTED}")
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``count`` places, evenly spread: int64."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def _open_digits(size: int, channels: int) -> ImageDataset:

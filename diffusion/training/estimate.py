@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from diffusion.checkpoint import RunConfig
+from diffusion.config import RunConfig
 from diffusion.network import MixedPrecision
 from lbm_warp.lattice import March
 

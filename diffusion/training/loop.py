@@ -14,15 +14,16 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
-from diffusion.batches import batches
-from diffusion.checkpoint import Checkpoints, RunConfig, load_checkpoint, load_config, save_config, save_tensors
-from diffusion.ema import EMA
-from diffusion.log import MetricsLog, Stopwatch
+from diffusion.config import RunConfig, load_config, save_config
+from diffusion.data.loader import batches
+from diffusion.files import save_tensors
 from diffusion.network import MixedPrecision
-from diffusion.parallel import Ranks, one_line
-from diffusion.pipeline import load_prior
-from diffusion.prior import Prior
 from diffusion.rng import below, seeds
+from diffusion.sampling.prior import Prior, load_prior
+from diffusion.training.checkpoint import Checkpoints, load_checkpoint
+from diffusion.training.ema import EMA
+from diffusion.training.log import MetricsLog, Stopwatch
+from diffusion.training.ranks import Ranks, one_line
 from lbm_warp.checks import InputError, check_integer
 
 LOG_STEPS = 25

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diffusion.images import DataError, check_file_bytes, data_errors, is_image_name
+from diffusion.data.images import DataError, check_file_bytes, data_errors, is_image_name
 
 _LABELS = "dataset.json"
 _LABELS_BYTES = 2**26

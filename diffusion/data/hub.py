@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from diffusion.images import DataError, check_file_bytes, data_errors
+from diffusion.data.images import DataError, check_file_bytes, data_errors
+from diffusion.data.sources import Folder
 from diffusion.rng import seeds
-from diffusion.stores import Folder
 
 INSTALL = "pip install 'beyond-blur[hub]'"
 

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from diffusion.data import ImageDataset, ImageStream
-from diffusion.images import DataError
+from diffusion.data.dataset import ImageDataset, ImageStream
+from diffusion.data.images import DataError
 from diffusion.rng import below
 
 THREADS = 4

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffusion.metrics import spread
+from diffusion.config import RunConfig
+from diffusion.data.dataset import spread
+from diffusion.files import load_tensors
 from diffusion.process import QUANTUM, ForwardProcess
 from diffusion.rng import below
+from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
 
 PROBES = 32
@@ -67,6 +71,19 @@ class Prior:
         """
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
         return process.mean(_resized(chosen, size), process.levels, seed)
+
+
+def load_prior(folder: Path, config: RunConfig) -> Prior:
+    """Read prior.safetensors.
+
+    Raises:
+        InputError: if it is missing, damaged, or holds thumbnails of other images.
+    """
+    path = folder / "prior.safetensors"
+    thumbnails = load_tensors(path).get("thumbnails")
+    if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != config.channels or not thumbnails.numel():
+        raise InputError(f"{path}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images")
+    return Prior(thumbnails.float())
 
 
 def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:

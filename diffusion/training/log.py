@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusion.files import whole_file
-from diffusion.parallel import Ranks
+from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError
 
 

@@ -1,4 +1,4 @@
-"""Feature extractors: what the scores of :mod:`diffusion.metrics` look at.
+"""Feature extractors: what the scores of :mod:`diffusion.evaluation.metrics` look at.
 
 inception    2,048 features of Inception v3 (the FID's), from NVIDIA's TorchScript file, which is not bundled
 digits       64 features of a small classifier of handwritten digits, bundled
@@ -22,7 +22,7 @@ from safetensors.torch import load
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion.data import open_dataset
+from diffusion.data.dataset import open_dataset
 from diffusion.rng import seeds
 from lbm_warp.checks import InputError
 

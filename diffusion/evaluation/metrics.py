@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffusion.data.dataset import spread
 from lbm_warp.checks import InputError, check_integer
 
 TILE = 2**24  # distances at a time: 128 MiB
@@ -113,11 +114,6 @@ def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
         colour_drift_by_channel=tuple(drift.tolist()),
         colour_spread=deviation / reference_deviation if reference_deviation > 0 else None,
     )
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """At most ``most`` of ``count`` places, evenly spread: int64."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def fit_gaussian(batches: Iterable[torch.Tensor]) -> Gaussian:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from diffusion.checkpoint import RunConfig
+from diffusion.config import RunConfig
 
 PAPER = "https://arxiv.org/abs/2506.16827"
 

@@ -1,0 +1,16 @@
+from .config import RunConfig as RunConfig
+from .config import TrainingConfig as TrainingConfig
+from .data import ImageDataset as ImageDataset
+from .data import open_dataset as open_dataset
+from .network import NetworkConfig as NetworkConfig
+from .network import UNet as UNet
+from .presets import PRESETS as PRESETS
+from .presets import preset as preset
+from .process import PROCESSES as PROCESSES
+from .process import ForwardProcess as ForwardProcess
+from .process import named_process as named_process
+from .sampling import Pipeline as Pipeline
+from .sampling import Prior as Prior
+from .sampling import resampling_sampler as resampling_sampler
+from .sampling import residual_sampler as residual_sampler
+from .training import train as train

@@ -1,0 +1,4 @@
+from .features import FeatureExtractor as FeatureExtractor
+from .features import open_features as open_features
+from .metrics import Scores as Scores
+from .metrics import score as score
