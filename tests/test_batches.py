@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion import batches as module
+from diffusion.data import loader as module
 from diffusion.data.dataset import ImageDataset, open_dataset
 from diffusion.data.loader import batches, default_workers
 from tests.pictures import damage, fails, first_levels, save
