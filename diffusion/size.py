@@ -39,7 +39,7 @@ class Size(NamedTuple):
             or not all(type(side) is int and side >= SMALLEST for side in sides)
         ):
             raise InputError(
-                f"size must be one number of pixels such as 64, or height x width such as 96x128, at least {SMALLEST}; got {value!r}"
+                f"size must be one number of pixels (64) or height x width (96x128), each at least {SMALLEST}; got {value!r}"
             )
         return cls(sides[0], sides[-1])
 

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import nn
 
 from cli import console, evaluate
-from diffusion import Pipeline, files
+from diffusion import Pipeline
 from diffusion.evaluation.features import open_features
+from diffusion.files import load_tensors, save_tensors
 from diffusion.training.loop import train
 from tests.runs import SIZE, stripes, tiny_config
 from tests.test_metrics import counted
@@ -287,9 +288,9 @@ def test_a_run_whose_samples_are_not_finite_is_refused(call: Call, run: Path, da
     (tmp_path / "broken").mkdir()
     for name in ("config.json", "prior.safetensors"):
         (tmp_path / "broken" / name).write_bytes((run / name).read_bytes())
-    weights = files.load_tensors(run / "ema.safetensors")
+    weights = load_tensors(run / "ema.safetensors")
     weights["enter.bias"].fill_(float("nan"))
-    files.save_tensors(tmp_path / "broken" / "ema.safetensors", weights)
+    save_tensors(tmp_path / "broken" / "ema.safetensors", weights)
     code, _, err = call("broken", "--data", data, "--num", 8, "--features", "pixels")
     error = err.strip().splitlines()[-1]
     assert code == 2 and "broken: 8 of 8 images are not finite" in error and "metrics.json" not in files(tmp_path / "broken")
@@ -327,7 +328,7 @@ def test_two_ranks_measure_what_one_does(call: Call, run: Path, data: Path, tmp_
     launch("rank.py")
     state = PartialState(cpu=True)
     one = evaluate.measure(evaluate.open_npz(Path("all.npz"), None), np.arange(41), open_features("pixels", CPU), 64, state, CPU)
-    two = files.load_tensors(tmp_path / "two.safetensors")
+    two = load_tensors(tmp_path / "two.safetensors")
     assert torch.equal(two["features"], one.features) and torch.equal(two["colours"], one.colours)
 
     options = (run, "--data", data, "--num", 9, "--features", "pixels", "--device", "cpu", "--cache")
