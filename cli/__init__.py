@@ -1,1 +1,1 @@
-"""Commands: ``python -m cli.corrupt``, ``cli.train``, ``cli.sample``, ``cli.evaluate``, ``cli.benchmark``."""
+"""The commands: ``beyond-blur COMMAND``, or ``python -m cli.COMMAND``; ``beyond-blur`` alone lists them."""

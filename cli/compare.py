@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +14,12 @@ import tyro
 from tqdm import tqdm
 
 from cli import console, figures, render
-from cli.corrupt import evenly, held
+from cli.corrupt import PHOTOGRAPH, held
+from diffusion.corruption import Corruption
+from diffusion.data.dataset import spread
 from diffusion.data.images import read_image, resize_shorter
 from diffusion.process import PROCESSES, ForwardProcess, named_process
+from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.heat import cosines
 
@@ -29,9 +32,9 @@ class Compare:
     """Options of ``python -m cli.compare``."""
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
-    """The picture, anything Pillow reads; the bundled photograph of a cat if left out."""
+    """The picture, anything Pillow reads; the bundled photograph of a cat by default."""
     processes: tuple[str, ...] = tuple(name for name, process in PROCESSES.items() if process.transport)
-    """Which processes, in this order; all but the control by default."""
+    """Processes, in this order; all except the control by default."""
     levels: int = 200
     """Number of levels K of each."""
     columns: int = 8
@@ -39,7 +42,7 @@ class Compare:
     seed: int = 0
     """Seed of the velocity field and the noise, the same for all."""
     size: int = DEFAULT_SIZE
-    """Shorter side in pixels the picture is brought to."""
+    """Shorter side in pixels that the picture is resized to."""
     video: bool = False
     """Write comparison.mp4 as well."""
     fps: int = 30
@@ -47,11 +50,11 @@ class Compare:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
-    """Folder for the results; outputs/<image name>-comparison if left out."""
+    """Folder for the results; outputs/<name of the picture>-comparison by default."""
 
 
 def compare(options: Compare) -> None:
-    """Read the picture, walk every process through its levels, draw them."""
+    """Read the picture, corrupt it by every process, draw the results."""
     device = console.pick_device(options.device)
     for name, lowest in (("columns", 2), ("levels", 1), ("fps", 1), ("size", 8)):
         check_integer(f"--{name}", getattr(options, name), lowest)
@@ -59,15 +62,15 @@ def compare(options: Compare) -> None:
     if not options.processes:
         raise InputError(f"--processes: name at least one of {', '.join(PROCESSES)}")
     processes = {name: replace(named_process(name), levels=options.levels) for name in options.processes}
-    path = options.image or Path(str(resources.files("assets") / "chelsea.png"))
+    path = options.image or PHOTOGRAPH
     u0 = torch.from_numpy(resize_shorter(read_image(path), options.size))[None].to(device)
-    columns = evenly(options.levels, options.columns)
+    columns = spread(options.levels + 1, options.columns).tolist()
 
     rows, film = [], []
     with tqdm(total=len(processes) * (options.levels + 1), desc="corrupting", unit="level") as progress:
         for name, process in processes.items():
             pictures, spectra = [], []
-            for level, u in process.trajectory(u0, torch.tensor([options.seed])):
+            for level, u in Corruption(process, Size(*u0.shape[2:])).trajectory(u0, torch.tensor([options.seed])):
                 progress.update()
                 picture = render.to_pixels(u[0])
                 if level in columns:
@@ -122,5 +125,10 @@ def side_by_side(film: list[np.ndarray], names: list[str], levels: int) -> Itera
         yield render.grid(panels, columns, gap=8)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``python -m cli.compare``."""
+    console.run("compare", compare, partial(tyro.cli, Compare), arguments)
+
+
 if __name__ == "__main__":
-    console.run(compare, Compare, "compare")
+    main()

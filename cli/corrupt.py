@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
-import sys
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import PIL
@@ -20,14 +18,18 @@ import warp
 from tqdm import tqdm
 
 from cli import console, figures, render
+from diffusion.corruption import Corruption, flow_operator
+from diffusion.data.dataset import spread
 from diffusion.data.images import read_image, resize_shorter
 from diffusion.files import write_json
 from diffusion.process import TURBULENCE, named_process
 from diffusion.rng import seeds
+from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, Schedule, energy_spectrum
 from lbm_warp.checks import InputError, check_integer
 
-# A larger picture is brought to this shorter side unless --size says otherwise: the work grows with its fourth power.
+PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
+# The work grows with the fourth power of the shorter side, so --size is at most this by default.
 DEFAULT_SIZE = 384
 DEFAULT_PECLET = 300.0
 VIDEO_SIZE = 512
@@ -35,204 +37,235 @@ SPECTRUM_SEEDS = 32
 
 
 @dataclass(frozen=True)
-class Corrupt:
-    """Options of ``python -m cli.corrupt``."""
+class FlowOptions:
+    """The flow and the blur; not with --process, which has its own."""
 
-    image: Annotated[Path | None, tyro.conf.Positional] = None
-    """The picture, anything Pillow reads; the bundled photograph of a cat if left out."""
-    process: str | None = None
-    """Corrupt as a forward process does, with its flow, blur, contrast and noise: beyond-blur, beyond-blur-curl, ihd, blurring,
-    soft, cold, ddpm or structured-noise. Only --peclet and --levels change it; the levels are shown evenly spaced."""
-    peclet: float | None = None
-    """Advection against diffusion, V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less:
-    a stronger flow draws finer detail than the picture can carry, which shows as ripples."""
     sigma_min: str = "0.5"
-    """Blur of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
+    """Blur width of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
     sigma_max: str = "0.08L"
-    """Blur of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
-    levels: int = 200
-    """Number of levels K; sigma grows geometrically from level 1 to level K."""
-    seed: int = 0
-    """Seed of the velocity field."""
+    """Blur width of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
     turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
-    """Kind of velocity field. The first two have no divergence; the third is that of the published research code."""
+    """Generator of the velocity field. The first two are divergence-free; the third is that of the published research code."""
     turbulence_time: float = 0.0
-    """How fast the flow itself changes: 0 freezes it, at 1 its largest eddies turn over in their own time."""
+    """How fast the flow itself changes: 0 freezes it; at 1 its largest eddies turn over in their own time."""
     offset: float = 0.0
-    """Background the flow acts on; felt by a compressible flow only (9.5 in the published research code)."""
+    """Background the flow acts on; it matters for compressible flows only (9.5 in the published research code)."""
     boundary: Literal["wall", "periodic"] = "wall"
-    """What happens at the border."""
+    """Boundary condition of the picture."""
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """The video."""
+
     video: bool = False
     """Write trajectory.mp4 as well."""
     frames: int = 240
     """Frames of the video from clean to fully corrupted."""
     fps: int = 30
     """Frames per second of the video."""
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """Options of ``python -m cli.corrupt``."""
+
+    image: Annotated[Path | None, tyro.conf.Positional] = None
+    """The picture, anything Pillow reads; the bundled photograph of a cat by default."""
+    peclet: float | None = None
+    """Peclet number V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less."""
+    levels: int = 200
+    """Number of levels K."""
+    seed: int = 0
+    """Seed of the velocity field."""
+    process: str | None = None
+    """Corrupt by a forward process: beyond-blur, beyond-blur-curl, ihd, blurring, soft, cold, ddpm or structured-noise."""
+    size: int | None = None
+    """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
     columns: int = 8
     """Pictures in the strip."""
-    size: int | None = None
-    """Shorter side in pixels the picture is brought to; by default its own, but at most 384."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
-    """Folder for the results; outputs/<name of the picture> if left out."""
+    """Folder for the results; outputs/<name of the picture> by default."""
+    film: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes] = VideoOptions()
+    flow: Annotated[FlowOptions, tyro.conf.OmitArgPrefixes] = FlowOptions()
+
+
+class Trajectory(NamedTuple):
+    """A picture on its way through the levels, and what to show of it."""
+
+    about: str
+    """One line for the terminal."""
+    title: str
+    """Title of the figures."""
+    count: int
+    """Number of moments."""
+    moments: Iterator[tuple[int, torch.Tensor]]
+    """The number of each moment, and the picture then, float32 [1, C, H, W]."""
+    captions: dict[int, str]
+    """The moments of the strip, with their captions."""
+    frames: set[int]
+    """The moments of the video."""
+    flow: AdvectionDiffusion | None
+    """What has the velocity field; None without a flow."""
+    flow_seed: int | torch.Tensor
+    record: dict[str, Any]
+    """What corruption.json says about the levels."""
 
 
 def corrupt(options: Corrupt) -> None:
-    """Read the picture, march it along one trajectory, write the results."""
+    """Read the picture, corrupt it along one trajectory, write the results."""
     device = console.pick_device(options.device)
-    for name, lowest in (("columns", 2), ("frames", 2), ("fps", 1), ("levels", 1)):
+    for name, lowest in (("columns", 2), ("levels", 1)):
         check_integer(f"--{name}", getattr(options, name), lowest)
+    for name, lowest in (("frames", 2), ("fps", 1)):
+        check_integer(f"--{name}", getattr(options.film, name), lowest)
     if options.size is not None:
         check_integer("--size", options.size, 2)
     check_integer("--seed", options.seed, -(2**63), 2**63 - 1)
 
-    path = options.image or Path(str(resources.files("assets") / "chelsea.png"))
+    path = options.image or PHOTOGRAPH
     image = read_image(path)
     length = options.size or min(*image.shape[1:], DEFAULT_SIZE)
     if length != min(image.shape[1:]):
         image = resize_shorter(image, length)
     u0 = torch.from_numpy(image)[None].to(device)
+    trajectory = by_flow(options, u0) if options.process is None else by_process(options, u0)
+    height, width = image.shape[1:]
+    print(f"{path.stem}: {height} x {width} px, {trajectory.about} on {device}")
+
     out = options.out or Path("outputs") / path.stem
-    written, record = by_flow(options, path.stem, u0, out) if options.process is None else by_process(options, path.stem, u0, out)
-    written.append(out / "corruption.json")
+    written = draw(trajectory, path.stem, options, out)
     facts = {
-        "command": shlex.join(["python", "-m", "cli.corrupt", *sys.argv[1:]]),
+        "command": console.command_line(),
         "options": asdict(options) | {"image": str(options.image or path.name), "out": str(out)},
         "image": {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "channels": u0.shape[1],
-            "height": u0.shape[2],
-            "width": u0.shape[3],
+            "channels": len(image),
+            "height": height,
+            "width": width,
         },
         "device": str(device),
         "versions": {module.__name__: module.__version__ for module in (warp, torch, np, PIL)},
     }
-    write_json(written[-1], facts | record)
-    print("wrote " + ", ".join(str(file) for file in written))
+    write_json(out / "corruption.json", facts | trajectory.record)
+    print("wrote " + ", ".join(map(str, [*written, out / "corruption.json"])))
 
 
-def by_flow(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tuple[list[Path], dict[str, object]]:
-    """Corrupt by a flow and a blur of the options' own; returns the files written and what it takes to make them again."""
+def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
+    """The trajectory of a picture in the flow and blur that the options describe."""
     height, width = u0.shape[2:]
-    length = min(height, width)
-    schedule = Schedule.geometric(pixels(options.sigma_min, length), pixels(options.sigma_max, length), options.levels)
-    # Levels are crowded where a picture still looks clean; the strip spaces its pictures by what the eye sees.
+    length, flow = min(height, width), options.flow
+    schedule = Schedule.geometric(pixels(flow.sigma_min, length), pixels(flow.sigma_max, length), options.levels)
+    # Most levels are near the clean picture; the strip spaces its pictures by visible change.
     strip_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
     columns = np.unique(np.abs(schedule.sigma[:, None] - strip_sigma).argmin(axis=0))
-    # The video's clock runs by blur width, a little slower at first, when there is most to see.
-    frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.frames if options.video else 1) ** 1.15
+    # The video's time is the blur width, a little slower at first, when most is visible.
+    frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.film.frames if options.film.video else 1) ** 1.15
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
     peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
     operator = AdvectionDiffusion(
         moments,
         peclet,
-        TURBULENCE[options.turbulence],
-        options.boundary,
-        options.offset,
-        options.turbulence_time,
+        TURBULENCE[flow.turbulence],
+        boundary=flow.boundary,
+        offset=flow.offset,
+        turbulence_time=flow.turbulence_time,
     )
-    grids = operator.march(height, width).grids if operator.solver == "lattice" else ()
-    iterations = {f"{grid.factor} px": grid.iterations for grid in grids}
-    solver = f"{sum(iterations.values())} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
-    print(f"{name}: {width} x {height} px, Pe = {peclet:g}, {solver} on {u0.device}")
-
-    shown: dict[float, np.ndarray] = {}
-
-    def film() -> Iterator[np.ndarray]:
-        """March once; keep the strip's pictures, yield the video's."""
-        moment = tqdm(operator.trajectory(u0, options.seed), total=moments.levels + 1, desc="corrupting", unit="level")
-        for number, u in moment:
-            picture, sigma = render.to_pixels(u[0]), moments.sigma[number]
-            if sigma in schedule.sigma[columns]:
-                shown[float(sigma)] = picture
-            if sigma in frame_sigma:
-                yield render.enlarged(picture, VIDEO_SIZE)
-
-    written = [out / "strip.png", out / "corrupted.png", *run_film(film(), options, out)]
     fourier = schedule.fourier(length)
-    captions = [
-        f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
-    ]
-    flow = f"Pe = {peclet:g}, {options.turbulence}, seed {options.seed}"
-    figures.save_figure(written[0], figures.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{name}   {flow}"))
-    render.save_image(written[1], shown[schedule.sigma[-1]])
-    if peclet > 0:
-        written.append(draw_velocity(operator, options.seed, height, width, flow, out))
-    record = {
-        "peclet": peclet,
-        "length_px": length,
-        "sigma_px": schedule.sigma.tolist(),
-        "fourier": fourier.tolist(),
-        "solver": operator.solver,
-        "lattice_iterations": iterations,
+    captions = {
+        k: f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
     }
-    return written, record
+    iterations = round(operator.iterations(height, width)[-1])
+    solver = f"{iterations} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
+    return Trajectory(
+        about=f"Pe = {peclet:g}, {solver}",
+        title=f"Pe = {peclet:g}, {flow.turbulence}, seed {options.seed}",
+        count=moments.levels + 1,
+        moments=operator.trajectory(u0, options.seed),
+        captions={int(np.searchsorted(moments.sigma, schedule.sigma[k])): caption for k, caption in captions.items()},
+        frames=set(np.searchsorted(moments.sigma, frame_sigma).tolist()),
+        flow=operator if peclet > 0.0 else None,
+        flow_seed=options.seed,
+        record={
+            "peclet": peclet,
+            "length_px": length,
+            "sigma_px": schedule.sigma.tolist(),
+            "fourier": fourier.tolist(),
+            "solver": operator.solver,
+            "lattice_iterations": iterations,
+        },
+    )
 
 
-def by_process(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tuple[list[Path], dict[str, object]]:
-    """Corrupt as a forward process does; returns the files written and what it takes to make them again.
+def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
+    """The trajectory of a picture in a forward process, its levels evenly spaced.
 
     Raises:
-        InputError: if there is no such process, or an option is given that it has a value of its own for.
+        InputError: if there is no such process, or an option is given that the process has its own value for.
     """
-    for option in ("sigma_min", "sigma_max", "turbulence", "turbulence_time", "offset", "boundary"):
-        if getattr(options, option) != getattr(Corrupt, option):
+    for option, value in asdict(options.flow).items():
+        if value != getattr(FlowOptions, option):
             raise InputError(f"--{option.replace('_', '-')} does not go with --process, which has its own")
     check_integer("--seed", options.seed, 0, 2**63 - 1)
     process = replace(named_process(options.process), levels=options.levels)
     process = process if options.peclet is None else replace(process, peclet=options.peclet)
-    height, width = u0.shape[2:]
-    columns = evenly(options.levels, options.columns)
-    framed = set(evenly(options.levels, options.frames if options.video else 1))
-    print(f"{name}: {width} x {height} px, {options.process}, Pe = {process.peclet:g}, on {u0.device}")
-    shown: dict[int, np.ndarray] = {}
+    corruption = Corruption(process, Size(*u0.shape[2:]))
+    sigma, signal, noise = corruption.sigma, corruption.signal, corruption.noise
+    title = f"{options.process}, Pe = {process.peclet:g}"
+    return Trajectory(
+        about=title,
+        title=f"{title}, seed {options.seed}",
+        count=options.levels + 1,
+        moments=corruption.trajectory(u0, torch.tensor([options.seed])),
+        captions={
+            k: f"level {k}\n$\\sigma$ = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}"
+            for k in spread(options.levels + 1, options.columns).tolist()
+        },
+        frames=set(spread(options.levels + 1, options.film.frames).tolist()) if options.film.video else set(),
+        flow=flow_operator(process, sigma) if process.peclet > 0.0 else None,
+        flow_seed=seeds(options.seed, "flow"),
+        record={"process": asdict(process), "sigma_px": sigma.tolist(), "signal": signal.tolist(), "noise": noise.tolist()},
+    )
 
-    def film() -> Iterator[np.ndarray]:
-        levels = process.trajectory(u0, torch.tensor([options.seed]))
-        for level, u in tqdm(levels, total=options.levels + 1, desc="corrupting", unit="level"):
+
+def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list[Path]:
+    """Corrupt the picture; write the strip, the last picture, the velocity field, and the video if it is asked for."""
+    shown: dict[int, np.ndarray] = {}
+    written = [out / "strip.png", out / "corrupted.png"]
+
+    def frames() -> Iterator[np.ndarray]:
+        for number, u in tqdm(trajectory.moments, total=trajectory.count, desc="corrupting", unit="level"):
             picture = render.to_pixels(u[0])
-            if level in columns:
-                shown[level] = picture
-            if level in framed:
+            if number in trajectory.captions:
+                shown[number] = picture
+            if number in trajectory.frames:
                 yield render.enlarged(picture, VIDEO_SIZE)
 
-    written = [out / "strip.png", out / "corrupted.png", *run_film(film(), options, out)]
-    sigma, (signal, noise) = process.blur_widths(min(height, width)), process.scales()
-    captions = [f"level {k}\n$\\sigma$ = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}" for k in columns]
-    title = f"{options.process}, Pe = {process.peclet:g}, seed {options.seed}"
-    figures.save_figure(written[0], figures.strip([shown[k] for k in columns], captions, f"{name}   {title}"))
-    render.save_image(written[1], shown[options.levels])
-    if process.peclet > 0.0:
-        operator = replace(process, transport=True).operator(min(height, width))
-        written.append(draw_velocity(operator, seeds(options.seed, "flow"), height, width, title, out))
-    scales = {"sigma_px": sigma.tolist(), "signal": signal.tolist(), "noise": noise.tolist()}
-    return written, {"process": asdict(process)} | scales
+    if options.film.video:
+        written.append(out / "trajectory.mp4")
+        render.save_video(written[-1], held(frames(), options.film.fps // 2, options.film.fps), options.film.fps)
+    else:
+        for _ in frames():
+            pass
+    strip = figures.strip(list(shown.values()), [trajectory.captions[k] for k in shown], f"{name}   {trajectory.title}")
+    figures.save_figure(written[0], strip)
+    render.save_image(written[1], shown[max(shown)])
+    if trajectory.flow is not None:
+        height, width = shown[0].shape[:2]
+        written.append(out / "velocity.png")
+        figures.save_figure(written[-1], draw_velocity(trajectory.flow, trajectory.flow_seed, height, width, trajectory.title))
+    return written
 
 
-def evenly(levels: int, count: int) -> list[int]:
-    """At most ``count`` of the levels 0 to ``levels``, evenly spaced."""
-    return np.unique(np.linspace(0, levels, count).round().astype(int)).tolist()
-
-
-def run_film(film: Iterator[np.ndarray], options: Corrupt, out: Path) -> list[Path]:
-    """Let the picture be corrupted; the video of it, if it was asked for."""
-    if not options.video:
-        deque(film, maxlen=0)
-        return []
-    render.save_video(out / "trajectory.mp4", held(film, options.fps // 2, options.fps), options.fps)
-    return [out / "trajectory.mp4"]
-
-
-def draw_velocity(operator: AdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str, out: Path) -> Path:
-    """Draw the velocity field of a seed, and its spectrum beside the mean of several."""
-    velocity = operator.velocity(seed, height, width)
-    others = [energy_spectrum(operator.velocity(other, height, width), operator.boundary)[1] for other in range(SPECTRUM_SEEDS)]
-    k, energy = energy_spectrum(velocity, operator.boundary)
+def draw_velocity(flow: AdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str) -> figures.plt.Figure:
+    """The velocity field of a seed, and its spectrum beside the mean of several seeds."""
+    velocity = flow.velocity(seed, height, width)
+    others = [energy_spectrum(flow.velocity(other, height, width), flow.boundary)[1] for other in range(SPECTRUM_SEEDS)]
+    k, energy = energy_spectrum(velocity, flow.boundary)
     spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
-    figure = figures.velocity_figure(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
-    figures.save_figure(out / "velocity.png", figure)
-    return out / "velocity.png"
+    return figures.velocity_figure(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
 
 
 def held(frames: Iterator[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
@@ -257,5 +290,10 @@ def pixels(text: str, length: int) -> float:
         raise InputError(f"a blur width is a number of pixels (20) or of shorter sides (0.16L), got {text!r}") from None
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``python -m cli.corrupt``."""
+    console.run("corrupt", corrupt, partial(tyro.cli, Corrupt), arguments)
+
+
 if __name__ == "__main__":
-    console.run(corrupt, Corrupt, "corrupt")
+    main()

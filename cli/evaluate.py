@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -323,5 +324,9 @@ def table(rows: Mapping[str, Mapping[str, Any]], distance: str) -> str:
     return "\n".join(f"{line[0]:<8}" + "".join(f"{cell:>11}" for cell in line[1:]) for line in lines)
 
 
+def main(arguments=None) -> None:
+    console.run("evaluate", evaluate, functools.partial(tyro.cli, Evaluate), arguments)
+
+
 if __name__ == "__main__":
-    console.run(evaluate, Evaluate, "evaluate")
+    main()

@@ -21,7 +21,7 @@ from diffusion.config import fingerprint
 from diffusion.data.images import fit, read_image
 from diffusion.files import read_json, write_json
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
-from diffusion.sampling.samplers import walk
+from diffusion.sampling.samplers import visited_levels
 from lbm_warp.checks import InputError, check_integer, check_number
 
 GRID = 64
@@ -36,48 +36,45 @@ class Sample:
     """Options of ``python -m cli.sample``."""
 
     run: Annotated[str | None, tyro.conf.Positional] = None
-    """Run folder that python -m cli.train made, or owner/name on the Hugging Face Hub; the bundled digits if left out."""
+    """Run folder that cli.train made, or owner/name on the Hugging Face Hub; the bundled digits by default."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Number of images, 64 by default; of rows with --interpolate, of restorations a level with --from-image, 6 by default. Under
-    torchrun write -n: it takes --num for an option of its own."""
+    """Number of images (64), of rows with --interpolate (6), or of restorations at each level with --from-image (6)."""
     seeds: tuple[str, ...] = ()
-    """Numbers of single images to make instead of the first --num, such as 3 17 100-131; two a row with --interpolate."""
+    """Numbers of the images to make instead of the first --num, such as 3 17 100-131; two for each row with --interpolate."""
     seed: int = 0
-    """Image number i depends on this seed and on i alone."""
+    """Seed of all images: image number i is a function of this seed and of i."""
     levels: int | None = None
-    """Steps of the walk, at most K, the number of levels of the run, which is the default; fewer are coarser and faster, and each
-    adds its noise once: try a larger --delta with them."""
+    """Number of steps, at most the run's number of levels K, the default. Fewer are faster and coarser; try a larger --delta."""
     delta: float | None = None
-    """Sampling noise in units of the training noise; the run's own (1.25) by default."""
+    """Sampling noise in units of the training noise; by default the run's own (1.25)."""
     same_init: bool = False
     """Start all images from the same corrupted one, each with its own noise."""
     share_noise: bool = False
     """Give all images the same noise, each on its own start."""
     interpolate: int | None = None
-    """Make rows of so many pictures from one sample to another: 0 to 1, 2 to 3, ... or between those that --seeds names."""
+    """Make rows of this many pictures between two samples: 0 and 1, 2 and 3, ..., or those that --seeds names."""
     from_image: Path | None = None
-    """Corrupt this picture to --level and restore it; restoration.png shows original, corrupted and up to eight restored ones."""
+    """Corrupt this picture to --level and restore it; restoration.png shows the original, the corrupted and restored pictures."""
     level: tuple[int, ...] = ()
-    """Levels to corrupt the picture to; a third, two thirds and the whole of the way by default."""
+    """Levels to corrupt the picture to; by default K / 3, 2 K / 3 and K."""
     batch: int | None = None
-    """Images at a time, chosen by memory if left out; the result does not depend on it."""
+    """Images at a time, by default chosen by memory; the result does not depend on it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network; bf16 is faster on GPUs and rounds more."""
     compile: bool = False
-    """Compile the network first, which takes half a minute or more; needs a C++ compiler."""
+    """Compile the network first (half a minute or more); needs a C++ compiler."""
     npz: bool = False
-    """Write samples.npz as well: all images as arr_0, uint8 [N, H, W, C], what ADM's evaluation reads."""
+    """Write samples.npz as well: all images as arr_0, uint8 [N, H, W, C], the format that ADM's evaluation reads."""
     zip: bool = False
-    """Write samples.zip as well: all images as an archive that EDM, StyleGAN and --data read."""
+    """Write samples.zip as well: all images in the format that EDM, StyleGAN and --data read."""
     video: bool = False
-    """Write reverse.mp4: the grid on its way from level K to level 0."""
+    """Write reverse.mp4 as well: the grid from level K to level 0."""
     fps: int = 12
     """Frames (levels) per second of the video."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
-    """Folder for the results; outputs/<name of the run>-samples and what is special if left out. The same command goes on with a
-    folder that is not complete, and makes only what is missing."""
+    """Folder for the results; outputs/<name of the run>-samples... by default. The same command makes only the images missing in it."""
 
     def validate(self) -> None:
         """Raise InputError if an option is out of its range or does not go with another."""
@@ -115,7 +112,7 @@ class Part(NamedTuple):
 
 
 def sample(options: Sample) -> None:
-    """Read the run, walk from its prior to new images, write them as they come."""
+    """Read the run, sample new images from it, write them as they come."""
     options.validate()
     device = console.pick_device(options.device)
     processes = None
@@ -195,18 +192,18 @@ def _sheets(
 def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, world: int) -> list[Part]:
     """What makes all images, in their order."""
     how = {"seed": options.seed, "levels": options.levels, "delta": options.delta}
-    process = pipeline.config.process
+    last = pipeline.corruption.levels
     if picture is not None:
         count = options.num or 6
         return [
             Part(
                 [f"level{level:03d}-{number:05d}" for number in range(count)],
                 partial(pipeline.restore, picture, level, count, **how),
-                len(walk(process, level, options.levels)),
+                len(visited_levels(last, level, options.levels)),
             )
             for level in _levels(options, pipeline)
         ]
-    visits = len(walk(process, process.levels, options.levels))
+    visits = len(visited_levels(last, last, options.levels))
     if options.interpolate is not None:
         numbers = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
         if len(numbers) % 2:
@@ -230,12 +227,12 @@ class Film:
     """Frames of the reverse process: as many of the first images as fit a screen."""
 
     def __init__(self, pipeline: Pipeline, levels: int | None) -> None:
-        self.visited = walk(pipeline.config.process, levels=levels)
-        self.most = min(GRID, (VIDEO_WIDTH // max(pipeline.config.size, VIDEO_PANEL)) ** 2)
+        self.visited = visited_levels(pipeline.corruption.levels, steps=levels)
+        self.most = min(GRID, (VIDEO_WIDTH // max(*pipeline.config.size, VIDEO_PANEL)) ** 2)
         self.batches: list[list[list[np.ndarray]]] = []
 
     def add(self, level: int, u: torch.Tensor) -> None:
-        """Take the images [N, C, S, S] of a batch at a level; a batch begins at level K."""
+        """Take the images [N, C, H, W] of a batch at a level; a batch begins at level K."""
         if level == self.visited[0]:
             self.batches.append([])
         first = sum(len(batch[0]) for batch in self.batches[:-1])
@@ -287,7 +284,7 @@ def _numbers(seeds: tuple[str, ...]) -> list[int]:
 
 
 def _picture(path: Path, pipeline: Pipeline) -> torch.Tensor:
-    """The picture in the run's size and channels, float32 [C, S, S]."""
+    """The picture in the run's size and channels, float32 [C, H, W]."""
     config = pipeline.config
     return torch.from_numpy(fit(read_image(path, "L" if config.channels == 1 else "RGB"), config.size))
 
@@ -340,5 +337,10 @@ def _check_same_images(out: Path, record: dict[str, object]) -> None:
             raise InputError(f"{out}: holds images made with {what}; choose another --out, or remove the folder")
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``python -m cli.sample``."""
+    console.run("sample", sample, partial(tyro.cli, Sample), arguments)
+
+
 if __name__ == "__main__":
-    console.run(sample, Sample, "sample")
+    main()

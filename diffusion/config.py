@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from diffusion.corruption import Corruption
 from diffusion.files import read_json, write_json
 from diffusion.network import NetworkConfig, UNet
 from diffusion.process import ForwardProcess
+from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_number
 
 FORMAT = 1
@@ -26,17 +29,17 @@ class TrainingConfig:
     images: int = 128_000
     """Length of the training in images."""
     batch: int = 64
-    """Images a step, over all processes."""
+    """Images in a step, over all ranks."""
     learning_rate: float = 1e-3
     """Adam's step size, > 0."""
     warmup: int = 6_400
-    """Images over which the learning rate grows from zero."""
+    """Images over which the learning rate grows linearly from zero."""
     ema: float = 0.999
-    """Decay of the averaged weights, a step."""
+    """Decay of the averaged weights (EMA) in a step."""
     clip: float = 1.0
     """Largest norm of the gradient of the loss (squared error summed over an image)."""
     flip: bool = False
-    """Mirror every other picture, at random."""
+    """Mirror pictures left to right, each with probability 1/2."""
     seed: int = 0
     """Seed of everything random in the run, 0 to 2^63 - 1."""
 
@@ -55,47 +58,65 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is.
+    """The complete configuration of a run.
 
     Raises:
         InputError: if a value of one of its parts is out of its range, or the parts do not fit each other.
     """
 
     process_name: str
-    """What the process is called; its numbers are in ``process``."""
+    """Name of the process, for people; its numbers are in ``process``."""
     data: str
-    """Where the pictures came from, for people."""
+    """Name of the data set, for people."""
     channels: int
     """Channels of the images: 1 grey, 3 colour."""
-    size: int
-    """Side of the images [pixels]."""
+    size: Size
+    """Height and width of the images [pixels]; also given as one number for a square, or as text such as 96x128."""
     process: ForwardProcess
     network: NetworkConfig
     training: TrainingConfig
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "size", Size.of(self.size))
         check_integer("channels", self.channels, 1)
-        check_integer("size", self.size, 2)
-        self.process.operator(self.size)
+        self.corruption()
         self.network.validate()
         self.network.check_size(self.size)
         self.training.validate()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape [C, H, W] of an image."""
+        return self.channels, *self.size
+
+    def corruption(self) -> Corruption:
+        """The forward process at the size of the run's images."""
+        return Corruption(self.process, self.size)
 
     def build_network(self) -> UNet:
         """The network with fresh weights, which depend on torch's global seed."""
         return UNet(self.channels, self.network, self.process.levels)
 
+    def to_json(self) -> dict[str, Any]:
+        """What config.json holds, but for its format number."""
+        return asdict(self) | {"size": self.size.to_json()}
+
+    def difference(self, other: RunConfig) -> str | None:
+        """The first value in which ``other`` differs, in words; None if the two are equal."""
+        here, there = _flat(self.to_json()), _flat(other.to_json())
+        return next((f"{name} is {there[name]}, not {value}" for name, value in here.items() if there[name] != value), None)
+
 
 def save_config(folder: Path, config: RunConfig) -> None:
     """Write config.json."""
-    write_json(folder / "config.json", {"format": FORMAT} | asdict(config))
+    write_json(folder / "config.json", {"format": FORMAT} | config.to_json())
 
 
 def load_config(folder: Path) -> RunConfig:
     """Read config.json.
 
     Raises:
-        InputError: if the folder holds no run, or one this version cannot read.
+        InputError: if the folder holds no run, or one that this version cannot read.
     """
     path = folder / "config.json"
     if not folder.is_dir():
@@ -103,16 +124,23 @@ def load_config(folder: Path) -> RunConfig:
     if not path.is_file():
         raise InputError(f"{folder}: not a run folder (it has no config.json)")
     values = read_json(path)
-    if values.get("format") != FORMAT:
+    if values.pop("format", None) != FORMAT:
         raise InputError(f"{path}: not a run of format {FORMAT}, the one this version reads")
-    del values["format"]
     parts = {"process": ForwardProcess, "network": NetworkConfig, "training": TrainingConfig}
     return _build(RunConfig, values | {name: _build(kind, values.get(name), path) for name, kind in parts.items()}, path)
 
 
-def fingerprint(config: RunConfig, tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of a run's configuration and its tensors, names, shapes and values: equal for equal models only."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+def check_same_run(folder: Path, config: RunConfig) -> None:
+    """Raise InputError unless the folder holds this run; only the length of the training may differ."""
+    there = load_config(folder)
+    here = replace(config, training=replace(config.training, images=there.training.images))
+    if difference := here.difference(there):
+        raise InputError(f"{folder} holds another run ({difference}); choose another --out")
+
+
+def fingerprint(config: RunConfig, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a run's configuration and its tensors (names, shapes and values): equal for equal models only."""
+    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -131,3 +159,11 @@ def _build(kind: type[Part], values: Any, path: Path) -> Part:
         raise InputError(f"{path}: {error}") from None
     except TypeError as error:
         raise InputError(f"{path}: {kind.__name__} has an entry of the wrong type ({error})") from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries of nested objects under names such as ``network.width``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

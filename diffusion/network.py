@@ -1,4 +1,4 @@
-"""The reverse network: a U-Net that looks at a corrupted image and its level and predicts a correction.
+"""The reverse network: a U-Net that takes a corrupted image and its level, and predicts a correction.
 
 The family of networks is that of DDPM (Ho et al. 2020) and ADM (Dhariwal and Nichol 2021): group norm, residual blocks modulated by
 the level, self-attention at coarse resolutions.
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_number
 
 
@@ -25,7 +26,7 @@ class NetworkConfig:
     multipliers: tuple[int, ...] = (1, 2, 2)
     """Channels at each resolution as multiples of the width; every further entry halves the resolution."""
     blocks: int = 1
-    """Residual blocks at each resolution on the way down (one more on the way up)."""
+    """Residual blocks at each resolution on the way down; one more on the way up."""
     attention: tuple[int, ...] = ()
     """Resolutions with self-attention, counted in halvings (0 is the full one)."""
     dropout: float = 0.0
@@ -45,11 +46,11 @@ class NetworkConfig:
         for depth in self.attention:
             check_integer("network attention", depth, 0, len(self.multipliers) - 1)
 
-    def check_size(self, size: int) -> None:
-        """Raise InputError unless the image size can be halved as often as the network does."""
+    def check_size(self, size: Size) -> None:
+        """Raise InputError unless both sides of the images can be halved as often as the network halves them."""
         factor = 2 ** (len(self.multipliers) - 1)
-        if size % factor:
-            raise InputError(f"a network of {len(self.multipliers)} resolutions needs a size divisible by {factor}, got {size}")
+        if any(side % factor for side in size):
+            raise InputError(f"a network of {len(self.multipliers)} resolutions needs sides divisible by {factor}, got size {size}")
 
 
 class UNet(nn.Module):
@@ -128,7 +129,7 @@ class UNet(nn.Module):
 
 
 class MixedPrecision(nn.Module):
-    """A network whose layers compute in bfloat16 where torch's autocast holds that safe; what goes in and comes out is float32.
+    """A network under bfloat16 autocast. Its inputs, outputs and weights are float32.
 
     Args:
         network: called as ``network(u, level)``; its weights stay float32.
@@ -144,7 +145,7 @@ class MixedPrecision(nn.Module):
 
 
 class LevelSequence(nn.ModuleList):
-    """Layers in a row, of which residual blocks are told the level."""
+    """Layers applied one after the other; residual blocks also get the embedding of the level."""
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         for layer in self:
@@ -212,7 +213,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with zero weights, so that what it feeds starts as if it were not there."""
+    """The layer with zero weights: at initialisation its branch adds nothing."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

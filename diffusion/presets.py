@@ -1,16 +1,16 @@
-"""Whole runs by name: data, size, process, schedule, network and optimiser that belong together.
+"""Presets: complete runs by name, with data, size, process, schedule, network and optimiser that belong together.
 
     config = preset("ffhq-128")
     train(dataclasses.replace(config, data="my faces"), dataset, folder)
 
 ``ffhq-128`` is the run of Beyond Blur (Gruszczynski et al., ICCV 2025) at the best Peclet number of its published table. The
-others, but for ``digits``, are the published configurations of inverse heat dissipation (IHD; Rissanen et al., ICLR 2023) for their
+others, except ``digits``, are the published configurations of inverse heat dissipation (IHD; Rissanen et al., ICLR 2023) for their
 data, with that flow. Published are: levels, blur, noise, size of the network, dropout, Adam's step size, its warm-up over 5,000
 steps, the decay of the average, clipping, the batch, and 1.3 million steps as the longest training. The network is this project's
-U-Net at the published size; its attention has a head for every 64 channels (there: one).
+U-Net at the published size; its attention has one head for every 64 channels (published: one head).
 
-Ours are: all of ``digits``; the flow wherever the data is not FFHQ at 128 pixels; all of ``ffhq-64``, which is IHD's run on AFHQ at
-64 pixels with other pictures. Blur and Peclet number count in image sides, so a preset keeps its meaning at another size.
+Our own choices are: all of ``digits``; the flow wherever the data is not FFHQ at 128 pixels; ``ffhq-64``, which is IHD's run on AFHQ
+at 64 pixels with other pictures. Blur is a fraction of the shorter image side, so a preset keeps its meaning at another size.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import replace
 from diffusion.config import RunConfig, TrainingConfig
 from diffusion.network import NetworkConfig
 from diffusion.process import named_process
+from diffusion.size import Size
 from lbm_warp.checks import check_name
 
 # The best FID of the table published for FFHQ at 128 pixels (36.64, against 55.87 without flow).
@@ -57,7 +58,7 @@ _LARGE = NetworkConfig(width=128, multipliers=(1, 2, 3, 4, 5), blocks=3, attenti
 _MEDIUM = NetworkConfig(width=128, multipliers=(1, 2, 3, 4), blocks=2, attention=(2, 3), dropout=0.1)
 
 PRESETS = {
-    # Minutes on a CPU.
+    # Trains in minutes on a CPU.
     "digits": RunConfig(
         process_name="beyond-blur",
         data="digits",
@@ -92,10 +93,10 @@ PRESETS = {
     "afhq-64": _published("afhq", size=64, sigma_max=32, network=_MEDIUM, batch=128, learning_rate=1e-4, ema=0.999),
 }
 
-# For pictures that no preset is made for: the largest side [pixels] that each is taken for.
+# For pictures that no preset is made for: the largest shorter side [pixels] that each preset is taken for.
 _UP_TO = {"digits": 28, "cifar10": 32, "ffhq-64": 64, "ffhq-128": 128, "ffhq-256": 256}
-# The side at which pictures are taken when none is asked for.
-_SIZE = {"ffhq": 128, "mnist": 28}
+# The size of the images of a data set by default.
+_SIZE = {"ffhq": 128, "mnist": 28, "fashion-mnist": 28}
 _OTHER_SIZE = 64
 
 
@@ -103,18 +104,18 @@ def preset(name: str) -> RunConfig:
     """The run called ``name``.
 
     Raises:
-        InputError: if there is none, with the nearest name.
+        InputError: if there is none; the message gives the nearest name.
     """
     check_name("preset", name, PRESETS)
     return PRESETS[name]
 
 
-def preset_for(data: str, size: int | None = None) -> tuple[str, RunConfig]:
-    """The preset that suits a data set: of those made for it the nearest in size; for other pictures one large enough.
+def preset_for(data: str, size: Size | None = None) -> tuple[str, RunConfig]:
+    """The preset that suits a data set: of those made for it the nearest in size, for other pictures one that is large enough.
 
     Args:
         data: name of a data set, or where pictures are.
-        size: side of the images [pixels]; None is the data set's own: 128 for ffhq, 28 for mnist, the preset's, or 64.
+        size: size of the images; by default that of the data set: 128 for ffhq, 28 for mnist, the preset's, or 64.
 
     Returns:
         Its name, and the run on this data at this size.
@@ -122,10 +123,10 @@ def preset_for(data: str, size: int | None = None) -> tuple[str, RunConfig]:
     Raises:
         InputError: if its network cannot work at this size.
     """
-    sides = {name: config.size for name, config in PRESETS.items() if config.data == data}
-    size = size or _SIZE.get(data) or next(iter(sides.values()), _OTHER_SIZE)
+    sides = {name: config.size.shorter for name, config in PRESETS.items() if config.data == data}
+    size = size or Size.of(_SIZE.get(data) or next(iter(sides.values()), _OTHER_SIZE))
     if sides:
-        name = min(sides, key=lambda name: abs(sides[name] - size))
+        name = min(sides, key=lambda name: abs(sides[name] - size.shorter))
     else:
-        name = next((name for name, limit in _UP_TO.items() if size <= limit), "ffhq-256")
+        name = next((name for name, limit in _UP_TO.items() if size.shorter <= limit), "ffhq-256")
     return name, replace(PRESETS[name], data=data, size=size)

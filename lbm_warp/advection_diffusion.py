@@ -192,6 +192,16 @@ class AdvectionDiffusion:
         theta = 2.0 / 3.0 * (self.relaxation_time - 0.5)  # alpha = theta / 2 = (tau - 1/2) / 3
         return March.plan(self.schedule, self.peclet, height, width, coarsen=False, theta=theta)
 
+    def iterations(self, height: int, width: int):
+        import numpy as np
+
+        if self.solver == "heat kernel":
+            return np.zeros(self.schedule.levels + 1)
+        march = self.march(height, width)
+        cells = np.array([grid.factor**-2.0 for grid in march.grids])
+        before = np.concatenate([[0.0], np.cumsum(cells * [grid.iterations for grid in march.grids])])
+        return before[march.grid] + cells[march.grid] * (march.anchor + (march.partial_theta > 0.0))
+
     def _images(self, u0: torch.Tensor, seed: torch.Tensor) -> _Images | _BlurredImages:
         return _BlurredImages(self, u0) if self.solver == "heat kernel" else _Images(self, u0, seed)
 

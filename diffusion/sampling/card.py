@@ -1,4 +1,4 @@
-"""The model card of a run: what anyone who finds its weights has to know, in numbers."""
+"""The model card of a run: process, schedule, network, training and metrics in numbers, for people who find its weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ def card_text(config: RunConfig, parameters: int, metrics: dict[str, Any], repo_
     Args:
         config: the run.
         parameters: number of parameters of its network.
-        metrics: numbers of an evaluation, nested or not; whatever is no number is left out.
-        repo_id: what the lines that show how to sample load.
+        metrics: numbers of an evaluation, nested or not; entries that are not numbers are left out.
+        repo_id: the model that the example in the card loads.
     """
-    process = config.process
-    sigma, (signal, noise) = process.blur_widths(config.size), process.scales()
+    process, corruption = config.process, config.corruption()
+    sigma, signal, noise = corruption.sigma, corruption.signal, corruption.noise
+    height, width = config.size
     colours = {1: "grey", 3: "colour"}.get(config.channels, f"{config.channels}-channel")
     levels = {
         "levels K": process.levels,
         "blur, levels 1 to K": f"{sigma[1]:.3g} to {sigma[-1]:.4g} px",
-        "Fourier number, level K": f"{(sigma[-1] / config.size) ** 2 / 2:.3g}",
+        "Fourier number, level K": f"{(sigma[-1] / config.size.shorter) ** 2 / 2:.3g}",
         "signal, levels 1 to K": f"{signal[1]:.4g} to {signal[-1]:.4g}",
         "noise, levels 1 to K": f"{noise[1]:.4g} to {noise[-1]:.4g}",
     }
@@ -41,17 +42,17 @@ def card_text(config: RunConfig, parameters: int, metrics: dict[str, Any], repo_
     if metrics:
         sections["Metrics"] = dict(_numbers(metrics))
     tables = "\n\n".join(f"## {_plain(title)}\n\n{_table(rows)}" for title, rows in sections.items())
-    return f"""# {_plain(config.process_name)}: {config.size} x {config.size} {colours} images
+    return f"""# {_plain(config.process_name)}: {height} x {width} {colours} images
 
-An image diffusion model whose forward process is an advection-diffusion equation, solved with a lattice Boltzmann method: pictures
-are carried by a flow while they blur. The network learned to walk back, one level at a time. Method: *Beyond Blur: A Fluid
+An image diffusion model whose forward process is an advection-diffusion equation, solved with a lattice Boltzmann method: a flow
+carries the pictures while they blur. The network learned the reverse, one level at a time. Method: *Beyond Blur: A Fluid
 Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
 
 ```python
 from diffusion import Pipeline  # the library beyond-blur
 
 pipeline = Pipeline.from_pretrained("{repo_id}")
-images = pipeline.sample(16, seed=0)  # float32 [16, {config.channels}, {config.size}, {config.size}], values around [0, 1]
+images = pipeline.sample(16, seed=0)  # float32 [16, {config.channels}, {height}, {width}], values around [0, 1]
 ```
 
 {tables}
@@ -72,7 +73,7 @@ def _numbers(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _plain(value: object) -> str:
-    """One line that a table cell can hold and that is no markup."""
+    """The value as one line of a table cell, with the characters of Markdown escaped."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     text = " ".join(str(value).split())

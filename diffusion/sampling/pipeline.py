@@ -1,4 +1,4 @@
-"""A trained run as an object: load it, sample from it, share it."""
+"""The pipeline: a trained run as an object, to load, sample from and share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 from torch import nn
 
 from diffusion.config import RunConfig, load_config, save_config
+from diffusion.corruption import Corruption
 from diffusion.files import load_tensors, read_json, save_tensors, write_json
-from diffusion.process import ForwardProcess
 from diffusion.rng import seeds
 from diffusion.sampling.card import PAPER, card_text
 from diffusion.sampling.prior import Prior, load_prior
-from diffusion.sampling.samplers import Noise, default_batch, resampling_sampler, residual_sampler, seeded_noise, spherical, walk
+from diffusion.sampling.samplers import (
+    Callback,
+    Noise,
+    default_batch,
+    resampling_sampler,
+    residual_sampler,
+    seeded_noise,
+    spherical,
+    visited_levels,
+)
 from lbm_warp.checks import InputError, check_integer
 
 BUNDLED = Path(str(resources.files("assets") / "digits-model"))
 FILES = ("config.json", "ema.safetensors", "prior.safetensors", "metrics.json")
-
-Callback = Callable[[int, torch.Tensor], None]
 
 
 class Pipeline(
@@ -38,7 +45,7 @@ class Pipeline(
     """A trained run: its configuration, its network and the prior that sampling starts from.
 
         pipeline = Pipeline.from_pretrained("runs/digits-beyond-blur")  # a run folder, owner/name on the Hub, or nothing: digits
-        images = pipeline.sample(16, seed=0)                            # float32 [16, C, S, S], values around [0, 1]
+        images = pipeline.sample(16, seed=0)                            # float32 [16, C, H, W], values around [0, 1]
         pipeline.save_pretrained("folder")                              # safetensors, JSON and a model card
         pipeline.push_to_hub("owner/name")
 
@@ -72,6 +79,7 @@ class Pipeline(
         if batch is not None:
             check_integer("batch", batch, 1)
         self.config = config
+        self.corruption = config.corruption()
         self.network = network.eval()
         self.prior = prior
         self.metrics = metrics or {}
@@ -168,18 +176,18 @@ class Pipeline(
             callback: called as ``callback(level, u)`` at the start and after every step, batch after batch.
 
         Returns:
-            float32 [N, C, S, S] on the CPU, values around [0, 1], not clipped.
+            float32 [N, C, H, W] on the CPU, values around [0, 1], not clipped.
 
         Raises:
             InputError: if an argument is out of its range.
         """
         numbers = np.arange(images) if np.ndim(images) == 0 else np.asarray(images)
         own, common = _sample_seeds(numbers, seed), _sample_seeds(np.zeros_like(numbers), seed)
-        process, start_seed, noise_seed = self._process(delta), common if same_init else own, common if share_noise else own
+        start, noise, corruption = common if same_init else own, common if share_noise else own, self._corruption(delta)
 
         def draw(rows: slice) -> torch.Tensor:
-            u = self.prior.draw(start_seed[rows], self.config.size, process, self.device)
-            return self._walk(u, noise_seed[rows], start_seed[rows], process, process.levels, levels, callback)
+            u = self.prior.draw(start[rows], corruption, self.device)
+            return self._reverse(u, noise[rows], start[rows], corruption, corruption.levels, levels, callback)
 
         return self._batched(len(numbers), draw)
 
@@ -201,7 +209,7 @@ class Pipeline(
             seed, levels, delta, callback: as for :meth:`sample`.
 
         Returns:
-            float32 [len(pairs), points, C, S, S] on the CPU.
+            float32 [len(pairs), points, C, H, W] on the CPU.
 
         Raises:
             InputError: if an argument is out of its range.
@@ -210,34 +218,34 @@ class Pipeline(
         numbers = np.asarray(pairs).reshape(-1, 2).repeat(points, axis=0)
         first, second = (_sample_seeds(column, seed) for column in numbers.T)
         places = torch.linspace(0.0, 1.0, points).repeat(len(numbers) // points)[:, None, None, None]
-        process = self._process(delta)
+        corruption = self._corruption(delta)
+        last = corruption.levels
 
         def draw(rows: slice) -> torch.Tensor:
-            one, other = (self.prior.draw(s[rows], self.config.size, process, self.device) for s in (first, second))
+            one, other = (self.prior.draw(seed[rows], corruption, self.device) for seed in (first, second))
             place = places[rows].to(self.device)
             u = (1.0 - place) * one + place * other
-            noise = spherical(seeded_noise(first[rows], process, u), seeded_noise(second[rows], process, u), place)
-            return self._walk(u, noise, first[rows], process, process.levels, levels, callback)
+            noise = spherical(*(seeded_noise(seed[rows], last, u) for seed in (first, second)), place)
+            return self._reverse(u, noise, first[rows], corruption, last, levels, callback)
 
         return self._batched(len(numbers), draw).unflatten(0, (-1, points))
 
     def corrupt(self, image: torch.Tensor, level: int, seed: int = 0) -> torch.Tensor:
-        """A picture at a level, without noise, float32 [C, S, S] on the CPU: what :meth:`restore` starts from.
+        """A picture at a level, without noise, float32 [C, H, W] on the CPU: what :meth:`restore` starts from.
 
         Args:
-            image: float32 [C, S, S] in [0, 1].
+            image: float32 [C, H, W] in [0, 1].
             level: 0 to K.
             seed: seed of the flow.
 
         Raises:
             InputError: if an argument has the wrong shape or range.
         """
-        shape = (self.config.channels, self.config.size, self.config.size)
-        if tuple(image.shape) != shape:
-            raise InputError(f"the image must have shape {list(shape)}, got {list(image.shape)}")
-        check_integer("level", level, 0, self.config.process.levels)
+        if tuple(image.shape) != self.config.shape:
+            raise InputError(f"the image must have shape {list(self.config.shape)}, got {list(image.shape)}")
+        check_integer("level", level, 0, self.corruption.levels)
         flow = _sample_seeds(np.zeros(1, dtype=np.int64), seed)
-        return self.config.process.mean(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
+        return self.corruption.mean(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
 
     def restore(
         self,
@@ -258,18 +266,18 @@ class Pipeline(
             seed, levels, delta, callback: as for :meth:`sample`; ``levels`` is at most ``level``, which is the default.
 
         Returns:
-            float32 [images, C, S, S] on the CPU.
+            float32 [images, C, H, W] on the CPU.
 
         Raises:
             InputError: if an argument has the wrong shape or range.
         """
-        process, noise_seed = self._process(delta), _sample_seeds(np.arange(images), seed)
-        walk(process, level, levels)
+        corruption, noise_seed = self._corruption(delta), _sample_seeds(np.arange(images), seed)
+        visited_levels(corruption.levels, level, levels)
         corrupted, flow = self.corrupt(image, level, seed).to(self.device), _sample_seeds(np.zeros(images, dtype=np.int64), seed)
 
         def draw(rows: slice) -> torch.Tensor:
             chosen = noise_seed[rows]
-            return self._walk(corrupted.repeat(len(chosen), 1, 1, 1), chosen, flow[rows], process, level, levels, callback)
+            return self._reverse(corrupted.repeat(len(chosen), 1, 1, 1), chosen, flow[rows], corruption, level, levels, callback)
 
         return self._batched(images, draw)
 
@@ -318,29 +326,31 @@ class Pipeline(
             write_json(save_directory / "metrics.json", self.metrics)
         save_config(save_directory, self.config)
 
-    def _process(self, delta: float | None) -> ForwardProcess:
-        return self.config.process if delta is None else replace(self.config.process, sampling_noise=delta)
+    def _corruption(self, delta: float | None) -> Corruption:
+        if delta is None:
+            return self.corruption
+        return Corruption(replace(self.config.process, sampling_noise=delta), self.config.size)
 
     def _predict(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.network(u, level).float()
 
-    def _walk(
+    def _reverse(
         self,
         u: torch.Tensor,
         seed: torch.Tensor | Noise,
         flow: torch.Tensor,
-        process: ForwardProcess,
+        corruption: Corruption,
         start: int,
         levels: int | None,
         callback: Callback | None,
     ) -> torch.Tensor:
         if callback is not None:
             callback(start, u)
-        if process.sampler == "residual":
-            return residual_sampler(self._predict, u, process, seed, callback, start=start, levels=levels)
-        fresh = 1.0 if process.sampler == "ancestral" else 0.0
-        return resampling_sampler(self._predict, u, process, seed, callback, flow=flow, fresh=fresh, start=start, levels=levels)
+        if corruption.process.sampler == "residual":
+            return residual_sampler(self._predict, u, corruption, seed, callback, start=start, levels=levels)
+        fresh = 1.0 if corruption.process.sampler == "ancestral" else 0.0
+        return resampling_sampler(self._predict, u, corruption, seed, callback, flow=flow, fresh=fresh, start=start, levels=levels)
 
     def _batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """``draw`` for the rows of ``count`` images, batch by batch; a batch that does not fit into a GPU's memory is halved."""

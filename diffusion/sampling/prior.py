@@ -1,7 +1,7 @@
-"""Where sampling starts: level K of the training pictures, kept as thumbnails.
+"""The prior that sampling starts from: level K of the training pictures, kept as thumbnails.
 
-At level K so little is left of a picture that a thumbnail gives the same corrupted image. A run keeps a bank of them, so it samples
-without its training data; each sample corrupts one with a flow of its own.
+At level K so little is left of a picture that a thumbnail gives the same corrupted image. A run keeps up to ten thousand thumbnails, so
+it samples without its training data. Each sample corrupts one of them with a flow of its own.
 """
 
 from __future__ import annotations
@@ -15,62 +15,66 @@ import torch
 from tqdm import tqdm
 
 from diffusion.config import RunConfig
+from diffusion.corruption import Corruption
 from diffusion.data.dataset import spread
 from diffusion.files import load_tensors
-from diffusion.process import QUANTUM, ForwardProcess
 from diffusion.rng import below
+from diffusion.size import Size
 from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
 
 PROBES = 32
-BANK = 10_000
+MOST = 10_000
+# The quantization step of eight-bit pictures.
+QUANTUM = 1.0 / 255.0
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A bank of thumbnails, float32 [M, C, T, T]."""
+    """Thumbnails of training pictures, float32 [M, C, h, w]."""
 
     thumbnails: torch.Tensor
 
     @classmethod
-    def build(cls, dataset: Sequence[np.ndarray], process: ForwardProcess, device: torch.device) -> Prior:
-        """Thumbnails just large enough that level K cannot tell them from the pictures.
+    def build(cls, dataset: Sequence[np.ndarray], corruption: Corruption, device: torch.device) -> Prior:
+        """The smallest thumbnails that level K cannot tell from the pictures.
 
-        "Cannot tell" is meant strictly: even the best detector, who knows both and sees the difference under the noise of level K,
-        has a signal-to-noise ratio below one: s_K ||A_K(picture) - A_K(thumbnail)|| < sigma_K. Where there is no noise to speak of,
-        it sees what eight bits a value show. The operator is linear in the image, so this is measured on a few pictures spread over
-        the set.
+        That is measured on a few pictures spread over the data set, for the best possible detector: one that knows both images, and
+        sees their difference under the noise of level K. Its signal-to-noise ratio is below one, s_K ||A_K(picture) -
+        A_K(thumbnail)|| < sigma_K. A process with little noise is measured against the quantization step of eight bits instead.
 
         Args:
-            dataset: pictures, float32 [C, S, S]; of a large set ten thousand are kept.
-            process: what corrupts them.
+            dataset: pictures, float32 [C, H, W]; of a large set ten thousand are kept.
+            corruption: the forward process.
             device: where to compute.
         """
-        count = len(dataset)
+        count, size = len(dataset), corruption.size
         probe = torch.stack([torch.from_numpy(dataset[i]) for i in spread(count, PROBES).tolist()]).to(device)
-        size = probe.shape[-1]
-        noise = max(process.scales()[1][-1], QUANTUM)
-        for side in range(1, size + 1):
-            difference = probe - _resized(_resized(probe, side), size)
-            if _faded(difference, process).amax() < noise:
+        noise = max(corruption.noise[-1], QUANTUM)
+        # The background is left out: the difference of two images has none.
+        linear = Corruption(replace(corruption.process, offset=0.0), size)
+        for side in range(1, size.shorter + 1):
+            small = _thumbnail_size(size, side)
+            difference = probe - _resized(_resized(probe, small), size)
+            at_last = linear.operator(difference, linear.levels, torch.arange(len(difference)))
+            if (float(linear.signal[-1]) * at_last.flatten(1).norm(dim=1)).amax() < noise:
                 break
-        kept = tqdm(spread(count, BANK).tolist(), desc="prior", unit="img", leave=False)
-        return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], side) for i in kept]))
+        kept = tqdm(spread(count, MOST).tolist(), desc="prior", unit="img", leave=False)
+        return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in kept]))
 
-    def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:
-        """Images at level K, without its noise: a random thumbnail in a flow of its own for every seed.
+    def draw(self, seed: torch.Tensor, corruption: Corruption, device: torch.device) -> torch.Tensor:
+        """Images at level K without its noise: a random thumbnail for every seed, corrupted by a flow of its own.
 
         Args:
             seed: one integer a sample, int64 [N].
-            size: side of the images [pixels].
-            process: what corrupts them.
+            corruption: the forward process.
             device: where to compute.
 
         Returns:
-            float32 [N, C, size, size].
+            float32 [N, C, H, W].
         """
         chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        return process.mean(_resized(chosen, size), process.levels, seed)
+        return corruption.mean(_resized(chosen, corruption.size), corruption.levels, seed)
 
 
 def load_prior(folder: Path, config: RunConfig) -> Prior:
@@ -82,23 +86,27 @@ def load_prior(folder: Path, config: RunConfig) -> Prior:
     path = folder / "prior.safetensors"
     thumbnails = load_tensors(path).get("thumbnails")
     if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != config.channels or not thumbnails.numel():
-        raise InputError(f"{path}: holds no thumbnails for {config.channels} x {config.size} x {config.size} images")
+        channels, height, width = config.shape
+        raise InputError(f"{path}: holds no thumbnails for {channels} x {height} x {width} images")
     return Prior(thumbnails.float())
 
 
-def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """The pictures [N, C, S, S] at another size, through their lowest cosine modes: the ones that blur between walls keeps longest.
+def _thumbnail_size(size: Size, shorter: int) -> Size:
+    """The size with this shorter side and about the same aspect ratio."""
+    height, width = (-(-side * shorter // size.shorter) for side in size)
+    return Size(height, width)
 
-    A mode that fits into both sizes is kept exactly, whatever the factor, and the brightness with it.
+
+def _resized(pictures: torch.Tensor, size: Size) -> torch.Tensor:
+    """The pictures [N, C, H, W] at another size, from their lowest cosine modes: those that blur between walls keeps longest.
+
+    A mode that both sizes can hold is kept exactly, whatever the factor, and so is the brightness.
     """
-    size = pictures.shape[-1]
-    modes = min(size, side)
-    matrix = cosines(side)[1][:modes].T @ cosines(size)[1][:modes] * (side / size) ** 0.5
-    return (matrix.to(pictures) @ pictures @ matrix.T.to(pictures)).contiguous()
+    rows, columns = (_resampling(old, new).to(pictures) for old, new in zip(pictures.shape[2:], size, strict=True))
+    return (rows @ pictures @ columns.T).contiguous()
 
 
-def _faded(difference: torch.Tensor, process: ForwardProcess) -> torch.Tensor:
-    """s_K ||A_K(difference)|| per image, without the background: the difference of two images has none."""
-    operator = replace(process, offset=0.0).operator(difference.shape[-1])
-    faded = difference if operator is None else operator(difference, process.levels, torch.arange(len(difference)))
-    return float(process.scales()[0][-1]) * faded.flatten(1).norm(dim=1)
+def _resampling(old: int, new: int) -> torch.Tensor:
+    """The matrix [new, old] that resizes one axis."""
+    modes = min(old, new)
+    return cosines(new)[1][:modes].T @ cosines(old)[1][:modes] * (new / old) ** 0.5

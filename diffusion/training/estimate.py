@@ -1,10 +1,9 @@
-"""What a run will take, before it starts: parameters, memory, lattice iterations."""
+"""The memory that training a run needs, estimated before it starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,49 +11,47 @@ from torch.func import functional_call
 
 from diffusion.config import RunConfig
 from diffusion.network import MixedPrecision
-from lbm_warp.lattice import March
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training needs on a device; what the solver and the libraries take comes on top."""
+    """Bytes that training needs on a device, without those of the solver and the libraries."""
 
     weights: int
     gradients: int
     adam: int
     average: int
     weight_copies: int
-    """Of the weights in bfloat16, for one pass."""
+    """Copies of the weights in bfloat16, for one pass."""
     activations_per_image: int
     """Kept between the forward and the backward pass, for one image."""
 
     def total(self, images: int) -> int:
-        """All of it, with the activations of so many images at a time."""
+        """The sum, with the activations of this many images at a time."""
         fixed = self.weights + self.gradients + self.adam + self.average + self.weight_copies
         return fixed + images * self.activations_per_image
 
 
 def memory(config: RunConfig, device: torch.device, precision: str = "fp32") -> Memory:
-    """Memory to train a run; nothing is allocated to find out.
+    """Memory to train a run. Nothing is allocated.
 
     Args:
         config: the run.
-        device: what it is trained on; what is kept depends on the kernels that are there.
-        precision: of the network, ``fp32`` or ``bf16``; weights and all that belongs to them are float32 in either.
+        device: the training device; which tensors the backward pass keeps depends on its kernels.
+        precision: of the network, ``fp32`` or ``bf16``; weights, gradients, moments and averages are float32 in both.
     """
     network = meta_network(config)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     model = MixedPrecision(network) if precision == "bf16" else network
-    shape = (config.channels, config.size, config.size)
     one, two = (
-        saved_bytes(model, device, torch.empty((n, *shape), device="meta"), torch.empty(n, dtype=torch.int64, device="meta"))
+        saved_bytes(model, device, torch.empty((n, *config.shape), device="meta"), torch.empty(n, dtype=torch.int64, device="meta"))
         for n in (1, 2)
     )
     return Memory(weights, weights, 2 * weights, weights, 2 * one - two, two - one)
 
 
 def meta_network(config: RunConfig) -> nn.Module:
-    """The network of a run with shapes and no numbers."""
+    """The network of a run on the meta device: shapes without values."""
     with torch.device("meta"):
         return config.build_network()
 
@@ -62,8 +59,7 @@ def meta_network(config: RunConfig) -> nn.Module:
 def saved_bytes(model: nn.Module, device: torch.device, *inputs: torch.Tensor) -> int:
     """Bytes that autograd keeps for the backward pass of ``model(*inputs)``, without its parameters.
 
-    It runs on tensors that have a device and a shape and no numbers. Of model and inputs, too, only the shapes matter: they may be
-    on the meta device.
+    Uses FakeTensorMode, so nothing is allocated. Model and inputs may be on the meta device.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -81,13 +77,3 @@ def saved_bytes(model: nn.Module, device: torch.device, *inputs: torch.Tensor) -
             functional_call(model, weights, tuple(inputs.values()))
         own = {weight.untyped_storage()._cdata for weight in weights.values()}
         return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
-
-
-def iterations(march: March) -> np.ndarray:
-    """Lattice iterations from the clean image to levels 0..K, in units of one on the pixel grid, float64 [K + 1].
-
-    Iterations on coarser grids count by their cells; the partial one that reads a level counts as one.
-    """
-    cells = np.array([grid.factor**-2.0 for grid in march.grids])
-    before = np.concatenate([[0.0], np.cumsum(cells * [grid.iterations for grid in march.grids])])
-    return before[march.grid] + cells[march.grid] * (march.anchor + (march.partial_theta > 0.0))

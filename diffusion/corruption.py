@@ -1,0 +1,183 @@
+"""The corruption of images of one size: a forward process's numbers turned into an operator and one scale for every level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from diffusion.process import TURBULENCE, ForwardProcess
+from diffusion.rng import seeds
+from diffusion.size import Size
+from lbm_warp import AdvectionDiffusion, Operator, Schedule
+from lbm_warp.advection_diffusion import Integers
+from lbm_warp.random import normal
+
+
+class Corruption:
+    """A forward process for images of one size: u_k = m + s_k (A_k(u_0) - m) + sigma_k eps, m = 1/2 (``diffusion.process``).
+
+    The flow and the noise of an image are functions of its seed, whatever the level, the batch and the device.
+
+    Args:
+        process: the numbers.
+        size: height and width of the images.
+
+    Attributes:
+        operator: A_k, levels 0..K.
+        sigma: blur widths of levels 0..K [pixels], float64 [K + 1].
+        signal, noise: s_k and sigma_k of levels 0..K, float64 [K + 1].
+
+    Raises:
+        InputError: if the process is not valid, or not at this size.
+    """
+
+    def __init__(self, process: ForwardProcess, size: Size) -> None:
+        process.validate()
+        self.process = process
+        self.size = size
+        self.levels = process.levels
+        self.sigma = process.blur_widths(size.shorter)
+        self.signal, self.noise = process.scales()
+        self.operator = _operator(process, self.sigma)
+
+    def mean(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        """Level k without its noise, m + s_k (A_k(u_0) - m).
+
+        Args:
+            u0: clean images, float32 [N, C, H, W].
+            level: k, 0 to K, one for all or int64 [N] on the CPU.
+            seed: seeds of the images, int64 [N].
+
+        Returns:
+            float32 [N, C, H, W].
+        """
+        return self._scaled(self.operator(u0, level, seeds(seed, "flow")), level)
+
+    def corrupt(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        """Level k of clean images, u_k; arguments as for :meth:`mean`."""
+        return self.mean(u0, level, seed) + self._each(self.noise, level, u0) * _noise(seed, u0)
+
+    def trajectory(self, u0: torch.Tensor, seed: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """``(k, u_k)`` for all levels 0 to K in one pass; arguments as for :meth:`mean`."""
+        noise = _noise(seed, u0)
+        for level, u in self.operator.trajectory(u0, seeds(seed, "flow")):
+            yield level, self._scaled(u, level) + float(self.noise[level]) * noise
+
+    def training_example(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network sees at level k, and what it has to predict.
+
+        Args:
+            u0: clean images, float32 [N, C, H, W].
+            level: k, int64 [N] on the CPU, 1 to K.
+            seed: seeds of flow and noise, int64 [N].
+
+        Returns:
+            ``(u_k, target)``, float32 [N, C, H, W] each. By the process's ``target`` this is u_{k-1} without its noise minus u_k
+            (``step``), u_0 minus u_k (``clean``), or the noise eps, of unit variance (``noise``).
+        """
+        noise = _noise(seed, u0)
+        if self.process.target == "step":
+            before, after = self.operator.pair(u0, level, seeds(seed, "flow"))
+            before, after = self._scaled(before, level - 1), self._scaled(after, level)
+        else:
+            before, after = u0, self.mean(u0, level, seed)
+        corrupted = after + self._each(self.noise, level, u0) * noise
+        return corrupted, noise if self.process.target == "noise" else before - corrupted
+
+    def clean_image(self, prediction: torch.Tensor, u: torch.Tensor, level: int) -> torch.Tensor:
+        """The clean image that the network's prediction at level k implies, for the targets ``clean`` and ``noise``.
+
+        Args:
+            prediction: output of the network for ``u``, float32 [N, C, H, W].
+            u: images at level k, float32 [N, C, H, W].
+            level: k, 1 to K.
+        """
+        if self.process.target == "clean":
+            return u + prediction
+        return 0.5 + (u - 0.5 - float(self.noise[level]) * prediction) / float(self.signal[level])
+
+    def iterations(self) -> np.ndarray:
+        """Lattice iterations from the clean image to levels 0..K, in units of one on the pixel grid, float64 [K + 1]."""
+        return self.operator.iterations(*self.size)
+
+    def _scaled(self, u: torch.Tensor, level: int | torch.Tensor) -> torch.Tensor:
+        return u if self.process.signal == "constant" else 0.5 + self._each(self.signal, level, u) * (u - 0.5)
+
+    def _each(self, scale: np.ndarray, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor | float:
+        """A scale at one level for all images, or at one level each as [N, 1, 1, 1]."""
+        if isinstance(level, int):
+            return float(scale[level])
+        return torch.from_numpy(scale)[level].to(like.device, like.dtype, non_blocking=True)[:, None, None, None]
+
+
+class Sharp:
+    """The operator of a process without blur and flow: every level is the clean image."""
+
+    solver = "identity"
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+
+    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
+        """As :meth:`AdvectionDiffusion.__call__`."""
+        return u0
+
+    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`AdvectionDiffusion.pair`."""
+        return u0, u0
+
+    def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
+        """As :meth:`AdvectionDiffusion.trajectory`."""
+        return ((level, u0) for level in range(self.levels + 1))
+
+    def iterations(self, height: int, width: int) -> np.ndarray:
+        """As :meth:`AdvectionDiffusion.iterations`: none."""
+        return np.zeros(self.levels + 1)
+
+
+class StructuredNoise:
+    """The effect of a flow on its background, and on images nothing but the blur: A_0(u_0) + A(c) - c."""
+
+    def __init__(self, flow: AdvectionDiffusion) -> None:
+        self.flow = flow
+        self.blur = AdvectionDiffusion(flow.schedule, 0.0, boundary=flow.boundary)
+        self.solver = flow.solver
+
+    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
+        """As :meth:`AdvectionDiffusion.__call__`."""
+        return self.blur(u0, level, seed) + self.flow(torch.zeros_like(u0), level, seed)
+
+    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`AdvectionDiffusion.pair`."""
+        blurred, noise = self.blur.pair(u0, level, seed), self.flow.pair(torch.zeros_like(u0), level, seed)
+        return blurred[0] + noise[0], blurred[1] + noise[1]
+
+    def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
+        """As :meth:`AdvectionDiffusion.trajectory`."""
+        noises = self.flow.trajectory(torch.zeros_like(u0), seed)
+        for (level, blurred), (_, noise) in zip(self.blur.trajectory(u0, seed), noises, strict=True):
+            yield level, blurred + noise
+
+    def iterations(self, height: int, width: int) -> np.ndarray:
+        """As :meth:`AdvectionDiffusion.iterations`."""
+        return self.flow.iterations(height, width)
+
+
+def flow_operator(process: ForwardProcess, sigma: np.ndarray) -> AdvectionDiffusion:
+    """The advection-diffusion of a process that blurs; ``sigma`` are the blur widths of levels 0..K [pixels]."""
+    return AdvectionDiffusion(
+        Schedule(sigma), process.peclet, TURBULENCE[process.turbulence], boundary=process.boundary, offset=process.offset
+    )
+
+
+def _operator(process: ForwardProcess, sigma: np.ndarray) -> Operator:
+    if process.blur == "none":
+        return Sharp(process.levels)
+    flow = flow_operator(process, sigma)
+    return flow if process.transport else StructuredNoise(flow)
+
+
+def _noise(seed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return normal(seeds(seed, "noise"), like.shape, like.device)

@@ -1,0 +1,103 @@
+"""The state of a training: everything that a step changes and a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diffusion.config import RunConfig
+from diffusion.rng import seeds
+from diffusion.training.checkpoint import Checkpoints, load_checkpoint
+from lbm_warp.checks import InputError
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+class EMA:
+    """Exponential moving average of a network's weights: w <- d w + (1 - d) w_network.
+
+    The decay d warms up as min(decay, (1 + n) / (10 + n)) over the updates n, so early averages forget the initialisation.
+    ``torch.optim.swa_utils.AveragedModel`` keeps n on the device, where this warm-up would wait for it in every step.
+
+    Args:
+        network: the network to follow.
+        decay: limit of d, 0 to 1.
+
+    Attributes:
+        network: a copy of the network with the averaged weights, in evaluation mode.
+        updates: n, the number of updates so far.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+        # Collected once: to walk through the modules in every step costs milliseconds.
+        self._averages, self._weights = (list(module.state_dict().values()) for module in (self.network, network))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step towards the present weights of the network."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
+
+
+class TrainingState:
+    """Weights, their average, the optimiser's moments, and the number of images seen.
+
+    Args:
+        network: the network that is trained.
+        average: its average.
+        optimiser: Adam on the network's parameters.
+    """
+
+    def __init__(self, network: nn.Module, average: EMA, optimiser: torch.optim.Adam) -> None:
+        self.network = network
+        self.average = average
+        self.optimiser = optimiser
+        self.images = 0
+
+    @classmethod
+    def initial(cls, config: RunConfig, device: torch.device) -> TrainingState:
+        """The state before the first step: weights from the run's seed, on a device."""
+        torch.manual_seed(int(seeds(config.training.seed, "weights")))
+        network = config.build_network().to(device)
+        optimiser = torch.optim.Adam(network.parameters(), lr=config.training.learning_rate)
+        return cls(network, EMA(network, config.training.ema), optimiser)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write the state as one file, so a run that is killed never mixes two moments.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        moments = {
+            f"adam.{name}.{key}": self.optimiser.state[parameter][key]
+            for name, parameter in self.network.named_parameters()
+            for key in ADAM
+        }
+        weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        averages = {f"average.{name}": tensor for name, tensor in self.average.network.state_dict().items()}
+        checkpoints.save(self.images, moments | weights | averages, {"updates": str(self.average.updates)})
+
+    def load(self, path: Path) -> None:
+        """Take over what :meth:`save` wrote.
+
+        Raises:
+            InputError: if the file is damaged or belongs to another network.
+        """
+        tensors, metadata = load_checkpoint(path)
+        try:
+            self.images, self.average.updates = int(metadata["images"]), int(metadata["updates"])
+            for module, prefix in ((self.network, "network."), (self.average.network, "average.")):
+                module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+            for name, parameter in self.network.named_parameters():
+                self.optimiser.state[parameter] = {
+                    key: tensors[f"adam.{name}.{key}"].to("cpu" if key == "step" else parameter.device) for key in ADAM
+                }
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path}: not a checkpoint of this network ({' '.join(str(error).split())[:200]})") from None
