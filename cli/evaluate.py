@@ -211,7 +211,7 @@ def open_run(folder: Path, seed: int, device: torch.device) -> tuple[Source, str
     def read(index: np.ndarray) -> torch.Tensor:
         return to_uint8(pipeline.sample(index, seed))
 
-    return Source(str(folder), config.size, config.channels, None, read), config.data
+    return Source(str(folder), config.size.height, config.channels, None, read), config.data
 
 
 def open_pictures(data: str, size: int | None, root: Path | None, channels: int | None = None) -> Source:

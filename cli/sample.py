@@ -74,7 +74,7 @@ class Sample:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
-    """Folder for the results; outputs/<name of the run>-samples... by default. The same command makes only the images missing in it."""
+    """Folder for the results; outputs/<name of the run>-samples... by default. The same command makes only what is missing."""
 
     def validate(self) -> None:
         """Raise InputError if an option is out of its range or does not go with another."""
@@ -286,7 +286,7 @@ def _numbers(seeds: tuple[str, ...]) -> list[int]:
 def _picture(path: Path, pipeline: Pipeline) -> torch.Tensor:
     """The picture in the run's size and channels, float32 [C, H, W]."""
     config = pipeline.config
-    return torch.from_numpy(fit(read_image(path, "L" if config.channels == 1 else "RGB"), config.size))
+    return torch.from_numpy(fit(read_image(path, "L" if config.channels == 1 else "RGB"), config.size.height))
 
 
 def _read(files: Sequence[Path]) -> torch.Tensor:

@@ -221,7 +221,7 @@ def carry_out(options: Train, ranks: Ranks) -> None:
 def open_pictures(options: Train) -> ImageDataset:
     """The data set that the options name, or the half of it that they ask for."""
     how = options.pictures
-    dataset = open_dataset(options.data, Size.of(options.size), how.data_root, grey=how.grey or None, stream=how.stream)
+    dataset = open_dataset(options.data, Size.of(options.size).height, how.data_root, grey=how.grey or None, stream=how.stream)
     return half(dataset, how.split)
 
 

@@ -9,8 +9,8 @@ data, with that flow. Published are: levels, blur, noise, size of the network, d
 steps, the decay of the average, clipping, the batch, and 1.3 million steps as the longest training. The network is this project's
 U-Net at the published size; its attention has one head for every 64 channels (published: one head).
 
-Our own choices are: all of ``digits``; the flow wherever the data is not FFHQ at 128 pixels; ``ffhq-64``, which is IHD's run on AFHQ
-at 64 pixels with other pictures. Blur is a fraction of the shorter image side, so a preset keeps its meaning at another size.
+Our own choices are: all of ``digits``; the flow wherever the data is not FFHQ at 128 pixels; ``ffhq-64``, which is IHD's run on
+AFHQ at 64 pixels with other pictures. Blur is a fraction of the shorter image side, so a preset keeps its meaning at another size.
 """
 
 from __future__ import annotations

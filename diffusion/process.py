@@ -5,8 +5,9 @@ scale s_k and a noise scale sigma_k (images run from 0 to 1, their middle is m =
 
     u_k = m + s_k (A_k(u_0) - m) + sigma_k eps.
 
-In units where images run from -1 to 1 this is s_k A_k(x_0) + 2 sigma_k eps, because A_k leaves a flat image unchanged. Each published
-method is one choice of numbers (``PROCESSES``). ``diffusion.corruption`` builds from the numbers what corrupts images of a given size.
+In units where images run from -1 to 1 this is s_k A_k(x_0) + 2 sigma_k eps, because A_k leaves a flat image unchanged. Each
+published method is one choice of numbers (``PROCESSES``). ``diffusion.corruption`` builds from the numbers what corrupts images of
+a given size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The prior that sampling starts from: level K of the training pictures, kept as thumbnails.
 
-At level K so little is left of a picture that a thumbnail gives the same corrupted image. A run keeps up to ten thousand thumbnails, so
-it samples without its training data. Each sample corrupts one of them with a flow of its own.
+At level K so little is left of a picture that a thumbnail gives the same corrupted image. A run keeps up to ten thousand
+thumbnails, so it samples without its training data. Each sample corrupts one of them with a flow of its own.
 """
 
 from __future__ import annotations

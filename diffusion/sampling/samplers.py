@@ -9,18 +9,18 @@ so to first order in log(sigma) the step to level j is the predicted one times
 
     m = log(sigma_k / sigma_j) / log(sigma_k / sigma_{k-1}).
 
-The exact factor of the mode is exp(x (1 - s)) with x = kappa^2 sigma_k^2 / 2 and s = (sigma_j / sigma_k)^2; this one is
-1 + x log(1 / s). The two agree to second order in 1 - s at x = 1. In pictures, whose power falls as 1 / kappa^2, the modes that change
-in a step have the power x exp(-2 x) dx, with mean x = 1. A step linear in sigma^2 would agree to second order only at x = 0.
+The exact factor of the mode is exp(x (1 - s)) with x = kappa^2 sigma_k^2 / 2 and s = (sigma_j / sigma_k)^2; this one is 1 + x log(1
+/ s). The two agree to second order in 1 - s at x = 1. In pictures, whose power falls as 1 / kappa^2, the modes that change in a
+step have the power x exp(-2 x) dx, with mean x = 1. A step linear in sigma^2 would agree to second order only at x = 0.
 
-The prediction also removes sampling noise, in the modes that the blur has erased. All noise is removed in one step; multiplied by m the
-step would add m - 1 times the noise. So only the part that undoes blur is multiplied: each cosine mode by the Wiener filter that takes
-the prediction p = u_k + residual for the signal and the residual for the noise,
+The prediction also removes sampling noise, in the modes that the blur has erased. All noise is removed in one step; multiplied by m
+the step would add m - 1 times the noise. So only the part that undoes blur is multiplied: each cosine mode by the Wiener filter
+that takes the prediction p = u_k + residual for the signal and the residual for the noise,
 
     u_j = p + (m - 1) W residual,    W = p^2 / (p^2 + residual^2).
 
-With as many steps as levels m is 1, and the sampler is the one the network was trained for. Fewer steps add less noise in all. A delta
-larger by sqrt(m) adds the same variance in all, and helps where noise is the only difference between samples (pure blur).
+With as many steps as levels m is 1, and the sampler is the one the network was trained for. Fewer steps add less noise in all. A
+delta larger by sqrt(m) adds the same variance in all, and helps where noise is the only difference between samples (pure blur).
 """
 
 from __future__ import annotations
@@ -115,9 +115,10 @@ def resampling_sampler(
 
         u_j = M_j + r (u_k - M_k) + sigma_fresh eps,    r^2 sigma_k^2 + sigma_fresh^2 = sigma_j^2.
 
-    Without noise (r = 1) this is cold diffusion's improved sampling (Bansal et al. 2022, algorithm 2). With ``fresh`` = 0 it is DDIM
-    (Song et al. 2021, equation 12) and, under blur and growing noise, a deterministic form of soft diffusion's momentum sampler (Daras
-    et al. 2023). With ``fresh`` = 1 it is the ancestral sampler of DDPM (Ho et al. 2020), whose share of fresh noise is
+    Without noise (r = 1) this is cold diffusion's improved sampling (Bansal et al. 2022, algorithm 2). With ``fresh`` = 0 it is
+    DDIM (Song et al. 2021, equation 12) and, under blur and growing noise, a deterministic form of soft diffusion's momentum
+    sampler (Daras et al. 2023). With ``fresh`` = 1 it is the ancestral sampler of DDPM (Ho et al. 2020), whose share of fresh noise
+    is
 
         sigma_fresh^2 = (sigma_j / sigma_k)^2 (sigma_k^2 - (s_k / s_j)^2 sigma_j^2).
 

@@ -198,8 +198,8 @@ def _save_weights(folder: Path, state: TrainingState) -> None:
 class Trainer:
     """Steps of Adam on batches of clean images; every rank trains on its share of a batch.
 
-    Everything random is a function of the run's seed and the image's number in the run: level, flow and noise of an image are the same
-    whatever the number of ranks or accumulation steps. Dropout is seeded by the number of the first image of a part.
+    Everything random is a function of the run's seed and the image's number in the run: level, flow and noise of an image are the
+    same whatever the number of ranks or accumulation steps. Dropout is seeded by the number of the first image of a part.
 
     Args:
         config: the run.
@@ -215,8 +215,8 @@ class Trainer:
         parts, batch = ranks.count * execution.accumulate, config.training.batch
         if batch % parts:
             raise InputError(
-                f"a batch of {batch} images does not divide into {ranks.count} processes x {execution.accumulate} accumulation steps; "
-                f"--batch must be a multiple of {parts}"
+                f"a batch of {batch} images does not divide into {ranks.count} processes x {execution.accumulate} "
+                f"accumulation steps; --batch must be a multiple of {parts}"
             )
         self.config = config
         self.corruption = config.corruption()
