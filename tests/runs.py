@@ -7,30 +7,39 @@ from dataclasses import replace
 import numpy as np
 
 from diffusion.config import RunConfig, TrainingConfig
+from diffusion.corruption import Corruption
 from diffusion.network import NetworkConfig
-from diffusion.process import named_process
+from diffusion.process import ForwardProcess, named_process
+from diffusion.size import Size
 
 SIZE = 8
 
 
-def tiny_config(process: str = "beyond-blur", **training: object) -> RunConfig:
+def corruption(process: str | ForwardProcess = "beyond-blur", size: int | tuple[int, int] = SIZE, **changes: object) -> Corruption:
+    """A process by name or numbers, some of them changed, for images of a size."""
+    numbers = named_process(process) if isinstance(process, str) else process
+    return Corruption(replace(numbers, **changes), Size.of(size))
+
+
+def tiny_config(process: str = "beyond-blur", size: int | tuple[int, int] = SIZE, **training: object) -> RunConfig:
     values = {"images": 48, "batch": 8, "warmup": 16, "seed": 3} | training
     return RunConfig(
         process_name=process,
         data="stripes",
         channels=1,
-        size=SIZE,
+        size=size,
         process=replace(named_process(process), levels=6),
         network=NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.1),
         training=TrainingConfig(**values),
     )
 
 
-def stripes(count: int = 20) -> list[np.ndarray]:
+def stripes(count: int = 20, size: int | tuple[int, int] = SIZE) -> list[np.ndarray]:
     """Pictures that differ: bars of random place and brightness."""
     generator = np.random.default_rng(0)
-    pictures = np.zeros((count, 1, SIZE, SIZE), dtype=np.float32)
-    for picture, column in zip(pictures, generator.integers(0, SIZE - 2, count), strict=True):
+    height, width = Size.of(size)
+    pictures = np.zeros((count, 1, height, width), dtype=np.float32)
+    for picture, column in zip(pictures, generator.integers(0, width - 2, count), strict=True):
         picture[..., column : column + 2] = generator.uniform(0.5, 1.0)
     return list(pictures)
 

@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -19,21 +19,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import archives, benchmark, compare, console, corrupt, sample, train
+from cli import __main__ as cli
+from cli import archives, train
 from diffusion.data.dataset import open_dataset
 from diffusion.data.images import fit, read_image, resize_shorter
 from diffusion.presets import PRESETS
 from diffusion.process import PROCESSES, ForwardProcess, named_process
+from tests.runs import corruption
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {
-    "corrupt": (corrupt.corrupt, corrupt.Corrupt),
-    "train": (train.run, train.Train),
-    "sample": (sample.sample, sample.Sample),
-    "benchmark": (benchmark.benchmark, benchmark.Benchmark),
-    "compare": (compare.compare, compare.Compare),
-}
-FURTHER = {"train": {"default": train.defaults}, "benchmark": {"subcommand": "operator"}}
+COMMANDS = ("corrupt", "compare", "train", "sample", "benchmark")
 Call = Callable[..., tuple[int, str, str]]
 SMALL_RUN = ["--images", "64", "--batch", "32", "--network.width", "8", "--levels", "5"]
 
@@ -44,9 +39,9 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"cli.{name}", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["beyond-blur", name, *map(str, arguments)])
         try:
-            console.run(*COMMANDS[name], name, **FURTHER.get(name, {}))
+            cli.main()
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)
@@ -70,11 +65,11 @@ def test_corrupt_as_a_process_does(call: Call, picture: Path, tmp_path: Path, na
     options = ["--process", name, "--levels", "6", "--columns", "3", "--seed", "4", "--size", "24"]
     assert call("corrupt", picture, *options, "--video", "--frames", "5", "--fps", "10")[0] == 0
     out = tmp_path / "outputs" / "picture"
-    process = replace(named_process(name), levels=6)
-    drawn = {"velocity.png"} if process.peclet > 0 else set()
+    process = corruption(name, (24, 34), levels=6)
+    drawn = {"velocity.png"} if process.process.peclet > 0 else set()
     assert files(out) == {"strip.png", "corrupted.png", "corruption.json", "trajectory.mp4"} | drawn
     record = json.loads((out / "corruption.json").read_text())
-    assert record["process"] == asdict(process) and len(record["sigma_px"]) == len(record["noise"]) == 7
+    assert record["process"] == asdict(process.process) and len(record["sigma_px"]) == len(record["noise"]) == 7
     u0 = torch.from_numpy(resize_shorter(read_image(picture), 24))[None]
     expected = process.corrupt(u0, 6, torch.tensor([4]))[0].clamp(0, 1)
     found = iio.imread(out / "corrupted.png").transpose(2, 0, 1) / 255
@@ -114,7 +109,7 @@ def files(folder: Path) -> set[str]:
 def test_corrupt_writes_pictures_video_and_what_it_takes_to_make_them_again(call: Call, picture: Path, tmp_path: Path) -> None:
     options = [picture, "--video", "--frames", "12", "--fps", "10", "--levels", "20", "--columns", "4", "--seed", "5"]
     code, out, _ = call("corrupt", *options)
-    assert code == 0 and "33 x 47" not in out and "47 x 33 px" in out
+    assert code == 0 and "33 x 47 px" in out
     folder = tmp_path / "outputs" / "picture"
     assert files(folder) == {"strip.png", "corrupted.png", "velocity.png", "trajectory.mp4", "corruption.json"}
 
@@ -225,24 +220,24 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--data", "ffhq"], "thumbnails128x128"),
         ("train", ["--data", "hf:owner/name"], "hf:owner/name: cannot be loaded"),
         ("train", ["--stream"], "digits: only sets of the hub can be streamed"),
-        ("train", ["--workers", "-1"], "--workers must be at least 0, got -1"),
+        ("train", ["--workers", "-1"], "workers must be at least 0, got -1"),
         ("train", ["--process", "ihdd"], "did you mean ihd?"),
         ("train", ["--levels", "0"], "levels must be at least 1, got 0"),
-        ("train", ["--size", "18"], "needs a size divisible by 4, got 18"),
+        ("train", ["--size", "18"], "needs sides divisible by 4, got size 18"),
         ("train", ["--peclet", "-0.1"], "peclet must be at least 0, got -0.1"),
         ("train", ["--sigma-max", "0.01"], "sigma_max must be at least sigma_min"),
         ("train", ["--batch", "0"], "batch must be at least 1, got 0"),
         ("train", ["--learning-rate", "-1"], "learning rate must be from"),
         ("train", ["--seed", "-1"], "seed must be from 0"),
         ("train", ["--network.width", "20"], "multiple of 8, got 20"),
-        ("train", ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
-        ("train", ["--keep-every", "0"], "--keep-every must be at least 1, got 0"),
-        ("train", ["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
+        ("train", ["--checkpoint-every", "0"], "checkpoint_every must be at least 1"),
+        ("train", ["--keep-every", "0"], "keep_every must be at least 1, got 0"),
+        ("train", ["--accumulate", "0"], "accumulate must be at least 1, got 0"),
         ("train", ["--accumulate", "3"], "--batch must be a multiple of 3"),
-        ("train", ["--workers", "-1"], "--workers must be at least 0, got -1"),
+        ("train", ["--workers", "-1"], "workers must be at least 0, got -1"),
         ("train", ["--preset", "ffhq128"], "unknown preset 'ffhq128': expected one of digits, cifar10,"),
         ("train", ["--preset=ffhq128"], "did you mean ffhq-128?"),
-        ("train", ["--preset", "cifar10", "--size", "36"], "needs a size divisible by 8, got 36"),
+        ("train", ["--preset", "cifar10", "--size", "36"], "needs sides divisible by 8, got size 36"),
         ("train", ["--preset", "ffhq-128", "--dry-run", "--peclet", "-1"], "peclet must be at least 0, got -1"),
         ("train", ["--sampling-noise", "-1"], "sampling noise must be at least 0, got -1"),
         ("sample", ["nowhere"], "nowhere: no such run folder"),
@@ -301,7 +296,7 @@ def test_nonsense_and_help(call: Call) -> None:
     for command in COMMANDS:
         assert call(command, "--no-such-option")[0] == 2
         code, out, _ = call(command, *(["operator"] if command == "benchmark" else []), "--help")
-        assert code == 0 and f"python -m cli.{command}" in out and "--device" in out
+        assert code == 0 and f"beyond-blur {command}" in out and "--device" in out
 
 
 def shown(help_text: str, option: str) -> str:
@@ -327,7 +322,7 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
     code, out, err = call("train", "--preset", name, "--dry-run", "--precision", "bf16", "--accumulate", "2")
     assert code == 0 and err == "" and files(tmp_path) == set()
     report = json.loads(out)
-    config = json.loads(json.dumps(asdict(PRESETS[name])))
+    config = json.loads(json.dumps(PRESETS[name].to_json()))
     assert report["preset"] == name and report["config"] == config
     weights = report["memory_bytes"]["weights"]
     assert weights == 4 * report["parameters"] and report["images_at_a_time"] == config["training"]["batch"] // 2
@@ -585,7 +580,7 @@ def test_train_on_a_folder_of_pictures_and_refuse_its_other_run(call: Call, tmp_
     assert config["channels"] == 3 and config["size"] == 16 and config["process"]["peclet"] == 2.0
     before = files(run)
     code, _, err = call("train", *options, "--noise", "0.02")
-    assert code == 2 and "holds another run (its process has noise = 0.01, this one 0.02)" in err
+    assert code == 2 and "holds another run (process.noise is 0.01, not 0.02)" in err
     assert files(run) == before
     assert call("train", *options, "--split", "odd")[0] == 0
     config = json.loads((tmp_path / "runs" / "pictures-odd-beyond-blur-curl" / "config.json").read_text())

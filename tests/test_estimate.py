@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from diffusion.network import MixedPrecision, NetworkConfig, UNet
 from diffusion.presets import preset
-from diffusion.training.estimate import iterations, memory, saved_bytes
-from lbm_warp import AdvectionDiffusion, Schedule
-from tests.runs import tiny_config
+from diffusion.training.estimate import memory, saved_bytes
+from tests.runs import corruption, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -55,28 +53,10 @@ def test_memory_of_a_run_adds_up() -> None:
     assert 0 < half.weight_copies < 0.6 * weights
 
 
-def test_iterations_are_those_of_the_march_counted_level_by_level() -> None:
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 40.0, 30), peclet=2.0)
-    march = operator.march(256, 256)
-    assert len(march.grids) == 4
-    counted = iterations(march)
-    for level in range(31):
-        work = 0.0
-        for index, grid in enumerate(march.grids[: march.grid[level] + 1]):
-            full = march.anchor[level] if index == march.grid[level] else grid.iterations
-            read_out = index == march.grid[level] and march.partial_theta[level] > 0
-            work += (full + read_out) / grid.factor**2
-        assert counted[level] == pytest.approx(work)
-    assert counted[0] == 0.0 and (np.diff(counted[1:]) > -1.0).all()
-    assert march.work <= counted[-1] <= march.work + 1.0
-
-
 def test_the_papers_schedule_costs_nine_percent_of_its_trajectory_on_average() -> None:
-    """1 / (2 ln(sigma_max / sigma_min)) of it: the iterations grow with sigma^2, and sigma is geometric; and half a grid a 16th."""
-    process = preset("ffhq-128").process
-    plain = replace(process, turbulence="compressible", offset=100.0)  # too strong a source for a coarser grid
-    cost = iterations(plain.operator(128).march(128, 128))
+    """1 / (2 ln(sigma_max / sigma_min)) of it: the iterations grow with sigma^2, and sigma is geometric; half a grid costs a 16th."""
+    numbers = preset("ffhq-128").process
+    cost = corruption(numbers, 128, offset=100.0).iterations()  # too strong a source for a coarser grid
     assert cost[-1] == pytest.approx(128**2 / 0.5, rel=0.01)
-    assert cost[1:].mean() / cost[-1] == pytest.approx(1 / (2 * np.log(128 / 0.5)), rel=0.05)
-    coarser = iterations(process.operator(128).march(128, 128))
-    assert coarser[-1] == pytest.approx(137 + (128**2 - 64) / 16 / 0.5, rel=0.01)
+    assert cost[1:].mean() / cost[-1] == pytest.approx(1 / (2 * math.log(128 / 0.5)), rel=0.05)
+    assert corruption(numbers, 128).iterations()[-1] == pytest.approx(137 + (128**2 - 64) / 16 / 0.5, rel=0.01)

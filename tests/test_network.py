@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from diffusion.network import MixedPrecision, NetworkConfig, SelfAttention, UNet
+from diffusion.size import Size
 
 SMALL = NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(1,))
 
@@ -94,5 +95,5 @@ def test_bad_sizes_are_refused(values: dict, message: str) -> None:
 
 
 def test_image_size_must_be_divisible() -> None:
-    with pytest.raises(ValueError, match="needs a size divisible by 4, got 18"):
-        NetworkConfig(multipliers=(1, 2, 2)).check_size(18)
+    with pytest.raises(ValueError, match="needs sides divisible by 4, got size 16x18"):
+        NetworkConfig(multipliers=(1, 2, 2)).check_size(Size(16, 18))

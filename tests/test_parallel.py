@@ -16,7 +16,7 @@ import torch
 
 from diffusion.config import RunConfig
 from diffusion.files import load_tensors
-from diffusion.training.loop import train
+from diffusion.training.loop import ExecutionConfig, train
 from diffusion.training.ranks import Ranks
 from tests.runs import stripes, tiny_config, without_dropout
 
@@ -34,7 +34,7 @@ import json, os, pathlib, sys, torch
 from dataclasses import replace
 from lbm_warp.checks import InputError
 from diffusion.training.ranks import Ranks
-from diffusion.training.loop import train
+from diffusion.training.loop import ExecutionConfig, train
 from tests.runs import stripes, tiny_config
 from tests.test_parallel import odd_config
 
@@ -48,8 +48,8 @@ def refused(name, *arguments, **options):
     except InputError as error:
         said[name] = str(error)
 
-train(config, dataset, folder / "two", cpu, checkpoint_every=16)
-train(config, dataset, folder / "pieces", cpu, accumulate=2)
+train(config, dataset, folder / "two", cpu, ExecutionConfig(checkpoint_every=16))
+train(config, dataset, folder / "pieces", cpu, ExecutionConfig(accumulate=2))
 # Begun by one process (the test), ended by two.
 train(config, dataset, folder / "begun", cpu)
 
@@ -102,7 +102,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote, and ``one``: the same run by this process alone."""
     folder = tmp_path_factory.mktemp("launched")
     config = odd_config()
-    train(config, stripes(19), folder / "one", CPU, checkpoint_every=16)
+    train(config, stripes(19), folder / "one", CPU, ExecutionConfig(checkpoint_every=16))
     train(replace(config, training=replace(config.training, images=32)), stripes(19), folder / "begun", CPU)
     script = folder / "worker.py"
     script.write_text(WORKER)
@@ -134,7 +134,10 @@ def test_every_process_stops_with_the_same_words(launched: Path) -> None:
     first, second = (json.loads((launched / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first == second and first["count"] == 2
     said = first["said"]
-    assert said["batch"] == "a batch of 9 images does not divide into 2 processes x 1 pieces; --batch must be a multiple of 2"
+    assert (
+        said["batch"]
+        == "a batch of 9 images does not divide into 2 processes x 1 accumulation steps; --batch must be a multiple of 2"
+    )
     assert "picture 7 cannot be read; the last good checkpoint is" in said["data"]
     assert said["nan"].startswith("the loss is nan in step") and said["nan"].endswith("there is no checkpoint yet")
     assert said["write"].startswith("grid.png: No space left on device; the last good checkpoint is")
@@ -181,7 +184,9 @@ def test_an_error_of_a_launched_command_is_said_once(tmp_path: Path) -> None:
     process = torchrun("-m", "cli.train", "--batch", "31", cwd=tmp_path)
     _, err = finish(process)
     lines = [line for line in err.splitlines() if line.startswith("error:")]
-    assert lines == ["error: a batch of 31 images does not divide into 2 processes x 1 pieces; --batch must be a multiple of 2"]
+    assert lines == [
+        "error: a batch of 31 images does not divide into 2 processes x 1 accumulation steps; --batch must be a multiple of 2"
+    ]
     # The launcher's own report names the exit code of the process that ended first.
     assert process.returncode != 0 and "exitcode  : 2" in err
     assert not (tmp_path / "runs").exists()

@@ -57,7 +57,7 @@ class Still(nn.Module):
 
 def still(room: int = 1000, batch: int | None = None) -> Pipeline:
     config = tiny_config()
-    return Pipeline(config, Still(room), Prior.build(stripes(), config.process, CPU), batch=batch)
+    return Pipeline(config, Still(room), Prior.build(stripes(), config.corruption(), CPU), batch=batch)
 
 
 @pytest.fixture
@@ -145,9 +145,8 @@ def test_an_interpolation_goes_straight_in_the_start_and_round_in_the_noise() ->
 
 def test_a_restoration_starts_from_the_corrupted_picture(pipeline: Pipeline) -> None:
     picture = torch.from_numpy(stripes(1)[0])
-    process = pipeline.config.process
     flow = seeds(seeds(3, "sample", np.zeros(1, dtype=int)), "flow")
-    expected = process.operator(SIZE)(picture[None], 4, flow)[0]
+    expected = pipeline.corruption.operator(picture[None], 4, flow)[0]
     assert torch.equal(pipeline.corrupt(picture, 4, seed=3), expected)
     assert torch.equal(pipeline.corrupt(picture, 0), picture)
 

@@ -6,6 +6,7 @@ import torch
 from diffusion.config import TrainingConfig
 from diffusion.network import NetworkConfig, ResidualBlock, SelfAttention
 from diffusion.presets import PRESETS, preset, preset_for
+from diffusion.size import Size
 from diffusion.training.estimate import meta_network
 
 
@@ -48,7 +49,7 @@ def test_a_preset_builds_a_network_of_the_size_that_was_counted(name: str) -> No
     config = preset(name)
     network = meta_network(config)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters(config.channels, config.network)
-    u = torch.empty((2, config.channels, config.size, config.size), device="meta")
+    u = torch.empty((2, *config.shape), device="meta")
     assert network(u, torch.empty(2, dtype=torch.int64, device="meta")).shape == u.shape
     sides = sum(isinstance(module, SelfAttention) for module in network.modules())
     assert sides == (2 * config.network.blocks + 1) * len(config.network.attention) + bool(config.network.attention)
@@ -85,14 +86,14 @@ def test_every_kind_of_block_of_a_preset_computes(name: str) -> None:
 
 def test_ffhq_128_is_the_published_run() -> None:
     config = preset("ffhq-128")
-    assert (config.data, config.size, config.channels, config.process_name) == ("ffhq", 128, 3, "beyond-blur")
+    assert (config.data, config.size, config.channels, config.process_name) == ("ffhq", (128, 128), 3, "beyond-blur")
     assert config.network == NetworkConfig(128, (1, 2, 3, 4, 5), 3, (2, 3, 4), 0.3)
     expected = TrainingConfig(images=1_300_000 * 32, batch=32, learning_rate=2e-5, warmup=5_000 * 32, ema=0.9999, clip=1.0)
     assert config.training == expected
     process = config.process
     assert (process.peclet, process.turbulence, process.offset, process.levels) == (0.06, "compressible", 9.5, 200)
     assert (process.noise, process.sampling_noise) == (0.01, 1.25)
-    sigma = process.operator(128).schedule.sigma
+    sigma = config.corruption().sigma
     assert sigma[1] == pytest.approx(0.5) and sigma[200] == pytest.approx(128.0)
 
 
@@ -102,14 +103,16 @@ def test_ffhq_128_is_the_published_run() -> None:
 )
 def test_the_others_keep_the_published_schedules(name: str, sigma_max: float, levels: int, batch: int) -> None:
     config = preset(name)
-    schedule = config.process.operator(config.size).schedule
-    assert schedule.sigma[-1] == pytest.approx(sigma_max) and schedule.levels == levels and config.training.batch == batch
+    corruption = config.corruption()
+    assert corruption.sigma[-1] == pytest.approx(sigma_max) and corruption.levels == levels and config.training.batch == batch
     assert config.training.images == 1_300_000 * batch
 
 
 @pytest.mark.parametrize(
     ("data", "size", "name", "side"),
     [
+        ("ffhq", (96, 64), "ffhq-64", (96, 64)),
+        ("some/folder", (512, 48), "ffhq-64", (512, 48)),
         ("digits", None, "digits", 16),
         ("digits", 32, "digits", 32),
         ("ffhq", None, "ffhq-128", 128),
@@ -126,14 +129,14 @@ def test_the_others_keep_the_published_schedules(name: str, sigma_max: float, le
         ("pictures.zip", 512, "ffhq-256", 512),
     ],
 )
-def test_data_implies_a_preset(data: str, size: int | None, name: str, side: int) -> None:
-    chosen, config = preset_for(data, size)
-    assert (chosen, config.data, config.size) == (name, data, side)
+def test_data_implies_a_preset(data: str, size: int | tuple[int, int] | None, name: str, side: int | tuple[int, int]) -> None:
+    chosen, config = preset_for(data, size and Size.of(size))
+    assert (chosen, config.data, config.size) == (name, data, Size.of(side))
     assert config.network == preset(name).network and config.process == preset(name).process
 
 
 def test_unknown_presets_and_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown preset 'ffhq128': expected one of digits, .*; did you mean ffhq-128\?"):
         preset("ffhq128")
-    with pytest.raises(ValueError, match="needs a size divisible by 16, got 100"):
-        preset_for("some/folder", 100)
+    with pytest.raises(ValueError, match="needs sides divisible by 16, got size 112x100"):
+        preset_for("some/folder", Size(112, 100))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from scipy.fft import dctn, idctn
 
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.rng import below, seeds
+from tests.runs import corruption
 
 BLURS = ["ihd", "blurring", "soft", "cold"]
 STEPS = [name for name, process in PROCESSES.items() if process.target == "step"]
@@ -43,23 +42,23 @@ def published(name: str, k: int, levels: int, size: int) -> tuple[float, float, 
 @pytest.mark.parametrize("name", BLURS)
 def test_earlier_blurs_are_the_cosine_transforms_of_their_papers(name: str, photograph: torch.Tensor) -> None:
     """The mean of level k in [-1, 1] is s_k times the blurred image; cold's widths come out within 1 % (141 px is 1.1 sides)."""
-    process = replace(named_process(name), levels=60)
+    process = corruption(name, 32, levels=60)
     u0 = photograph[:, :, ::4, ::4].contiguous()
     for k in (1, 20, 45, 60):
         sigma, signal, noise = published(name, k, 60, 32)
         mean = process.mean(u0, k, torch.tensor([3]))
         if name == "cold":
-            exact = process.operator(32).schedule.sigma[k]
+            exact = process.sigma[k]
             assert exact == pytest.approx(sigma, rel=0.01)
             sigma = exact
         np.testing.assert_allclose(2 * mean.numpy() - 1, signal * dct_blur(2 * u0 - 1, sigma), rtol=0, atol=5e-6)
-        assert 2 * process.scales()[1][k] == pytest.approx(noise, abs=1e-12)
+        assert 2 * process.noise[k] == pytest.approx(noise, abs=1e-12)
 
 
 @pytest.mark.parametrize("levels", [1000, 50])
 def test_ddpm_has_the_mean_and_variance_of_its_closed_form(levels: int) -> None:
     """x_k ~ N(sqrt(abar_k) x_0, 1 - abar_k) (Ho et al. 2020, equation 4), x = 2 u - 1; five standard errors of n numbers."""
-    process = replace(named_process("ddpm"), levels=levels)
+    process = corruption("ddpm", 32, levels=levels)
     # With fewer steps each stands for several of the thousand; the last abar is nearly the same.
     abar = np.cumprod((1 - np.linspace(1e-4, 0.02, levels)) ** (1000 / levels))
     u0 = torch.full((64, 1, 32, 32), 0.9)
@@ -73,23 +72,23 @@ def test_ddpm_has_the_mean_and_variance_of_its_closed_form(levels: int) -> None:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_network_sees_level_k_under_noise_and_learns_the_step_to_the_level_before(name: str, device: torch.device) -> None:
-    process = replace(named_process(name), levels=12)
-    u0 = torch.rand((6, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(device)
+    process = corruption(name, (16, 24), levels=12)
+    u0 = torch.rand((6, 3, 16, 24), generator=torch.Generator().manual_seed(0)).to(device)
     level = torch.tensor([1, 2, 5, 9, 11, 12])
     seed = torch.arange(6)
     corrupted, answer = process.training_example(u0, level, seed)
-    before, after = process.operator(16).pair(u0, level, seeds(seed, "flow"))
+    before, after = process.operator.pair(u0, level, seeds(seed, "flow"))
     torch.testing.assert_close(corrupted + answer, before)
     noise = corrupted - after
-    # 4,608 numbers of standard deviation 0.01: their own scatters by 1 / sqrt(2 n), about 1 %; five of these.
-    assert noise.std().item() == pytest.approx(process.noise, rel=0.05)
-    assert noise.mean().abs() < 5 * process.noise / noise.numel() ** 0.5
+    # 6,912 numbers of standard deviation 0.01: their own scatters by 1 / sqrt(2 n), about 1 %; five of these.
+    assert noise.std().item() == pytest.approx(process.process.noise, rel=0.05)
+    assert noise.mean().abs() < 5 * process.process.noise / noise.numel() ** 0.5
 
 
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name not in STEPS])
 def test_the_right_answer_gives_the_clean_image(name: str, device: torch.device) -> None:
-    process = replace(named_process(name), levels=12)
-    u0 = torch.rand((3, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(device)
+    process = corruption(name, (24, 16), levels=12)
+    u0 = torch.rand((3, 1, 24, 16), generator=torch.Generator().manual_seed(0)).to(device)
     seed = torch.arange(3)
     for k in (1, 6, 12):
         corrupted, answer = process.training_example(u0, torch.full((3,), k), seed)
@@ -101,7 +100,7 @@ def test_the_right_answer_gives_the_clean_image(name: str, device: torch.device)
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_trajectory_is_its_levels(name: str) -> None:
-    process = replace(named_process(name), levels=7)
+    process = corruption(name, (12, 20), levels=7)
     u0, seed = torch.rand((2, 3, 12, 20), generator=torch.Generator().manual_seed(0)), torch.tensor([5, 6])
     levels = dict(process.trajectory(u0, seed))
     assert list(levels) == list(range(8))
@@ -111,19 +110,19 @@ def test_a_trajectory_is_its_levels(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_level_zero_is_clean_and_levels_of_a_batch_are_its_images_own(name: str) -> None:
-    process = replace(named_process(name), levels=9)
+    process = corruption(name, 16, levels=9)
     u0 = torch.rand((3, 1, 16, 16), generator=torch.Generator().manual_seed(0))
     seed = torch.tensor([5, 6, 7])
     assert torch.equal(process.corrupt(u0, 0, seed), u0)
     together = process.corrupt(u0, torch.tensor([9, 0, 4]), seed)
     for n, k in enumerate((9, 0, 4)):
         assert torch.equal(process.corrupt(u0[n : n + 1], k, seed[n : n + 1])[0], together[n])
-    signal, noise = process.scales()
+    signal, noise = process.signal, process.noise
     assert signal[0] == 1.0 and noise[0] == 0.0 and (np.diff(signal) <= 0).all() and (np.diff(noise[1:]) >= 0).all()
 
 
 def test_flow_and_noise_of_an_image_come_from_its_seed_alone() -> None:
-    process = replace(named_process("beyond-blur"), levels=12)
+    process = corruption("beyond-blur", 16, levels=12)
     u0 = torch.rand((1, 1, 16, 16)).repeat(3, 1, 1, 1)
     corrupted, answer = process.training_example(u0, torch.tensor([12, 12, 12]), torch.tensor([1, 2, 1]))
     assert torch.equal(corrupted[0], corrupted[2]) and torch.equal(answer[0], answer[2])
@@ -132,14 +131,14 @@ def test_flow_and_noise_of_an_image_come_from_its_seed_alone() -> None:
 
 def test_the_published_process_makes_structured_noise_and_transport_does_not() -> None:
     flat, seed = torch.full((8, 1, 32, 32), 0.5), torch.arange(8)
-    spread = {name: replace(named_process(name), levels=20).mean(flat, 20, seed).std() for name in STEPS}
+    spread = {name: corruption(name, 32, levels=20).mean(flat, 20, seed).std() for name in STEPS}
     assert spread["beyond-blur"] > 0.02
     assert spread["beyond-blur-curl"] < 0.004 and spread["ihd"] < 1e-5
 
 
 def test_structured_noise_is_beyond_blurs_noise_on_a_blurred_image() -> None:
     """Linear: on a black image both processes are one, and what an image adds to it is its blur alone."""
-    noise, both, blur = (replace(named_process(n), levels=9) for n in ("structured-noise", "beyond-blur", "ihd"))
+    noise, both, blur = (corruption(n, 16, levels=9) for n in ("structured-noise", "beyond-blur", "ihd"))
     u0, seed = torch.rand((1, 1, 16, 16), generator=torch.Generator().manual_seed(0)), torch.tensor([3])
     zero = torch.zeros_like(u0)
     torch.testing.assert_close(noise.mean(zero, 9, seed), both.mean(zero, 9, seed), rtol=0, atol=1e-6)
@@ -150,12 +149,12 @@ def test_structured_noise_is_beyond_blurs_noise_on_a_blurred_image() -> None:
 
 def test_an_eighth_method_is_made_by_naming_its_numbers() -> None:
     """Transport under fading contrast: the mean is the operator's picture on grey, s_k times its contrast."""
-    process = ForwardProcess(
+    numbers = ForwardProcess(
         peclet=2.0, signal="cosine", noise=0.5, noise_schedule="variance-preserving", target="clean", sampler="ancestral", levels=8
     )
-    u0, seed = torch.rand((1, 1, 16, 16)), torch.tensor([4])
-    carried = process.operator(16)(u0, 5, seeds(seed, "flow"))
-    signal, noise = (scale[5] for scale in process.scales())
+    process, u0, seed = corruption(numbers, 16), torch.rand((1, 1, 16, 16)), torch.tensor([4])
+    carried = process.operator(u0, 5, seeds(seed, "flow"))
+    signal, noise = process.signal[5], process.noise[5]
     torch.testing.assert_close(process.mean(u0, 5, seed), 0.5 + float(signal) * (carried - 0.5))
     assert noise == pytest.approx(0.5 * np.sqrt(1 - signal**2))
 
@@ -164,18 +163,18 @@ def test_an_eighth_method_is_made_by_naming_its_numbers() -> None:
     ("make", "message"),
     [
         (lambda: named_process("beyond-blurr"), r"unknown process 'beyond-blurr'.*did you mean beyond-blur\?"),
-        (lambda: ForwardProcess(turbulence="smoke"), "turbulence must be one of"),
-        (lambda: ForwardProcess(blur="box"), "blur must be one of geometric, sine, exponential, none, got 'box'"),
-        (lambda: ForwardProcess(peclet=-1.0), "peclet must be at least 0, got -1"),
-        (lambda: ForwardProcess(noise=-0.1), "noise must be from 0 to 1, got -0.1"),
-        (lambda: ForwardProcess(sampling_noise=-1.0), "sampling noise must be at least 0"),
-        (lambda: ForwardProcess(levels=0), "levels must be at least 1, got 0"),
-        (lambda: ForwardProcess(sigma_max=0.01).operator(16), r"sigma_max must be at least sigma_min = 0\.5 px, got 0\.16 px"),
-        (lambda: ForwardProcess(sampler="resample"), "sampler resample cannot use target step"),
-        (lambda: ForwardProcess(target="clean"), "sampler residual cannot use target clean"),
-        (lambda: ForwardProcess(target="noise", sampler="ancestral"), "target noise needs blur none and noise above 0"),
-        (lambda: ForwardProcess(blur="none", peclet=1.0, target="clean", sampler="resample"), "peclet must be 0, got 1"),
-        (lambda: ForwardProcess(blur="none"), "target step needs a blur"),
+        (lambda: ForwardProcess(turbulence="smoke").validate(), "turbulence must be one of"),
+        (lambda: ForwardProcess(blur="box").validate(), "blur must be one of geometric, sine, exponential, none, got 'box'"),
+        (lambda: ForwardProcess(peclet=-1.0).validate(), "peclet must be at least 0, got -1"),
+        (lambda: ForwardProcess(noise=-0.1).validate(), "noise must be from 0 to 1, got -0.1"),
+        (lambda: ForwardProcess(sampling_noise=-1.0).validate(), "sampling noise must be at least 0"),
+        (lambda: ForwardProcess(levels=0).validate(), "levels must be at least 1, got 0"),
+        (lambda: corruption(ForwardProcess(sigma_max=0.01), 16), r"sigma_max must be at least sigma_min = 0\.5 px, got 0\.16 px"),
+        (lambda: ForwardProcess(sampler="resample").validate(), "sampler resample cannot use target step"),
+        (lambda: ForwardProcess(target="clean").validate(), "sampler residual cannot use target clean"),
+        (lambda: ForwardProcess(target="noise", sampler="ancestral").validate(), "target noise needs blur none and noise above 0"),
+        (lambda: ForwardProcess(blur="none", peclet=1.0, target="clean", sampler="resample").validate(), "peclet must be 0, got 1"),
+        (lambda: ForwardProcess(blur="none").validate(), "target step needs a blur"),
     ],
 )
 def test_bad_values_are_refused(make, message: str) -> None:

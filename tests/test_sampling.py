@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusion.corruption import Corruption
 from diffusion.network import NetworkConfig, UNet
-from diffusion.process import PROCESSES, ForwardProcess
+from diffusion.process import PROCESSES
 from diffusion.rng import seeds
 from diffusion.sampling import samplers as sampling
-from diffusion.sampling.prior import Prior, _faded, _resized
+from diffusion.sampling.prior import Prior, _resized
 from diffusion.sampling.samplers import (
     activation_bytes,
     default_batch,
@@ -22,10 +22,12 @@ from diffusion.sampling.samplers import (
     residual_sampler,
     seeded_noise,
     spherical,
-    walk,
+    visited_levels,
 )
-from tests.runs import SIZE, stripes, tiny_config
+from diffusion.size import Size
+from tests.runs import SIZE, corruption, stripes, tiny_config
 
+WIDE = (8, 12)
 CPU = torch.device("cpu")
 STEPS = [name for name, process in PROCESSES.items() if process.target == "step"]
 
@@ -38,9 +40,9 @@ def nothing(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", STEPS)
 def test_with_a_network_that_knows_the_truth_sampling_walks_back_to_the_picture(name: str) -> None:
     """The oracle answers u_{k-1} - u_k of the true trajectory; without noise the walk ends at u_0, to rounding."""
-    process = replace(tiny_config(name).process, sampling_noise=0.0)
-    u0 = torch.from_numpy(np.stack(stripes(3)))
-    levels = dict(process.operator(SIZE).trajectory(u0, seed=[1, 2, 3]))
+    process = corruption(name, WIDE, levels=6, sampling_noise=0.0)
+    u0 = torch.from_numpy(np.stack(stripes(3, WIDE)))
+    levels = dict(process.operator.trajectory(u0, seed=[1, 2, 3]))
 
     def oracle(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         return levels[int(level[0]) - 1] - levels[int(level[0])]
@@ -51,18 +53,18 @@ def test_with_a_network_that_knows_the_truth_sampling_walks_back_to_the_picture(
     assert visited == list(range(process.levels - 1, -1, -1))
 
 
-def resampled(name: str, levels: int = 8) -> tuple[ForwardProcess, torch.Tensor, torch.Tensor]:
+def resampled(name: str, levels: int = 8) -> tuple[Corruption, torch.Tensor, torch.Tensor]:
     """A process whose samples are resampled, pictures, and their seeds."""
-    return replace(PROCESSES[name], levels=levels), torch.from_numpy(np.stack(stripes(3))), torch.tensor([1, 2, 3])
+    return corruption(name, WIDE, levels=levels), torch.from_numpy(np.stack(stripes(3, WIDE))), torch.tensor([1, 2, 3])
 
 
-def truth(process: ForwardProcess, u0: torch.Tensor, seed: torch.Tensor) -> nn.Module:
+def truth(process: Corruption, u0: torch.Tensor, seed: torch.Tensor) -> nn.Module:
     """A network that knows the clean images: its answer makes ``clean_image`` give them."""
 
     def answer(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        if process.target == "clean":
+        if process.process.target == "clean":
             return u0 - u
-        signal, noise = (float(scale[int(level[0])]) for scale in process.scales())
+        signal, noise = (float(scale[int(level[0])]) for scale in (process.signal, process.noise))
         return (u - 0.5 - signal * (u0 - 0.5)) / noise
 
     return answer
@@ -73,29 +75,29 @@ def truth(process: ForwardProcess, u0: torch.Tensor, seed: torch.Tensor) -> nn.M
 def test_with_the_truth_resampling_goes_down_the_levels_of_one_trajectory(name: str, steps: int | None) -> None:
     """u_j = M_j + sigma_j eps with the noise of the start at every level visited, and u_0 at the end."""
     process, u0, seed = resampled(name)
-    noise = seeded_noise(seed, process, u0)(process.levels)
+    noise = seeded_noise(seed, process.levels, u0)(process.levels)
     visited = []
 
     def check(level: int, u: torch.Tensor) -> None:
         visited.append(level)
-        expected = process.mean(u0, level, seed) + float(process.scales()[1][level]) * noise
+        expected = process.mean(u0, level, seed) + float(process.noise[level]) * noise
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-5)
 
     start = process.mean(u0, process.levels, seed)
     u = resampling_sampler(truth(process, u0, seed), start, process, seed, check, levels=steps)
     torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
-    assert visited == walk(process, levels=steps)[1:]
+    assert visited == visited_levels(process.levels, steps=steps)[1:]
 
 
 @pytest.mark.parametrize("name", ["blurring", "soft", "ddpm"])
 def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
     """Mean M_j and variance sigma_j^2, of noise that is no longer the start's; five standard errors of 65,536 numbers."""
-    process, seed = replace(PROCESSES[name], levels=6), torch.arange(16)
+    process, seed = corruption(name, 64, levels=6), torch.arange(16)
     u0 = torch.full((16, 1, 64, 64), 0.3)
-    first = seeded_noise(seed, process, u0)(process.levels)
+    first = seeded_noise(seed, process.levels, u0)(process.levels)
 
     def check(level: int, u: torch.Tensor) -> None:
-        sigma = float(process.scales()[1][level])
+        sigma = float(process.noise[level])
         rest = u - process.mean(u0, level, seed)
         assert abs(rest.mean().item()) <= 5 * sigma / rest.numel() ** 0.5 + 1e-6
         assert rest.std().item() == pytest.approx(sigma, rel=5 / (2 * rest.numel()) ** 0.5, abs=1e-6)
@@ -110,7 +112,7 @@ def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
 @pytest.mark.parametrize("fresh", [0.0, 1.0])
 def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(fresh: float) -> None:
     """Ho et al. 2020, equations 7 and 11, and Song et al. 2021, equation 12, on x = 2 u - 1, with an arbitrary network."""
-    process = replace(PROCESSES["ddpm"], levels=1000)
+    process = corruption("ddpm", levels=1000)
     u = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
     beta = np.linspace(1e-4, 0.02, 1000)
     abar = np.cumprod(1 - beta)
@@ -151,10 +153,10 @@ def test_cold_sampling_is_algorithm_two_of_its_paper() -> None:
 
 def test_every_step_looks_at_noise_and_the_result_has_none_of_its_own() -> None:
     """With a network that does nothing K noises add up: standard deviation sqrt(K) delta. One that removes all leaves none."""
-    process = tiny_config().process
+    process = corruption(size=64, levels=6)
     start = torch.zeros((4, 1, 64, 64))
     u = residual_sampler(nothing, start, process, torch.arange(4))
-    delta = process.noise * process.sampling_noise
+    delta = process.process.noise * process.process.sampling_noise
     # 16,384 numbers: five standard errors of a standard deviation are 2.8 %.
     assert u.std().item() == pytest.approx(process.levels**0.5 * delta, rel=0.03)
     seen = []
@@ -169,11 +171,12 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    prior = Prior.build(stripes(), config.process, CPU)
+    process = config.corruption()
+    prior = Prior.build(stripes(), process, CPU)
 
     def draw(seed: list[int]) -> torch.Tensor:
         seed = torch.tensor(seed)
-        return residual_sampler(network, prior.draw(seed, SIZE, config.process, CPU), config.process, seed)
+        return residual_sampler(network, prior.draw(seed, process, CPU), process, seed)
 
     together = draw([10, 11, 12, 13])
     torch.testing.assert_close(together[2:3], draw([12]), rtol=0, atol=1e-5)
@@ -183,40 +186,43 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 @pytest.mark.parametrize("name", STEPS)
 def test_thumbnails_are_just_large_enough(name: str) -> None:
     """||A_K(picture) - A_K(thumbnail)|| is below the noise at the chosen size, and not below it one size down."""
-    process = tiny_config(name).process
+    process = corruption(name, levels=6)
     pictures = torch.from_numpy(np.stack(stripes()))
     side = Prior.build(stripes(), process, CPU).thumbnails.shape[-1]
     assert 1 < side < SIZE
+    linear = corruption(name, levels=6, offset=0.0).operator
 
     def seen(at: int) -> float:
-        return _faded(pictures - _resized(_resized(pictures, at), SIZE), process).max().item()
+        difference = pictures - _resized(_resized(pictures, Size(at, at)), process.size)
+        return linear(difference, 6, torch.arange(len(difference))).flatten(1).norm(dim=1).max().item()
 
-    assert seen(side) < process.noise <= seen(side - 1)
+    assert seen(side) < process.noise[-1] <= seen(side - 1)
 
 
 def test_resizing_keeps_brightness_and_the_modes_that_fit() -> None:
     x = (torch.arange(16, dtype=torch.float64) + 0.5) / 16
-    picture = (0.5 + 0.3 * torch.cos(2 * torch.pi * x)).expand(1, 1, 16, 16)
-    small = _resized(picture, 5)
-    assert small.shape == (1, 1, 5, 5)
+    picture = (0.5 + 0.3 * torch.cos(2 * torch.pi * x)).expand(1, 1, 24, 16)
+    small = _resized(picture, Size(7, 5))
+    assert small.shape == (1, 1, 7, 5)
     y = (torch.arange(5, dtype=torch.float64) + 0.5) / 5
     torch.testing.assert_close(small[0, 0, 0], 0.5 + 0.3 * torch.cos(2 * torch.pi * y))
-    torch.testing.assert_close(_resized(small, 16), picture)
+    torch.testing.assert_close(_resized(small, Size(24, 16)), picture)
 
 
 def test_the_prior_draws_level_k_of_the_pictures_with_a_flow_of_its_own() -> None:
     """For one picture only: every draw is near its level K, none like another, and the seed decides."""
-    process = tiny_config().process
-    picture = stripes(1)
+    process = corruption(size=WIDE, levels=6)
+    picture = stripes(1, WIDE)
     prior = Prior.build(picture, process, CPU)
-    draws = prior.draw(torch.tensor([1, 2, 1]), SIZE, process, CPU)
+    assert prior.thumbnails.shape[3] > prior.thumbnails.shape[2]
+    draws = prior.draw(torch.tensor([1, 2, 1]), process, CPU)
     assert torch.equal(draws[0], draws[2]) and (draws[0] - draws[1]).abs().max() > 0.01
     # Walls keep the mean of the picture, whatever the flow.
     torch.testing.assert_close(draws.mean(dim=(1, 2, 3)), torch.full((3,), float(picture[0].mean())), rtol=0, atol=1e-4)
 
 
-def blur(levels: int, sigma_max: float = 0.25) -> ForwardProcess:
-    return ForwardProcess(sigma_max=sigma_max, levels=levels, sampling_noise=0.0)
+def blur(levels: int, size: int, sampling_noise: float = 0.0) -> Corruption:
+    return corruption("ihd", size, sigma_max=0.25, levels=levels, sampling_noise=sampling_noise)
 
 
 def coarse_mode(q: int, levels: int, steps: int) -> tuple[float, float]:
@@ -233,7 +239,7 @@ def coarse_mode(q: int, levels: int, steps: int) -> tuple[float, float]:
 
     mode = torch.cos(torch.pi * q * (torch.arange(size) + 0.5) / size).expand(1, 1, size, size)
     faded = float(np.exp(-eigenvalue * sigma[-1] ** 2 / 2))
-    restored = residual_sampler(oracle, faded * mode, blur(levels), torch.zeros(1, dtype=torch.int64), levels=steps)
+    restored = residual_sampler(oracle, faded * mode, blur(levels, size), torch.zeros(1, dtype=torch.int64), levels=steps)
     torch.testing.assert_close(restored, restored[..., :1] / mode[..., :1] * mode, rtol=0, atol=1e-4)
 
     amplitude, level = faded, levels
@@ -270,7 +276,7 @@ def test_a_coarser_walk_is_near_the_whole_one_and_comes_nearer_with_more_steps()
 def test_a_coarser_walk_does_not_stretch_the_removal_of_noise() -> None:
     """Where nothing is left of a picture the network removes all it sees. So does a step over many levels; m times that would
     be noise m - 1 times as large, and again in every step."""
-    process = replace(blur(60), sampling_noise=1.25)
+    process = blur(60, 16, sampling_noise=1.25)
     u = residual_sampler(lambda u, level: -u, torch.zeros((2, 1, 16, 16)), process, torch.arange(2), levels=6)
     assert u.abs().max() < 1e-6
 
@@ -287,8 +293,8 @@ def test_a_coarser_walk_does_not_stretch_the_removal_of_noise() -> None:
     ],
 )
 def test_the_walk_ends_with_levels_1_and_0(start: int | None, levels: int | None, visited: list[int]) -> None:
-    process = tiny_config().process
-    assert walk(process, start, levels) == visited
+    process = corruption(levels=6)
+    assert visited_levels(6, start, levels) == visited
     seen = []
     u = torch.zeros((1, 1, SIZE, SIZE))
     residual_sampler(
@@ -298,9 +304,8 @@ def test_the_walk_ends_with_levels_1_and_0(start: int | None, levels: int | None
 
 
 def test_every_coarse_walk_visits_each_level_once() -> None:
-    process = replace(tiny_config().process, levels=47)
     for levels in range(2, 48):
-        visited = walk(process, levels=levels)
+        visited = visited_levels(47, steps=levels)
         assert len(set(visited)) == levels + 1 and visited == sorted(visited, reverse=True)
 
 
@@ -317,12 +322,12 @@ def test_every_coarse_walk_visits_each_level_once() -> None:
 )
 def test_walks_that_do_not_exist_are_refused(start: int | None, levels: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        walk(tiny_config().process, start, levels)
+        visited_levels(6, start, levels)
 
 
 def test_noise_on_the_way_between_two_is_standard_normal_and_ends_at_them() -> None:
-    process, like = tiny_config().process, torch.zeros((3, 1, 128, 128))
-    one, other = (seeded_noise(torch.arange(n, n + 3), process, like) for n in (0, 10))
+    like = torch.zeros((3, 1, 128, 128))
+    one, other = (seeded_noise(torch.arange(n, n + 3), 6, like) for n in (0, 10))
     place = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None]
     between = spherical(one, other, place)(4)
     assert torch.equal(between[0], one(4)[0]) and torch.equal(between[2], other(4)[2])
@@ -335,7 +340,7 @@ def test_noise_on_the_way_between_two_is_standard_normal_and_ends_at_them() -> N
 def test_the_seeds_of_all_steps_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(sampling, "seeds", lambda *arguments: (calls.append(1), seeds(*arguments))[1])
-    residual_sampler(nothing, torch.zeros((2, 1, SIZE, SIZE)), tiny_config().process, torch.arange(2))
+    residual_sampler(nothing, torch.zeros((2, 1, SIZE, SIZE)), corruption(levels=6), torch.arange(2))
     assert len(calls) == 1
 
 
@@ -349,7 +354,7 @@ def test_no_step_waits_for_the_device() -> None:
 
     try:
         u = torch.zeros((2, 1, SIZE, SIZE), device="cuda")
-        residual_sampler(network, u, config.process, torch.arange(2), strict, levels=3)
+        residual_sampler(network, u, config.corruption(), torch.arange(2), strict, levels=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -361,7 +366,7 @@ def test_a_walk_through_a_compiled_network_is_one_graph() -> None:
     config = tiny_config()
     network = config.build_network().eval().requires_grad_(False)
     network.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True)
-    residual_sampler(network, torch.zeros((2, 1, SIZE, SIZE)), config.process, torch.arange(2))
+    residual_sampler(network, torch.zeros((2, 1, SIZE, SIZE)), config.corruption(), torch.arange(2))
     assert len(graphs) == 1
 
 
@@ -391,20 +396,21 @@ class Peak(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("size", "network"),
     [
-        (32, NetworkConfig()),
+        ((32, 48), NetworkConfig()),
         (32, NetworkConfig(width=32, multipliers=(1, 2, 3), blocks=2, attention=(2,))),
         (64, NetworkConfig(width=16, multipliers=(1, 1, 2, 4), blocks=3)),
     ],
 )
-def test_the_memory_of_an_image_is_what_was_estimated(size: int, network: NetworkConfig) -> None:
+def test_the_memory_of_an_image_is_what_was_estimated(size: int | tuple[int, int], network: NetworkConfig) -> None:
+    size = Size.of(size)
     unet = UNet(3, network, 10).eval()
     with torch.no_grad(), Peak() as peak:
-        unet(torch.zeros((2, 3, size, size)), torch.ones(2, dtype=torch.int64))
+        unet(torch.zeros((2, 3, *size)), torch.ones(2, dtype=torch.int64))
     assert 0.5 < peak.most / (2 * activation_bytes(network, size)) < 1.2
 
 
 def test_batches_are_chosen_by_memory() -> None:
-    assert default_batch(NetworkConfig(), 16, CPU) == 64
+    assert default_batch(NetworkConfig(), Size(16, 16), CPU) == 64
     large = NetworkConfig(width=128, multipliers=(1, 2, 3, 4, 5), blocks=3)
-    assert 1 <= default_batch(large, 128, CPU) < 10
-    assert default_batch(large, 1024, CPU) == 1
+    assert 1 <= default_batch(large, Size(128, 96), CPU) < 10
+    assert default_batch(large, Size(1024, 1024), CPU) == 1

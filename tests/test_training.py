@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.corruption import Corruption
 from diffusion.files import load_tensors
 from diffusion.process import PROCESSES
 from diffusion.rng import below, seeds
-from diffusion.training.ema import EMA
 from diffusion.training.log import MetricsLog
-from diffusion.training.loop import Trainer, TrainingState, reconstruction_loss, train
+from diffusion.training.loop import ExecutionConfig, Trainer, prediction_loss, train
 from diffusion.training.ranks import Ranks
+from diffusion.training.state import EMA, TrainingState
 from tests.runs import stripes, tiny_config, without_dropout
 
 CPU = torch.device("cpu")
@@ -35,8 +36,8 @@ def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
     u0 = torch.from_numpy(np.stack(stripes()))
     seed = torch.arange(len(u0))
     level = 1 + below(config.process.levels, seed, "level")
-    corrupted, answer = config.process.training_example(u0, level, seed)
-    loss = reconstruction_loss(config.build_network(), corrupted, answer, level)
+    corrupted, answer = config.corruption().training_example(u0, level, seed)
+    loss = prediction_loss(config.build_network(), corrupted, answer, level)
     assert loss.item() == pytest.approx(answer.square().sum().item() / len(u0), rel=1e-6)
 
 
@@ -48,10 +49,10 @@ def test_one_batch_is_learnt_by_heart() -> None:
     optimiser = torch.optim.Adam(network.parameters(), lr=4e-3)
     u0 = torch.from_numpy(np.stack(stripes(4)))
     level, seed = torch.tensor([1, 3, 5, 6]), torch.arange(4)
-    corrupted, answer = config.process.training_example(u0, level, seed)
+    corrupted, answer = config.corruption().training_example(u0, level, seed)
     losses = []
     for _ in range(300):
-        loss = reconstruction_loss(network, corrupted, answer, level)
+        loss = prediction_loss(network, corrupted, answer, level)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -67,7 +68,7 @@ def test_ema_is_its_definition() -> None:
     expected = 2.0
     for n, weight in enumerate([5.0, -1.0, 3.0, 3.0]):
         nn.init.constant_(network.weight, weight)
-        average.update(network)
+        average.update()
         decay = min(0.15, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
         assert average.network.weight.item() == pytest.approx(expected, rel=1e-5)
@@ -76,15 +77,15 @@ def test_ema_is_its_definition() -> None:
 def test_every_image_of_every_step_is_corrupted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     config = tiny_config(images=80)
-    pair = type(config.process).training_example
+    pair = Corruption.training_example
 
     def spy(self, u0, level, seed):
         seen.extend(zip(level.tolist(), seed.tolist(), strict=True))
         return pair(self, u0, level, seed)
 
-    monkeypatch.setattr(type(config.process), "training_example", spy)
+    monkeypatch.setattr(Corruption, "training_example", spy)
     ranks = Ranks(CPU)
-    trainer = Trainer(config, TrainingState.initial(config, CPU), ranks)
+    trainer = Trainer(config, TrainingState.initial(config, CPU), ranks, ExecutionConfig())
     log = MetricsLog(tmp_path / "metrics.jsonl", 0, ranks)
     for _ in range(10):
         trainer.step(torch.from_numpy(np.stack(stripes(8))), log)
@@ -118,12 +119,14 @@ def near(a: Path, b: Path) -> None:
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     config, dataset = tiny_config(), stripes()
-    assert train(config, dataset, tmp_path / "whole", CPU, checkpoint_every=16)
+    assert train(config, dataset, tmp_path / "whole", CPU, ExecutionConfig(checkpoint_every=16))
     # Stopped after the third step, then after another, then finished; dropout is on.
     for answer in ([False, False, True], [True]):
         answers = iter(answer)
-        assert not train(config, dataset, tmp_path / "parts", CPU, checkpoint_every=16, should_stop=lambda a=answers: next(a))
-    assert train(config, dataset, tmp_path / "parts", CPU, checkpoint_every=16)
+        assert not train(
+            config, dataset, tmp_path / "parts", CPU, ExecutionConfig(checkpoint_every=16), should_stop=lambda a=answers: next(a)
+        )
+    assert train(config, dataset, tmp_path / "parts", CPU, ExecutionConfig(checkpoint_every=16))
     whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")
     assert whole.keys() == parts.keys() and any(name.startswith("adam.") for name in whole)
     for name in whole:
@@ -148,13 +151,13 @@ KILLED = """
 import os, pathlib, random, signal, sys, time, torch
 from tests.runs import *
 from diffusion.files import load_tensors
-from diffusion.training.loop import train
+from diffusion.training.loop import ExecutionConfig, train
 
 torch.set_num_threads(1)
 folder, chance = pathlib.Path(sys.argv[1]), random.Random(0)
 
 def go():
-    train(tiny_config(images=1600), stripes(), folder, torch.device("cpu"), checkpoint_every=16, keep_every=160)
+    train(tiny_config(images=1600), stripes(), folder, torch.device("cpu"), ExecutionConfig(checkpoint_every=16, keep_every=160))
 
 def seen():
     return sorted(path.name for path in folder.glob("checkpoints/0*"))
@@ -196,9 +199,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
 
 def test_the_last_two_checkpoints_are_kept_and_the_first_at_every_multiple(tmp_path: Path) -> None:
     config = tiny_config(images=80, batch=16)
-    train(config, stripes(), tmp_path / "few", CPU, checkpoint_every=16)
+    train(config, stripes(), tmp_path / "few", CPU, ExecutionConfig(checkpoint_every=16))
     assert checkpoints(tmp_path / "few") == [64, 80]
-    train(config, stripes(), tmp_path / "more", CPU, checkpoint_every=16, keep_every=24)
+    train(config, stripes(), tmp_path / "more", CPU, ExecutionConfig(checkpoint_every=16, keep_every=24))
     assert checkpoints(tmp_path / "more") == [32, 48, 64, 80]
 
 
@@ -206,7 +209,7 @@ def test_the_last_two_checkpoints_are_kept_and_the_first_at_every_multiple(tmp_p
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 48 images with its checkpoints at 32 and 48."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    train(tiny_config(), stripes(), folder, CPU, checkpoint_every=16)
+    train(tiny_config(), stripes(), folder, CPU, ExecutionConfig(checkpoint_every=16))
     return folder
 
 
@@ -222,7 +225,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     damage(folder / "checkpoints" / "000000048.safetensors", how)
-    assert train(tiny_config(), stripes(), folder, CPU, checkpoint_every=16)
+    assert train(tiny_config(), stripes(), folder, CPU, ExecutionConfig(checkpoint_every=16))
     said = capsys.readouterr().out
     assert "000000048.safetensors: not" in said and f"going on from {folder / 'checkpoints' / '000000032.safetensors'}" in said
     assert equal(folder, finished) and checkpoints(folder) == [32, 48]
@@ -270,7 +273,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoints(finished: Path, tm
     size = len(before[folder / "checkpoints" / "000000048.safetensors"])
     message = r"000000064.safetensors: cannot be written \(.*\); the last good checkpoint is .*000000048.safetensors$"
     with largest_file(size - 1), pytest.raises(ValueError, match=message):
-        train(longer, stripes(), folder, CPU, checkpoint_every=16)
+        train(longer, stripes(), folder, CPU, ExecutionConfig(checkpoint_every=16))
     assert {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
     assert train(longer, stripes(), folder, CPU)
     train(longer, stripes(), tmp_path / "whole", CPU)
@@ -292,27 +295,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 def test_a_run_carried_out_in_another_way_is_the_same_run(finished: Path, tmp_path: Path) -> None:
     config, dataset = without_dropout(tiny_config(images=44)), stripes()
     train(config, dataset, tmp_path / "once", CPU)
-    train(config, dataset, tmp_path / "pieces", CPU, accumulate=4)
+    train(config, dataset, tmp_path / "pieces", CPU, ExecutionConfig(accumulate=4))
     near(tmp_path / "once", tmp_path / "pieces")
     losses = [json.loads((tmp_path / name / "metrics.jsonl").read_text())["loss"] for name in ("once", "pieces")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     # Begun in one way, ended in another.
     shorter = replace(config, training=replace(config.training, images=24))
-    train(shorter, dataset, tmp_path / "both", CPU, accumulate=2)
-    assert train(config, dataset, tmp_path / "both", CPU, workers=2, keep_every=8)
+    train(shorter, dataset, tmp_path / "both", CPU, ExecutionConfig(accumulate=2))
+    assert train(config, dataset, tmp_path / "both", CPU, ExecutionConfig(workers=2, keep_every=8))
     near(tmp_path / "once", tmp_path / "both")
 
 
 def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = without_dropout(tiny_config(images=64))
-    pair, seen = type(config.process).training_example, []
+    pair, seen = Corruption.training_example, []
 
     def spy(self, u0, level, seed):
         result = pair(self, u0, level, seed)
         seen.append((torch.is_autocast_enabled("cpu"), {tensor.dtype for tensor in (u0, *result)}))
         return result
 
-    monkeypatch.setattr(type(config.process), "training_example", spy)
+    monkeypatch.setattr(Corruption, "training_example", spy)
     outputs = []
 
     def on_checkpoint(images: int, network: nn.Module, prior: object) -> None:
@@ -321,7 +324,7 @@ def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.Monk
             outputs.append(network(u, torch.tensor([1, 6])))
 
     for precision in ("fp32", "bf16"):
-        train(config, stripes(), tmp_path / precision, CPU, precision=precision, on_checkpoint=on_checkpoint)
+        train(config, stripes(), tmp_path / precision, CPU, ExecutionConfig(precision=precision), on_checkpoint=on_checkpoint)
     assert set(map(str, seen)) == {str((False, {torch.float32}))}
     assert all(tensor.dtype == torch.float32 for tensor in everything(tmp_path / "bf16").values())
     assert not equal(tmp_path / "fp32", tmp_path / "bf16")
@@ -338,7 +341,7 @@ def test_a_compiled_network_trains_alike_under_the_same_names(tmp_path: Path, mo
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
     config = without_dropout(tiny_config(images=32))
     train(config, stripes(), tmp_path / "plain", CPU)
-    train(config, stripes(), tmp_path / "compiled", CPU, compile=True)
+    train(config, stripes(), tmp_path / "compiled", CPU, ExecutionConfig(compile=True))
     near(tmp_path / "plain", tmp_path / "compiled")
     assert everything(tmp_path / "plain").keys() == everything(tmp_path / "compiled").keys()
 
@@ -350,14 +353,14 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(tmp_path: Path
     compile_ = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend=backend))
     with pytest.raises(ValueError, match=r"torch.compile does not work here .*leave --compile out") as error:
-        train(tiny_config(), stripes(), tmp_path, CPU, compile=True)
+        train(tiny_config(), stripes(), tmp_path, CPU, ExecutionConfig(compile=True))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.cuda
 def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
     config, ranks = tiny_config(), Ranks(torch.device("cuda", 0))
-    trainer = Trainer(config, TrainingState.initial(config, ranks.device), ranks, accumulate=2)
+    trainer = Trainer(config, TrainingState.initial(config, ranks.device), ranks, ExecutionConfig(accumulate=2))
     log = MetricsLog(tmp_path / "metrics.jsonl", 0, ranks)
     u0 = torch.from_numpy(np.stack(stripes(8)))
     trainer.step(u0, log)  # compiles and records
@@ -372,15 +375,18 @@ def test_too_little_memory_is_said_with_what_helps(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(type(tiny_config().process), "training_example", full)
+    monkeypatch.setattr(Corruption, "training_example", full)
     with pytest.raises(ValueError, match=r"cpu has not enough memory for 4 images at a time: .*--accumulate.*--precision bf16"):
-        train(tiny_config(), stripes(), tmp_path, CPU, accumulate=2)
+        train(tiny_config(), stripes(), tmp_path, CPU, ExecutionConfig(accumulate=2))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accumulate": 3}, "a batch of 8 images does not divide into 1 processes x 3 pieces; --batch must be a multiple of 3"),
+        (
+            {"accumulate": 3},
+            "a batch of 8 images does not divide into 1 processes x 3 accumulation steps; --batch must be a multiple of 3",
+        ),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
         ({"precision": "fp16"}, "precision must be fp32 or bf16, got 'fp16'"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
@@ -389,7 +395,7 @@ def test_too_little_memory_is_said_with_what_helps(tmp_path: Path, monkeypatch: 
 )
 def test_bad_ways_to_carry_a_run_out_are_refused(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train(tiny_config(), stripes(), tmp_path / "run", CPU, **options)
+        train(tiny_config(), stripes(), tmp_path / "run", CPU, ExecutionConfig(**options))
     assert not (tmp_path / "run").exists()
 
 
@@ -399,7 +405,7 @@ def test_the_launchers_precision_is_heard(tmp_path: Path, monkeypatch: pytest.Mo
         train(tiny_config(), stripes(), tmp_path / "run", CPU)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     config = tiny_config()
-    assert Trainer(config, TrainingState.initial(config, CPU), Ranks(CPU)).precision == "bf16"
+    assert Trainer(config, TrainingState.initial(config, CPU), Ranks(CPU), ExecutionConfig()).precision == "bf16"
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
@@ -407,10 +413,10 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     train(config, dataset, tmp_path, CPU)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     for other, message in (
-        (tiny_config(seed=4), "its training has seed = 3, this one 4"),
-        (tiny_config("ihd"), "its process has peclet = 0.1, this one 0.0"),
-        (replace(config, network=replace(config.network, width=16)), "its network has width = 8, this one 16"),
-        (replace(config, data="dots"), "its data is stripes, this one's dots"),
+        (tiny_config(seed=4), "training.seed is 3, not 4"),
+        (tiny_config("ihd"), "process_name is beyond-blur, not ihd"),
+        (replace(config, network=replace(config.network, width=16)), "network.width is 8, not 16"),
+        (replace(config, data="dots"), "data is stripes, not dots"),
     ):
         with pytest.raises(ValueError, match=message):
             train(other, dataset, tmp_path, CPU)
