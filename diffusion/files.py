@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Reading and writing files: JSON and safetensors, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lbm_warp.checks import InputError
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """A temporary path to write to. It is renamed to ``path`` when the block succeeds, and removed when it fails.
 
-    The file is written beside its place, flushed to the disk and renamed, so a reader (or a run that is killed half-way) finds the
-    old file or the new one, never a part.
+    The file is written in the same folder, flushed to the disk and renamed, so a reader finds the old file or the new one, never a
+    part of it, even if the process is killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose the format by it.
+    # The suffix stays at the end: writers choose the format by it.
     aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield aside

@@ -1,6 +1,6 @@
-"""Seeds from counters: every random number of a run is a function of the run's seed, a stream's name and a count.
+"""Counter-based seeds: every random number of a run is a function of the run's seed, the name of a stream and an index.
 
-Nothing has to be stored to resume a run, and nothing depends on batches, workers or devices.
+Resuming a run therefore needs no stored random state, and results do not depend on batches, workers or devices.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def seeds(seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.nd
     """Independent 63-bit seeds.
 
     Args:
-        seed: the run's seed, or one seed an image.
-        stream: what the seeds are for; streams of different names are independent.
-        index: count within the stream, one or many; broadcast against ``seed``.
+        seed: the run's seed, or one seed for each image.
+        stream: purpose of the seeds; streams of different names are independent.
+        index: index within the stream, one or many; broadcast against ``seed``.
 
     Returns:
         int64 tensor on the CPU, of the broadcast shape (at least one entry), each >= 0.

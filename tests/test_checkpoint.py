@@ -102,8 +102,8 @@ def test_a_prior_of_another_shape_is_refused(run: Path) -> None:
         ({"network__width": "wide"}, "width must be an integer, got 'wide'"),
         ({"network__multipliers": 3}, "wrong type"),
         ({"training__flip": "yes"}, "flip must be true or false, got 'yes'"),
-        ({"size": "big"}, "size must be an integer, got 'big'"),
-        ({"size": 9}, "needs a size divisible by 2, got 9"),
+        ({"size": "big"}, "size must be one number of pixels"),
+        ({"size": 9}, "needs sides divisible by 2, got size 9"),
         ({"format": 99}, "not a run of format 1"),
     ],
 )

@@ -54,7 +54,7 @@ def test_memory_of_a_run_adds_up() -> None:
 
 
 def test_the_papers_schedule_costs_nine_percent_of_its_trajectory_on_average() -> None:
-    """1 / (2 ln(sigma_max / sigma_min)) of it: the iterations grow with sigma^2, and sigma is geometric; half a grid costs a 16th."""
+    """1 / (2 ln(sigma_max / sigma_min)) of it: the iterations grow with sigma^2, and sigma is geometric."""
     numbers = preset("ffhq-128").process
     cost = corruption(numbers, 128, offset=100.0).iterations()  # too strong a source for a coarser grid
     assert cost[-1] == pytest.approx(128**2 / 0.5, rel=0.01)

@@ -64,7 +64,7 @@ class Broken(list):
         return super().__getitem__(index)
 
 seen = []
-refused("data", config, Broken(dataset), folder / "broken", cpu, checkpoint_every=8)
+refused("data", config, Broken(dataset), folder / "broken", cpu, ExecutionConfig(checkpoint_every=8))
 nan = [picture if index else picture * float("nan") for index, picture in enumerate(dataset)]
 refused("nan", config, nan, folder / "nan", cpu)
 

@@ -49,7 +49,7 @@ class Pipeline(
         pipeline.save_pretrained("folder")                              # safetensors, JSON and a model card
         pipeline.push_to_hub("owner/name")
 
-    An image is a function of the seed and its number: it does not depend on what else is asked for, nor on the size of batches (up
+    An image is a function of the seed and its number. It does not depend on the other images of a call, nor on the batch size (up
     to the rounding of convolutions, about 1e-6). ``pipeline.network.compile()`` makes long runs faster.
 
     Args:
@@ -57,8 +57,8 @@ class Pipeline(
         network: the reverse network, called as ``network(u, level)``; put into evaluation mode.
         prior: thumbnails that sampling starts from.
         metrics: numbers of an evaluation, by name, for the model card.
-        precision: ``fp32``, or ``bf16`` to run the network (and it alone) under autocast.
-        batch: images at a time, halved for good when a GPU runs out of memory; chosen by memory if left out.
+        precision: ``fp32``, or ``bf16`` to run the network, and only the network, under autocast.
+        batch: images at a time; by default chosen by memory. It is halved permanently when a GPU runs out of memory.
 
     Raises:
         InputError: if ``precision`` or ``batch`` is out of its range.
@@ -100,23 +100,23 @@ class Pipeline(
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> Pipeline:
-        """Load a run: its averaged weights and its prior. Only JSON and safetensors are read, and nothing in them is executed.
+        """Load a run: its averaged weights and its prior. Only JSON and safetensors files are read; nothing in them is executed.
 
         Args:
-            folder_or_id: a run folder, what :meth:`save_pretrained` wrote, or ``owner/name`` of a model on the Hugging Face Hub.
-                Without it the bundled model: handwritten digits of 16 x 16 pixels.
+            folder_or_id: a run folder, a folder that :meth:`save_pretrained` wrote, or ``owner/name`` of a model on the Hugging
+                Face Hub; by default the bundled model, handwritten digits of 16 x 16 pixels.
             device: where to sample.
             precision, batch: as for the class.
             revision: branch, tag or commit of the model on the Hub.
             token: access token for the Hub; True for the stored one.
-            cache_dir: where downloads are kept; the Hub's own cache if left out.
-            force_download: download again what is in the cache.
-            local_files_only: never ask the Hub.
+            cache_dir: folder for downloads; by default the Hub's own cache.
+            force_download: download files again even if they are in the cache.
+            local_files_only: use the cache only.
 
         Raises:
             InputError: if there is no such run, or if a file of it is missing, damaged, or does not fit the configuration.
         """
-        # The mixin's own method would read config.json first and hand parts of it to the constructor, unchecked.
+        # The mixin's own method would read config.json first and pass parts of it to the constructor, unchecked.
         folder = Path(folder_or_id)
         if not folder.is_dir() and _is_model_id(str(folder_or_id)):
             try:
@@ -133,7 +133,7 @@ class Pipeline(
                 )
             except (OSError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
-                raise InputError(f"{folder_or_id}: no such run folder, and not to be had from the Hub ({reason})") from None
+                raise InputError(f"{folder_or_id}: no such run folder, and the Hub does not provide it ({reason})") from None
         config = load_config(folder)
         with torch.device("meta"):
             network = config.build_network()
@@ -145,7 +145,7 @@ class Pipeline(
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and where samples are made."""
+        """The device of the network and of the samples while they are made."""
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> Pipeline:
@@ -167,12 +167,12 @@ class Pipeline(
         """New images.
 
         Args:
-            images: how many (numbers 0 to ``images`` - 1), or their numbers.
-            seed: 0 to 2^63 - 1; image number i depends on it and on i alone.
-            levels: steps of the walk, at most K, which is the default; fewer are coarser and faster (see ``samplers``).
-            delta: sampling noise in units of the training noise; the process's own (1.25) by default.
-            same_init: all start from the corrupted image that number 0 starts from, each with noise of its own.
-            share_noise: all get the noise of number 0, each on a start of its own.
+            images: number of images (then they are 0 to ``images`` - 1), or a list of image numbers.
+            seed: 0 to 2^63 - 1; image number i is a function of the seed and of i.
+            levels: number of steps, at most K, the default; fewer are faster and coarser (see ``samplers``).
+            delta: sampling noise in units of the training noise; by default the process's own (1.25).
+            same_init: all images start from the corrupted image of number 0, each with its own noise.
+            share_noise: all images get the noise of number 0, each with its own start.
             callback: called as ``callback(level, u)`` at the start and after every step, batch after batch.
 
         Returns:
@@ -201,11 +201,11 @@ class Pipeline(
         delta: float | None = None,
         callback: Callback | None = None,
     ) -> torch.Tensor:
-        """Pictures between pairs of samples: the start goes linearly from one to the other, the noise on a circle.
+        """Images between pairs of samples: the start is interpolated linearly, the noise spherically.
 
         Args:
-            pairs: numbers of the two samples, as in :meth:`sample`, whose images the ends are.
-            points: pictures a pair, ends included, at least 2.
+            pairs: image numbers of the two samples, as in :meth:`sample`; their images are the ends.
+            points: images for each pair, with the ends, at least 2.
             seed, levels, delta, callback: as for :meth:`sample`.
 
         Returns:
@@ -231,7 +231,7 @@ class Pipeline(
         return self._batched(len(numbers), draw).unflatten(0, (-1, points))
 
     def corrupt(self, image: torch.Tensor, level: int, seed: int = 0) -> torch.Tensor:
-        """A picture at a level, without noise, float32 [C, H, W] on the CPU: what :meth:`restore` starts from.
+        """An image at a level, without noise, float32 [C, H, W] on the CPU: the start of :meth:`restore`.
 
         Args:
             image: float32 [C, H, W] in [0, 1].
@@ -258,11 +258,11 @@ class Pipeline(
         delta: float | None = None,
         callback: Callback | None = None,
     ) -> torch.Tensor:
-        """What a picture that was corrupted to a level may have been: walks from :meth:`corrupt` back, each with its own noise.
+        """Corrupt an image to a level by :meth:`corrupt` and sample from there, each time with other noise.
 
         Args:
             image, level: as for :meth:`corrupt`; the level is at least 1.
-            images: how many restorations.
+            images: number of restorations.
             seed, levels, delta, callback: as for :meth:`sample`; ``levels`` is at most ``level``, which is the default.
 
         Returns:
@@ -282,27 +282,27 @@ class Pipeline(
         return self._batched(images, draw)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write the run for others: config.json, ema.safetensors, prior.safetensors, metrics.json if there is one, README.md.
+        """Write the files that others need: config.json, ema.safetensors, prior.safetensors, README.md, and metrics.json.
 
         Args:
-            save_directory: folder, made if missing. A model card that is there already is kept.
-            options: those of ``huggingface_hub.ModelHubMixin.save_pretrained``; ``model_card_kwargs`` goes to
+            save_directory: folder, made if missing. An existing model card is kept.
+            options: those of ``huggingface_hub.ModelHubMixin.save_pretrained``; ``model_card_kwargs`` is passed to
                 :meth:`generate_model_card`.
 
         Raises:
-            InputError: if the folder is one that a run is trained in.
+            InputError: if the folder is a run folder of a training.
         """
         if (Path(save_directory) / "metrics.jsonl").exists():
             raise InputError(f"{save_directory}: a run is trained in this folder; choose another one")
         return super().save_pretrained(save_directory, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub; returns the address of the commit.
+        """Upload the files that :meth:`save_pretrained` writes to the Hugging Face Hub; returns the address of the commit.
 
         Args:
-            repo_id: ``owner/name``; made if it does not exist.
+            repo_id: ``owner/name``; created if it does not exist.
             options: those of ``huggingface_hub.ModelHubMixin.push_to_hub`` (private, token, branch, commit_message, ...);
-                ``model_card_kwargs`` goes to :meth:`generate_model_card`.
+                ``model_card_kwargs`` is passed to :meth:`generate_model_card`.
         """
         card = {"repo_id": repo_id} | (options.pop("model_card_kwargs", None) or {})
         return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
@@ -311,8 +311,8 @@ class Pipeline(
         """The model card: process, schedule, network, training and metrics in numbers, and how to sample.
 
         Args:
-            repo_id: what the lines that show how to sample load.
-            license: licence of the weights, an identifier such as ``mit``. It is the owner's to choose, so there is no default.
+            repo_id: the model that the example in the card loads.
+            license: licence of the weights, an identifier such as ``mit``. The owner chooses it, so there is no default.
         """
         known = self._hub_mixin_info.model_card_data.to_dict()
         header = ModelCardData(**known | ({"license": license} if license else {}))
@@ -353,7 +353,7 @@ class Pipeline(
         return resampling_sampler(self._predict, u, corruption, seed, callback, flow=flow, fresh=fresh, start=start, levels=levels)
 
     def _batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-        """``draw`` for the rows of ``count`` images, batch by batch; a batch that does not fit into a GPU's memory is halved."""
+        """Call ``draw`` for the rows of ``count`` images batch by batch; halve a batch that does not fit into a GPU's memory."""
         check_integer("number of images", count, 1)
         done: list[torch.Tensor] = []
         first = 0
@@ -367,7 +367,7 @@ class Pipeline(
                 taken = rows.stop - first
             if taken == 1:
                 raise InputError(f"not enough memory on {self.device} for a single image; sample with device cpu")
-            # Outside of the handler, whose traceback holds on to the batch.
+            # After the handler: its traceback keeps the batch in memory.
             torch.cuda.empty_cache()
             self.batch = taken // 2
         return torch.cat(done)
@@ -385,7 +385,7 @@ def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -
 
 
 def _is_model_id(name: str) -> bool:
-    """Whether a name that is no folder means a model on the Hub: owner/name, unless a folder called owner lies here."""
+    """Whether a name that is no folder is a model on the Hub: owner/name, unless there is a local folder called owner."""
     owner, slash, rest = name.partition("/")
     return bool(slash) and "/" not in rest and rest not in ("", ".", "..") and not Path(owner).is_dir()
 

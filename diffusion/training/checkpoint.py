@@ -1,14 +1,14 @@
-"""Run folders: what a training run writes and sampling reads.
+"""Checkpoints. A run folder holds:
 
-    config.json               process, network, image shape, training: everything the run is
-    ema.safetensors           averaged weights, the ones to sample with
-    model.safetensors         weights as trained
+    config.json               the configuration: process, network, image size, training
+    ema.safetensors           averaged weights, for sampling
+    model.safetensors         weights
     prior.safetensors         thumbnails that sampling starts from
-    checkpoints/              <images>.safetensors: weights, average and optimiser at one moment, to resume from
+    checkpoints/              <images>.safetensors: weights, averages and optimiser state, to resume from
     metrics.jsonl             one line every few steps
-    samples/                  grids made while training
+    samples/                  grids of samples made during training
 
-Files are JSON and safetensors: reading a run never executes anything in it.
+Files are JSON and safetensors: reading a run never executes code from it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from lbm_warp.checks import InputError
 
 
 class Checkpoints:
-    """The folder checkpoints/ of a run: everything it takes to resume, as one file a moment, so that moments never mix.
+    """The folder checkpoints/ of a run. A checkpoint is one file with everything that resuming needs.
 
-    The last two are kept, so that one is left should a disk spoil the other, and of older ones the first at or after every multiple
-    of ``keep_every`` images.
+    The last two are kept, so one is left if the other is damaged. Of the older ones, the first at or after every multiple of
+    ``keep_every`` images is kept.
 
     Args:
         folder: the run folder.
-        keep_every: images; None keeps the last two only.
+        keep_every: number of images; None keeps the last two only.
 
     Attributes:
-        good: the last checkpoint that is known to be whole.
+        good: the last checkpoint that is known to be complete.
     """
 
     def __init__(self, folder: Path, keep_every: int | None = None) -> None:
@@ -44,24 +44,29 @@ class Checkpoints:
         self.good: Path | None = None
 
     def path(self, images: int) -> Path:
-        """The file of this number of images."""
+        """The checkpoint file at this number of images."""
         return self.folder / f"{images:09d}.safetensors"
 
     def paths(self) -> dict[int, Path]:
-        """The files by their number of images, oldest first."""
+        """The checkpoint files by number of images, oldest first."""
         found = {path.stem: path for path in self.folder.glob("*.safetensors") if path.stem.isdecimal()}
         return {int(stem): found[stem] for stem in sorted(found, key=int)}
 
     def save(self, images: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        """Write the checkpoint of this number of images, then remove those that need not be kept.
+        """Write a checkpoint, then remove older ones that need not be kept.
+
+        Args:
+            images: number of images seen.
+            tensors: weights, averages and moments by name.
+            metadata: further values, as text.
 
         Raises:
-            InputError: if it cannot be written; the ones before are then left as they are.
+            InputError: if it cannot be written; older checkpoints are then left as they are.
         """
         metadata = metadata | {"images": str(images), "checksum": _checksum(tensors)}
         save_tensors(self.path(images), tensors, metadata)
         paths = self.paths()
-        # What lies beyond this moment could not be read, or the run would have gone on from there.
+        # Checkpoints of later moments are damaged: the run would have resumed from them.
         older = [number for number in paths if number <= images]
         keep = set(older[-2:])
         if self.keep_every is not None:
@@ -71,13 +76,13 @@ class Checkpoints:
             paths[number].unlink(missing_ok=True)
 
     def resume(self, load: Callable[[Path], None]) -> list[InputError]:
-        """Go back to the newest checkpoint that is whole.
+        """Load the newest checkpoint that is complete.
 
         Args:
-            load: takes a checkpoint over or raises InputError; called for the newest, then for older ones until it does.
+            load: loads a checkpoint file, or raises InputError; called with the newest file, then with older ones.
 
         Returns:
-            What was wrong with the newer ones.
+            The errors of the newer checkpoints.
 
         Raises:
             InputError: if there are checkpoints and none can be read.
@@ -96,12 +101,12 @@ class Checkpoints:
         return problems
 
     def tidy(self) -> None:
-        """Remove what a process that was killed left half-written in the run folder."""
+        """Remove incomplete files that a killed process left in the run folder."""
         for part in self.folder.parent.rglob(".*.part.*"):
             part.unlink(missing_ok=True)
 
     def last(self) -> str:
-        """What is safe, in words."""
+        """The last good checkpoint, in words."""
         return f"the last good checkpoint is {self.good}" if self.good else "there is no checkpoint yet"
 
 
@@ -109,18 +114,18 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
     """Tensors and metadata that :meth:`Checkpoints.save` wrote.
 
     Raises:
-        InputError: if the file is damaged, be it only that a number is another.
+        InputError: if the file is damaged or the checksum differs.
     """
     tensors = load_tensors(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if metadata.get("checksum") != _checksum(tensors):
-        raise InputError(f"{path}: not what was written (the checksum is another)")
+        raise InputError(f"{path}: not a complete checkpoint (the checksum differs)")
     return tensors, metadata
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """CRC-32 of the contents, tensor by tensor in the order of the names."""
+    """CRC-32 of the tensors' values, in the order of their names."""
     value = 0
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), value)

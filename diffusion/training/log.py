@@ -1,4 +1,4 @@
-"""What a training run says about itself: losses, speed, and where the time goes. Nothing here makes a step wait for its device."""
+"""The log of a training: losses, speed, and the time of each part of a step. Logging never makes a step wait for the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbm_warp.checks import InputError
 class MetricsLog:
     """metrics.jsonl: one line every few steps. Lines after the checkpoint that a run resumes from are dropped.
 
-    Every rank keeps the log, for the loss is summed over them; the main one writes it.
+    Every rank keeps the log, because the loss is summed over the ranks; rank 0 writes it.
 
     Args:
         path: the file.
@@ -41,27 +41,27 @@ class MetricsLog:
                 aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def restart(self) -> None:
-        """Forget the steps since the last line, and start the clock."""
+        """Discard the steps since the last line, and restart the clock."""
         self.steps: list[tuple[int, int]] = []
         self.losses: list[torch.Tensor] = []
         self.norms: list[torch.Tensor] = []
         self.start = time.perf_counter()
 
     def add(self, step: int, images: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Remember a step; nothing waits for the device before the next line.
+        """Add a step. Its loss stays on the device until the next line.
 
         Args:
-            step: its number in the run, from 1.
+            step: number of the step in the run, from 1.
             images: images seen after it.
-            loss: this rank's part of the mean loss of the batch, a scalar on its device.
-            norm: norm of the gradient before clipping, a scalar there.
+            loss: this rank's part of the mean loss of the batch, a scalar on the device.
+            norm: norm of the gradient before clipping, a scalar on the device.
         """
         self.steps.append((step, images))
         self.losses.append(loss)
         self.norms.append(norm)
 
     def line(self, learning_rate: float) -> dict[str, float]:
-        """The line about the steps since the last one, on every rank.
+        """The line for the steps since the last line, the same on every rank.
 
         Raises:
             InputError: if a loss or a gradient is not finite, on every rank.
@@ -88,13 +88,13 @@ class MetricsLog:
         return line
 
     def write(self, line: dict[str, float]) -> None:
-        """Write it down; for the main rank."""
+        """Append the line to the file; for rank 0."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
 def _images(line: str) -> float:
-    """Images seen at a line of the file; for ever if a killed run left it half-written."""
+    """Images seen at a line of the file; infinity for a line that a killed run left incomplete."""
     try:
         return json.loads(line)["images"]
     except ValueError:
@@ -102,10 +102,10 @@ def _images(line: str) -> float:
 
 
 class Stopwatch:
-    """How long parts of the work take on a device: by events in its queue on CUDA, which are looked at when asked for.
+    """Time of the parts of a step on a device. On CUDA it records events, and reads them only in :meth:`read`.
 
     Args:
-        device: where the work is done.
+        device: the device that does the work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -114,13 +114,13 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time a block as a part of this name."""
+        """Time a block as the part ``name``."""
         begin = self._now()
         yield
         self._spans.append((name, begin, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Milliseconds spent on each part since the last reading."""
+        """Milliseconds spent on each part since the last call."""
         if self.device.type == "cuda" and self._spans:
             self._spans[-1][2].synchronize()
         spent: dict[str, float] = defaultdict(float)

@@ -1,8 +1,8 @@
-"""The processes that train one run together: one alone, or as many as torchrun or accelerate launch started (its ranks).
+"""Ranks: the processes that train one run together, a single one or those that torchrun or accelerate launch started.
 
-Every rank holds the network, corrupts and trains its share of every batch on a device of its own, and the gradients are averaged
-between them (data parallelism). Ranks go through the same calls in the same order; what only one of them can know, such as a
-signal or a file that cannot be read, they agree on through a group of their own between hosts, which waits for no device.
+Training is data-parallel. Every rank holds the network, corrupts its share of every batch and trains on it on its own device; the
+gradients are averaged over the ranks. All ranks make the same calls in the same order. Events that only one rank sees, such as a
+signal or an unreadable file, are shared through a process group between hosts (gloo), which does not wait for a device.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from torch import distributed, nn
 
 from lbm_warp.checks import InputError
 
-# Ranks wait while the main one builds the prior or draws samples: longer than the ten minutes after which NCCL gives up.
+# Ranks wait while rank 0 builds the prior or draws samples, which may take longer than NCCL's default of ten minutes.
 PATIENCE = timedelta(hours=6)
 _KINDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 class Ranks:
-    """All processes of a run, seen from one of them.
+    """The ranks of a run, seen from one of them.
 
     Args:
-        device: where this process computes; None is CUDA where there is one. Started by a launcher, only its type counts: every
-            process takes the device of its local rank.
+        device: the device of this process; None is CUDA where there is one. Under a launcher only its type matters: every process
+            takes the device of its local rank.
 
     Attributes:
-        rank: number of this process, 0 for the main one, which alone writes files and speaks.
-        count: how many there are.
-        device: where this process computes.
-        precision: what ``accelerate launch --mixed_precision`` says, in this project's words; ``fp32`` without.
+        rank: number of this process. Rank 0 is the main one: only it writes files and prints.
+        count: number of ranks.
+        device: the device of this process.
+        precision: ``fp32``, or the precision that ``accelerate launch --mixed_precision`` sets.
 
     Raises:
-        InputError: if there are more processes on a machine than devices, or the launcher asks for more than data parallelism.
+        InputError: if a machine has more processes than devices, or the launcher asks for more than data parallelism.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -49,7 +49,7 @@ class Ranks:
         if launched and kind == "cuda" and processes > devices:
             raise InputError(f"{processes} processes on this machine and {devices} CUDA devices; start one process a device")
         self._accelerator = Accelerator(
-            # Mixed precision is the network's own affair (``MixedPrecision``): the solver stays in float32.
+            # Only the network uses mixed precision (``MixedPrecision``): the solver stays in float32.
             mixed_precision="no",
             cpu=launched and kind == "cpu",
             device_placement=False,
@@ -65,27 +65,27 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def share(self, batch: int) -> range:
-        """This rank's places in a batch of so many images: every rank has a contiguous share, in the order of the ranks."""
+        """This rank's indices in a batch of this many images: contiguous shares, in the order of the ranks."""
         return range(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
 
     def prepare(self, network: nn.Module) -> nn.Module:
-        """The network with gradients that are averaged over the ranks in the backward pass; itself where there is one rank."""
+        """The network with gradients averaged over the ranks in the backward pass; unchanged where there is one rank."""
         return self._accelerator.prepare_model(network, device_placement=False)
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
-        """A block in which gradients of the prepared network stay this rank's own and add up."""
+        """A block in which gradients of the prepared network accumulate on this rank without averaging."""
         return self._accelerator.no_sync(network)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks of a tensor on their devices; every rank gets it."""
+        """Sum of a tensor over the ranks; every rank gets it."""
         return self._accelerator.reduce(values, "sum")
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank; all get the same answer."""
+        """Whether the flag is true on any rank; all ranks get the same answer."""
         if self.count == 1:
             return flag
         votes = torch.tensor([int(flag)])
@@ -93,11 +93,11 @@ class Ranks:
         return bool(votes)
 
     def agree(self, value: int) -> bool:
-        """Whether all ranks have the same number."""
+        """Whether all ranks have the same value."""
         return not self.any(value != self.broadcast(value))
 
     def broadcast(self, value: int) -> int:
-        """The main rank's number."""
+        """Rank 0's value, on every rank."""
         if self.count == 1:
             return value
         number = torch.tensor([value])
@@ -106,10 +106,10 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that ends alike on every rank: if it fails on one of them, all raise, and none is left waiting for it.
+        """A block that fails on all ranks if it fails on one, so no rank waits for another that has ended.
 
         Raises:
-            InputError: with the message of the first rank that failed. A rank whose error is a programming error raises that.
+            InputError: with the message of the first rank that failed. A rank with a programming error raises that error itself.
         """
         error = None
         try:
@@ -127,12 +127,12 @@ class Ranks:
             raise InputError(next(message for message in messages if message is not None)) from error
 
     def close(self) -> None:
-        """Leave the group of processes; for the end of a program."""
+        """Leave the process group, at the end of a program."""
         self._accelerator.end_training()
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, in one line: of an operating system's error the file and the reason."""
+    """An error's message in one line; for an error of the operating system the file and the reason."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split())
@@ -141,5 +141,5 @@ def one_line(error: Exception) -> str:
 
 @functools.cache
 def _hosts(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
-    """A group between the hosts, whatever their devices talk through."""
+    """A process group between the hosts, whatever the back end of the devices."""
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
