@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -32,6 +32,50 @@ MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
+class Variation:
+    """Special ways of sampling; one at a time."""
+
+    same_init: bool = False
+    """Start all images from the same corrupted one, each with its own noise."""
+    share_noise: bool = False
+    """Give all images the same noise, each with its own start."""
+    interpolate: int | None = None
+    """Make rows of this many pictures between two samples: 0 and 1, 2 and 3, ..., or those that --seeds names."""
+    from_image: Path | None = None
+    """Corrupt this picture to --level and restore it; restoration.png shows the original, the corrupted and restored pictures."""
+    level: tuple[int, ...] = ()
+    """Levels to corrupt the picture to; by default K / 3, 2 K / 3 and K."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the network runs; the images do not depend on it, up to rounding."""
+
+    batch: int | None = None
+    """Images at a time, by default chosen by memory."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; bf16 is faster on GPUs and rounds more."""
+    compile: bool = False
+    """Compile the network first (half a minute or more); needs a C++ compiler."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is written besides the images and their grid."""
+
+    video: bool = False
+    """Write reverse.mp4: the grid from level K to level 0."""
+    fps: int = 12
+    """Frames (levels) per second of the video."""
+    npz: bool = False
+    """Write samples.npz: all images as arr_0, uint8 [N, H, W, C], the format that ADM's evaluation reads."""
+    zip: bool = False
+    """Write samples.zip: all images in the format that EDM, StyleGAN and --data read."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """Options of ``python -m cli.sample``."""
 
@@ -47,59 +91,38 @@ class Sample:
     """Number of steps, at most the run's number of levels K, the default. Fewer are faster and coarser; try a larger --delta."""
     delta: float | None = None
     """Sampling noise in units of the training noise; by default the run's own (1.25)."""
-    same_init: bool = False
-    """Start all images from the same corrupted one, each with its own noise."""
-    share_noise: bool = False
-    """Give all images the same noise, each on its own start."""
-    interpolate: int | None = None
-    """Make rows of this many pictures between two samples: 0 and 1, 2 and 3, ..., or those that --seeds names."""
-    from_image: Path | None = None
-    """Corrupt this picture to --level and restore it; restoration.png shows the original, the corrupted and restored pictures."""
-    level: tuple[int, ...] = ()
-    """Levels to corrupt the picture to; by default K / 3, 2 K / 3 and K."""
-    batch: int | None = None
-    """Images at a time, by default chosen by memory; the result does not depend on it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; bf16 is faster on GPUs and rounds more."""
-    compile: bool = False
-    """Compile the network first (half a minute or more); needs a C++ compiler."""
-    npz: bool = False
-    """Write samples.npz as well: all images as arr_0, uint8 [N, H, W, C], the format that ADM's evaluation reads."""
-    zip: bool = False
-    """Write samples.zip as well: all images in the format that EDM, StyleGAN and --data read."""
-    video: bool = False
-    """Write reverse.mp4 as well: the grid from level K to level 0."""
-    fps: int = 12
-    """Frames (levels) per second of the video."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the run>-samples... by default. The same command makes only what is missing."""
+    variation: Annotated[Variation, tyro.conf.OmitArgPrefixes] = Variation()
+    results: Annotated[Results, tyro.conf.OmitArgPrefixes] = Results()
+    execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = Execution()
 
     def validate(self) -> None:
         """Raise InputError if an option is out of its range or does not go with another."""
-        for name, lowest in (("num", 1), ("batch", 1), ("fps", 1), ("interpolate", 2)):
-            if getattr(self, name) is not None:
-                check_integer(f"--{name}", getattr(self, name), lowest)
+        special = asdict(self.variation)
+        limits = {
+            "num": (self.num, 1),
+            "batch": (self.execution.batch, 1),
+            "fps": (self.results.fps, 1),
+            "interpolate": (self.variation.interpolate, 2),
+        }
+        for name, (value, lowest) in limits.items():
+            if value is not None:
+                check_integer(f"--{name}", value, lowest)
         check_integer("--seed", self.seed, 0, 2**63 - 1)
         if self.delta is not None:
             check_number("--delta", self.delta, 0.0)
-        special = {
-            "--same-init": self.same_init,
-            "--share-noise": self.share_noise,
-            "--interpolate": self.interpolate is not None,
-            "--from-image": self.from_image is not None,
-        }
-        chosen = [name for name, given in special.items() if given]
+        levels, picture = special.pop("level"), special["from_image"]
+        chosen = [f"--{name.replace('_', '-')}" for name, given in special.items() if given not in (None, False)]
         if len(chosen) > 1:
             raise InputError(f"{' and '.join(chosen)} do not go together; choose one")
         if self.seeds and self.num is not None:
             raise InputError("--seeds names the images, --num counts them; give one of the two")
-        if self.from_image is None and self.level:
-            raise InputError("--level goes with --from-image; for a coarser walk use --levels")
-        if self.from_image is not None and (self.seeds or self.video):
+        if picture is None and levels:
+            raise InputError("--level goes with --from-image; for fewer steps use --levels")
+        if picture is not None and (self.seeds or self.results.video):
             raise InputError("--from-image goes with --num, and without --seeds and --video")
-        if self.compile:
+        if self.execution.compile:
             console.check_compiler()
 
 
@@ -114,31 +137,31 @@ class Part(NamedTuple):
 def sample(options: Sample) -> None:
     """Read the run, sample new images from it, write them as they come."""
     options.validate()
-    device = console.pick_device(options.device)
+    device = console.pick_device(options.execution.device)
     processes = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Under torchrun or accelerate launch. Imported here: it takes a second that a single process need not wait for.
         from accelerate import PartialState
 
-        if options.video:
+        if options.results.video:
             raise InputError("--video needs a single process; leave out torchrun or accelerate launch")
         processes = PartialState(cpu=device.type == "cpu")
         device = processes.device
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
 
     run = BUNDLED if options.run is None else options.run
-    pipeline = Pipeline.from_pretrained(run, device=device, precision=options.precision, batch=options.batch)
-    picture = None if options.from_image is None else _picture(options.from_image, pipeline)
+    pipeline = Pipeline.from_pretrained(run, device=device, precision=options.execution.precision, batch=options.execution.batch)
+    picture = None if options.variation.from_image is None else _picture(options.variation.from_image, pipeline)
     parts = _plan(options, pipeline, picture, world)
     names = [name for part in parts for name in part.names]
     record = _record(options, pipeline, picture)
     out = options.out or Path("outputs") / _default_name(options, record)
     _check_same_images(out, record)
     write_json(out / "sampling.json", record | {"run": str(run), "images": len(names)})
-    if options.compile:
+    if options.execution.compile:
         pipeline.network.compile()
 
-    film = Film(pipeline, options.levels) if options.video else None
+    film = Film(pipeline, options.levels) if options.results.video else None
     filmed = set(names[: film.most]) if film else set()
     missing = {name for name in names if not _file(out, name).exists()}
     todo = [part for part in parts if not missing.union(filmed).isdisjoint(part.names)]
@@ -175,16 +198,16 @@ def _sheets(
         _draw_restorations(out / "restoration.png", options, pipeline, picture, files)
         written.append(f"{out / 'restoration.png'}")
     else:
-        render.save_grid(out / "grid.png", _read(files[:GRID]), options.interpolate)
+        render.save_grid(out / "grid.png", _read(files[:GRID]), options.variation.interpolate)
         written.append(f"{out / 'grid.png'}" + (f" (the first {GRID})" if len(files) > GRID else ""))
-    if options.npz:
+    if options.results.npz:
         archives.save_npz(out / "samples.npz", files)
         written.append(f"{out / 'samples.npz'}")
-    if options.zip:
+    if options.results.zip:
         archives.save_zip(out / "samples.zip", files)
         written.append(f"{out / 'samples.zip'}")
     if film is not None:
-        film.save(out / "reverse.mp4", options.fps, options.interpolate)
+        film.save(out / "reverse.mp4", options.results.fps, options.variation.interpolate)
         written.append(f"{out / 'reverse.mp4'}")
     return written
 
@@ -204,19 +227,19 @@ def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, wor
             for level in _levels(options, pipeline)
         ]
     visits = len(visited_levels(last, last, options.levels))
-    if options.interpolate is not None:
+    if options.variation.interpolate is not None:
         numbers = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
         if len(numbers) % 2:
             raise InputError(f"--interpolate needs --seeds in pairs, got {len(numbers)} numbers")
         return [
             Part(
-                [f"{first:05d}-{second:05d}-{place:03d}" for place in range(options.interpolate)],
-                partial(pipeline.interpolate, [(first, second)], options.interpolate, **how),
+                [f"{first:05d}-{second:05d}-{place:03d}" for place in range(options.variation.interpolate)],
+                partial(pipeline.interpolate, [(first, second)], options.variation.interpolate, **how),
                 visits,
             )
             for first, second in zip(numbers[::2], numbers[1::2], strict=True)
         ]
-    how |= {"same_init": options.same_init, "share_noise": options.share_noise}
+    how |= {"same_init": options.variation.same_init, "share_noise": options.variation.share_noise}
     numbers = list(dict.fromkeys(_numbers(options.seeds))) if options.seeds else range(options.num or 64)
     size = min(pipeline.batch, -(-len(numbers) // world))
     chunks = [numbers[first : first + size] for first in range(0, len(numbers), size)]
@@ -266,9 +289,9 @@ def _draw_restorations(path: Path, options: Sample, pipeline: Pipeline, picture:
 
 def _levels(options: Sample, pipeline: Pipeline) -> tuple[int, ...]:
     last = pipeline.config.process.levels
-    for level in options.level:
+    for level in options.variation.level:
         check_integer("--level", level, 1, last)
-    return options.level or tuple(sorted({-(-last * third // 3) for third in (1, 2, 3)}))
+    return options.variation.level or tuple(sorted({-(-last * third // 3) for third in (1, 2, 3)}))
 
 
 def _numbers(seeds: tuple[str, ...]) -> list[int]:
@@ -305,10 +328,10 @@ def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -
         "seed": options.seed,
         "levels": options.levels,
         "delta": options.delta,
-        "precision": options.precision,
-        "same_init": options.same_init,
-        "share_noise": options.share_noise,
-        "interpolate": options.interpolate,
+        "precision": options.execution.precision,
+        "same_init": options.variation.same_init,
+        "share_noise": options.variation.share_noise,
+        "interpolate": options.variation.interpolate,
         "image": None if picture is None else hashlib.sha256(picture.numpy().tobytes()).hexdigest(),
     }
 
@@ -316,8 +339,8 @@ def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -
 def _default_name(options: Sample, record: dict[str, object]) -> str:
     """The run's name, and what sets these samples apart from ordinary ones."""
     run = "digits" if options.run is None else Path(options.run).resolve().name
-    if options.from_image is not None:
-        return f"{run}-{options.from_image.stem}"
+    if options.variation.from_image is not None:
+        return f"{run}-{options.variation.from_image.stem}"
     usual = {"seed": 0, "precision": "fp32"}
     special = {name: value for name, value in record.items() if name != "model" and value not in (None, False, usual.get(name))}
     words = [name.replace("_", "-") if value is True else f"{name}-{value}" for name, value in special.items()]
