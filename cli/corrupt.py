@@ -32,6 +32,7 @@ DEFAULT_SIZE = 384
 DEFAULT_PECLET = 300.0
 VIDEO_SIZE = 512
 SPECTRUM_SEEDS = 32
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def by_flow(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tuple[l
     written = [out / "strip.png", out / "corrupted.png", *run_film(film(), options, out)]
     fourier = schedule.fourier(length)
     captions = [
-        f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
+        f"level {k}\n{SIGMA} = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
     ]
     flow = f"Pe = {peclet:g}, {options.turbulence}, seed {options.seed}"
     figures.save_figure(written[0], figures.strip([shown[s] for s in schedule.sigma[columns]], captions, f"{name}   {flow}"))
@@ -199,7 +200,7 @@ def by_process(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tupl
 
     written = [out / "strip.png", out / "corrupted.png", *run_film(film(), options, out)]
     sigma, (signal, noise) = process.blur_widths(min(height, width)), process.scales()
-    captions = [f"level {k}\n$\\sigma$ = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}" for k in columns]
+    captions = [f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}" for k in columns]
     title = f"{options.process}, Pe = {process.peclet:g}, seed {options.seed}"
     figures.save_figure(written[0], figures.strip([shown[k] for k in columns], captions, f"{name}   {title}"))
     render.save_image(written[1], shown[options.levels])
@@ -230,7 +231,7 @@ def draw_velocity(operator: AdvectionDiffusion, seed: int | torch.Tensor, height
     others = [energy_spectrum(operator.velocity(other, height, width), operator.boundary)[1] for other in range(SPECTRUM_SEEDS)]
     k, energy = energy_spectrum(velocity, operator.boundary)
     spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
-    figure = figures.velocity_figure(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
+    figure = figures.velocity_and_spectrum(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
     figures.save_figure(out / "velocity.png", figure)
     return out / "velocity.png"
 

@@ -22,12 +22,13 @@ from diffusion.data.images import fit, read_image
 from diffusion.files import read_json, write_json
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.sampling.samplers import walk
+from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_number
 
 GRID = 64
 RESTORATIONS = 8
 VIDEO_PANEL = 96
-VIDEO_WIDTH = 1024
+VIDEO_SIZE = 1024
 MOST_IMAGES = 10_000_000
 
 
@@ -231,11 +232,13 @@ class Film:
 
     def __init__(self, pipeline: Pipeline, levels: int | None) -> None:
         self.visited = walk(pipeline.config.process, levels=levels)
-        self.most = min(GRID, (VIDEO_WIDTH // max(pipeline.config.size, VIDEO_PANEL)) ** 2)
+        size = Size.of(pipeline.config.size)
+        scale = max(1.0, VIDEO_PANEL / size.shorter)
+        self.most = min(GRID, max(1, int(VIDEO_SIZE / (scale * size.height)) * int(VIDEO_SIZE / (scale * size.width))))
         self.batches: list[list[list[np.ndarray]]] = []
 
     def add(self, level: int, u: torch.Tensor) -> None:
-        """Take the images [N, C, S, S] of a batch at a level; a batch begins at level K."""
+        """Take the images [N, C, H, W] of a batch at a level; a batch begins at level K."""
         if level == self.visited[0]:
             self.batches.append([])
         first = sum(len(batch[0]) for batch in self.batches[:-1])
@@ -248,7 +251,7 @@ class Film:
         frames = []
         for pictures in zip(*whole, strict=True):
             panels = [render.enlarged(pixels, VIDEO_PANEL) for batch in pictures for pixels in batch]
-            frames.append(render.grid(panels, columns or render.grid_columns(len(panels)), gap=6))
+            frames.append(render.grid(panels, columns, gap=6))
         order = [*frames, *[frames[-1]] * (2 * fps)]
         render.save_video(path, tqdm(order, desc="encoding", unit="frame", leave=False), fps)
 
