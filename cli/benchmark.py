@@ -110,7 +110,7 @@ def benchmark_operator(options: OperatorBenchmark) -> None:
         }
         write_json(options.out, {"device": described, "copy_bytes_per_second": copy, "settings": settings, "rows": rows})
     if options.plot is not None:
-        figures.save_figure(options.plot, figures.cost_figure(rows, f"{described}, {task}"))
+        figures.save_figure(options.plot, figures.cost_curves(rows, f"{described}, {task}"))
 
 
 def _contenders(options: OperatorBenchmark, size: int, batch: int, device: torch.device) -> list[Contender]:

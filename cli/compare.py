@@ -25,6 +25,7 @@ from lbm_warp.heat import cosines
 
 DEFAULT_SIZE = 256
 VIDEO_WIDTH = 1920
+VIDEO_PANEL = 480
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def compare(options: Compare) -> None:
                     spectra.append(power_spectrum(u[0]))
                 if options.video:
                     film.append(picture)
-            rows.append(figures.ComparedRow(name, describe(process), pictures, spectra))
+            rows.append(figures.ComparedProcess(name, describe(process), pictures, spectra))
 
     out = options.out or Path("outputs") / f"{path.stem}-comparison"
     written = [out / "comparison.png"]
@@ -117,12 +118,11 @@ def side_by_side(film: list[np.ndarray], names: list[str], levels: int) -> Itera
     """Frames with the processes beside each other under their names, from pictures in order of process and level."""
     columns = min(len(names), 4)
     height, width = film[0].shape[:2]
-    panel = max(2, min(VIDEO_WIDTH // columns - 8, 480 * width // height))
-    titles = [figures.caption(name, panel) for name in names]
+    factor = min((VIDEO_WIDTH // columns - 8) / width, VIDEO_PANEL / height)
+    titles = [render.caption(name, max(2, round(width * factor))) for name in names]
     for level in range(levels + 1):
-        pictures = [film[row * (levels + 1) + level] for row in range(len(names))]
-        panels = [np.concatenate([title, render.resized(picture, panel)]) for title, picture in zip(titles, pictures, strict=True)]
-        yield render.grid(panels, columns, gap=8)
+        panels = [render.resized(picture, factor) for picture in film[level :: levels + 1]]
+        yield render.grid([np.concatenate(pair) for pair in zip(titles, panels, strict=True)], columns, gap=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ import PIL
 import torch
 import tyro
 import warp
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from cli import console, figures, render
@@ -33,6 +34,7 @@ PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
 DEFAULT_SIZE = 384
 DEFAULT_PECLET = 300.0
 VIDEO_SIZE = 512
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 SPECTRUM_SEEDS = 32
 
 
@@ -175,7 +177,7 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     )
     fourier = schedule.fourier(length)
     captions = {
-        k: f"level {k}\n$\\sigma$ = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
+        k: f"level {k}\n{SIGMA} = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
     }
     iterations = round(operator.iterations(height, width)[-1])
     solver = f"{iterations} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
@@ -220,7 +222,7 @@ def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
         count=options.levels + 1,
         moments=corruption.trajectory(u0, torch.tensor([options.seed])),
         captions={
-            k: f"level {k}\n$\\sigma$ = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}"
+            k: f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}"
             for k in spread(options.levels + 1, options.columns).tolist()
         },
         frames=set(spread(options.levels + 1, options.film.frames).tolist()) if options.film.video else set(),
@@ -259,13 +261,13 @@ def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list
     return written
 
 
-def draw_velocity(flow: AdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str) -> figures.plt.Figure:
+def draw_velocity(flow: AdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str) -> Figure:
     """The velocity field of a seed, and its spectrum beside the mean of several seeds."""
     velocity = flow.velocity(seed, height, width)
     others = [energy_spectrum(flow.velocity(other, height, width), flow.boundary)[1] for other in range(SPECTRUM_SEEDS)]
     k, energy = energy_spectrum(velocity, flow.boundary)
     spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
-    return figures.velocity_figure(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
+    return figures.velocity_and_spectrum(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
 
 
 def held(frames: Iterator[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:

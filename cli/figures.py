@@ -1,4 +1,4 @@
-"""Figures with captions: strips, velocity fields, comparisons, restorations, costs."""
+"""Figures: strips of pictures, velocity fields, comparisons, restorations, scores and costs."""
 
 from __future__ import annotations
 
@@ -9,123 +9,65 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from diffusion.files import whole_file
 
-matplotlib.use("Agg")
-from matplotlib import font_manager
-from matplotlib import pyplot as plt
-
 INK = "#20242c"
+DASHES = (0, (5, 3))
+matplotlib.rc("text", color=INK)
+matplotlib.rc("figure", titlesize=11)
+matplotlib.rc("axes", titlesize=11, titlelocation="left", labelcolor=INK, grid=True)
+matplotlib.rc("axes.spines", top=False, right=False)
+matplotlib.rc("grid", color="#e3e6ea")
+matplotlib.rc("legend", frameon=False)
 
 
-def save_figure(path: Path, figure: plt.Figure, dpi: int = 160) -> None:
-    """Write a figure and close it."""
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as an image file, cropped to what is drawn and a small margin."""
     with whole_file(path) as aside:
-        figure.savefig(aside, dpi=dpi, facecolor="white")
-    plt.close(figure)
+        figure.savefig(aside, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
 
 
-def strip(images: Sequence[np.ndarray], captions: Sequence[str], title: str) -> plt.Figure:
-    """Pictures in one row, a caption under each."""
-    height, width = images[0].shape[:2]
-    # Inches: a picture is 2.1 wide, or 3.4 high if it is a tall one; a caption needs 1.1 beside its neighbours.
-    panel_width = min(2.1, 3.4 * width / height)
-    panel_height = panel_width * height / width
-    cell = max(panel_width, 1.1)
-    margin, gap, head, foot = 0.15, 0.08, 0.5, 0.62
-    columns = len(images)
-    size = (2 * margin + columns * cell + (columns - 1) * gap, head + panel_height + foot)
-    figure = plt.figure(figsize=size)
-    figure.text(margin / size[0], 1 - 0.5 * head / size[1], title, ha="left", va="center", fontsize=11, color=INK)
-    for column, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
-        middle = margin + column * (cell + gap) + cell / 2
-        left = middle - panel_width / 2
-        axes = figure.add_axes((left / size[0], foot / size[1], panel_width / size[0], panel_height / size[1]))
-        axes.imshow(pixels, interpolation="nearest" if min(height, width) < 64 else "antialiased")
-        axes.set_axis_off()
-        figure.text(
-            middle / size[0], (foot - 0.08) / size[1], caption, ha="center", va="top", fontsize=9, linespacing=1.35, color=INK
-        )
+def strip(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str) -> Figure:
+    """Pictures uint8 [H, W, 3] of one size in a row, with a caption under each."""
+    figure, (row,) = _grid(1, len(pictures), width=2.15, height=4.4)
+    figure.suptitle(title)
+    for axes, picture, caption in zip(row, pictures, captions, strict=True):
+        _show(axes, picture)
+        _write(axes, "below", caption)
     return figure
 
 
 def restorations(
     original: np.ndarray, corrupted: Sequence[np.ndarray], restored: Sequence[Sequence[np.ndarray]], captions: Sequence[str]
-) -> plt.Figure:
-    """A picture, what became of it at several levels (a row each, with its caption), and what was restored from that."""
-    panel, gap, wide, margin, head = 1.1, 0.06, 0.2, 0.15, 0.34
-    columns = 2 + max(map(len, restored))
-    # Inches from the left: the original, the corrupted ones with their captions, the restorations.
-    left = [margin, margin + panel + 1.05 + wide]
-    left += [left[1] + panel + wide + (panel + gap) * number for number in range(columns - 2)]
-    size = (left[-1] + panel + margin, head + len(corrupted) * (panel + gap) + margin)
-    figure = plt.figure(figsize=size)
-
-    def place(pixels: np.ndarray, column: int, row: float) -> None:
-        bottom = size[1] - head - panel - row * (panel + gap)
-        axes = figure.add_axes((left[column] / size[0], bottom / size[1], panel / size[0], panel / size[1]))
-        axes.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 64 else "antialiased")
-        axes.set_axis_off()
-
-    def write(text: str, x: float, y: float, **options: object) -> None:
-        figure.text(x / size[0], y / size[1], text, color=INK, fontsize=9, linespacing=1.35, **options)
-
-    middle_row = (len(corrupted) - 1) / 2
-    place(original, 0, middle_row)
-    top = size[1] - 0.75 * head
-    for column, text, row in ((0, "original", middle_row), (1, "corrupted", 0), (2, "restored", 0)):
-        write(text, left[column], top - row * (panel + gap), va="baseline")
-    for row, caption in enumerate(captions):
-        middle = size[1] - head - panel / 2 - row * (panel + gap)
-        write(caption, left[1] - 0.12, middle, ha="right", va="center")
-        for column, pixels in enumerate([corrupted[row], *restored[row]], start=1):
-            place(pixels, column, row)
+) -> Figure:
+    """A picture uint8 [H, W, 3], and in a row for every level: a caption, the corrupted picture, pictures restored from it."""
+    figure, grid = _grid(len(corrupted), 2 + len(restored[0]), width=1.5, height=1.2)
+    for axes, title in zip(grid[0], ("original", "corrupted", "restored"), strict=False):
+        axes.set_title(title, size=9)
+    _show(grid[0, 0], original)
+    for row, caption, start, ends in zip(grid, captions, corrupted, restored, strict=True):
+        _write(row[1], "left", caption)
+        _write(row[2], "left", "→", size=12)
+        for axes, picture in zip(row[1:], [start, *ends], strict=True):
+            _show(axes, picture)
     return figure
 
 
-def velocity_figure(
-    velocity: np.ndarray, title: str, spectrum: tuple[np.ndarray, np.ndarray, np.ndarray], seeds: int
-) -> plt.Figure:
-    """A velocity field [2, H, W]: speed in colour, the way it goes as streamlines; beside it how its energy is spread.
-
-    ``spectrum`` holds wavenumbers, the energy of this field and its mean over the fields of so many seeds.
-    """
-    _, height, width = velocity.shape
-    speed = np.hypot(*velocity)
-    tall = float(np.clip(0.6 + 6.4 * height / width, 4.2, 12.0))
-    figure, (axes, beside) = plt.subplots(1, 2, figsize=(12.4, tall), width_ratios=(7.6, 4.2), layout="constrained")
-    shown = axes.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
-    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    axes.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)
-    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    axes.set_title(title, fontsize=11, color=INK, loc="left")
-    bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("speed / V", color=INK)
-    bar.outline.set_visible(False)
-    for side in axes.spines.values():
-        side.set_visible(False)
-
-    k, this, mean = spectrum
-    magma = plt.get_cmap("magma")
-    beside.loglog(k, this, color=magma(0.75), linewidth=1.0, label="this flow")
-    beside.loglog(k, mean, color=magma(0.35), linewidth=2.4, label=f"mean of {seeds} seeds")
-    # Kolmogorov's law, a little above the curve.
-    law = 1.6 * mean[k <= 2][-1] * (k / k[k <= 2][-1]) ** (-5.0 / 3.0)
-    beside.loglog(k, law, color=INK, linestyle=(0, (5, 3)), linewidth=1.2, label="$k^{-5/3}$ (Kolmogorov)")
-    floor = 1e-5 * mean.max()
-    beside.set(xlim=(0.9, 1.1 * k[mean > floor].max()), ylim=(floor, 1.5 * law.max()))
-    beside.set_box_aspect(1.0)
-    beside.set_xlabel("wavenumber k [waves per shorter side]", color=INK)
-    beside.set_title("Energy spectrum E(k) / V$^2$", fontsize=11, color=INK, loc="left")
-    beside.legend(frameon=False, loc="lower left", fontsize=9)
-    _plain(beside)
+def labelled_strips(strips: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
+    """Strips uint8 [H, W, 3] of one size below each other, each with its label on the left."""
+    figure, grid = _grid(len(strips), 1, width=9.0, height=9.0)
+    figure.suptitle(title)
+    for (axes,), (label, strip) in zip(grid, strips, strict=True):
+        _show(axes, strip)
+        _write(axes, "left", label)
     return figure
 
 
-class ComparedRow(NamedTuple):
-    """A process in a comparison: its name, a line or two about it, pictures uint8 [H, W, 3], and their spectra (k, power)."""
+class ComparedProcess(NamedTuple):
+    """A process in a comparison: its name, two lines about it, pictures uint8 [H, W, 3], and their spectra (k, power)."""
 
     name: str
     about: str
@@ -133,56 +75,66 @@ class ComparedRow(NamedTuple):
     spectra: Sequence[tuple[np.ndarray, np.ndarray]]
 
 
-def comparison(rows: Sequence[ComparedRow], fractions: Sequence[float]) -> plt.Figure:
-    """One row a process: pictures at the same shares of the way, and at the end how their power is spread over scales."""
-    height, width = rows[0].pictures[0].shape[:2]
-    # Inches.
-    columns, panel_width = len(fractions), float(np.clip(1.75 * width / height, 0.7, 2.4))
-    panel_height = panel_width * height / width
-    spectrum_height = min(panel_height, 1.6)
-    margin, gap, label, head, spectrum_width = 0.15, 0.06, 1.75, 0.42, 2.0
-    size = (
-        margin + label + columns * (panel_width + gap) + 0.62 + spectrum_width + margin,
-        head + len(rows) * (panel_height + gap) + 0.5,
-    )
-    figure = plt.figure(figsize=size)
-
-    def axes_at(left: float, top: float, width: float, height: float) -> plt.Axes:
-        return figure.add_axes((left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1]))
-
-    def text_at(left: float, top: float, text: str, **style: object) -> None:
-        figure.text(left / size[0], 1 - top / size[1], text, **({"color": INK, "fontsize": 10} | style))
-
-    colours = plt.get_cmap("plasma")(np.linspace(0.0, 0.88, columns))
-    right = margin + label + columns * (panel_width + gap) + 0.62
-    low = min(power.max() for _, power in rows[0].spectra) * 1e-9
-    peak = max(power.max() for row in rows for _, power in row.spectra)
-    for column, fraction in enumerate(fractions):
-        middle = margin + label + column * (panel_width + gap) + panel_width / 2
-        title = "clean" if fraction == 0 else f"k / K = {fraction:.2g}"
-        text_at(middle, head / 2, title, ha="center", va="center", color=colours[column] if fraction else INK)
-    text_at(right + spectrum_width / 2, head / 2, "power at scale", ha="center", va="center")
-    for index, row in enumerate(rows):
-        top = head + index * (panel_height + gap)
-        middle = top + panel_height / 2
-        text_at(margin, middle - 0.06, row.name, ha="left", va="bottom", fontsize=12, fontweight="bold")
-        text_at(margin, middle, row.about, ha="left", va="top", fontsize=8.5, linespacing=1.4)
-        for column, picture in enumerate(row.pictures):
-            axes = axes_at(margin + label + column * (panel_width + gap), top, panel_width, panel_height)
-            axes.imshow(picture, interpolation="nearest" if min(height, width) < 64 else "antialiased")
-            axes.set_axis_off()
-        beside = axes_at(right, middle - spectrum_height / 2 + 0.05, spectrum_width, spectrum_height - 0.1)
-        for colour, (k, power) in zip(colours, row.spectra, strict=True):
+def comparison(processes: Sequence[ComparedProcess], fractions: Sequence[float]) -> Figure:
+    """A row for every process: its pictures at the same fractions k / K of the levels, and their power spectra."""
+    figure, grid = _grid(len(processes), len(fractions) + 1, width=2.4, height=1.75)
+    colours = matplotlib.colormaps["plasma"](np.linspace(0.0, 0.88, len(fractions)))
+    for axes, fraction, colour in zip(grid[0], fractions, colours, strict=False):
+        _write(axes, "above", f"k / K = {fraction:.2g}" if fraction else "clean", color=colour if fraction else INK)
+    _write(grid[0, -1], "above", "power spectrum")
+    low = 1e-9 * min(power.max() for _, power in processes[0].spectra)
+    high = 3.0 * max(power.max() for process in processes for _, power in process.spectra)
+    for (*row, beside), process in zip(grid, processes, strict=True):
+        _write(row[0], "left", process.name, va="bottom", size=12, weight="bold")
+        _write(row[0], "left", process.about, va="top")
+        for axes, picture in zip(row, process.pictures, strict=True):
+            _show(axes, picture)
+        for colour, (k, power) in zip(colours, process.spectra, strict=True):
             beside.loglog(k, np.maximum(power, low / 10), color=colour, linewidth=1.3)
-        beside.set_ylim(low, 3 * peak)
-        beside.tick_params(labelsize=7, labelbottom=index == len(rows) - 1)
-        _plain(beside)
-    beside.set_xlabel("waves per shorter side", fontsize=8.5, color=INK)
+        beside.set_axis_on()
+        beside.set(ylim=(low, high), box_aspect=picture.shape[0] / picture.shape[1])
+        beside.tick_params(which="both", direction="in", labelsize=7, labelbottom=False)
+    beside.tick_params(labelbottom=True)
+    beside.set_xlabel("waves per shorter side", size=8.5)
+    return figure
+
+
+def velocity_and_spectrum(
+    velocity: np.ndarray, title: str, spectrum: tuple[np.ndarray, np.ndarray, np.ndarray], seeds: int
+) -> Figure:
+    """A velocity field [2, H, W] as speed and streamlines, and beside it its energy spectrum.
+
+    ``spectrum`` holds wavenumbers, the energy of this field, and the mean energy of the fields of so many ``seeds``.
+    """
+    _, height, width = velocity.shape
+    speed = np.hypot(*velocity)
+    wide = min(6.4, 9.0 * width / height)  # inches
+    figure = Figure(figsize=(wide + 6.0, max(4.4, 0.6 + wide * height / width)), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.04)
+    field, beside = figure.subplots(1, 2, width_ratios=(wide + 1.2, 4.2))
+    shown = field.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    field.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)
+    field.set(xlim=(0, width), ylim=(height, 0), title=title)
+    field.set_axis_off()
+    figure.colorbar(shown, ax=field, fraction=0.04, pad=0.02, label="speed / V").outline.set_visible(False)
+
+    k, this, mean = spectrum
+    magma = matplotlib.colormaps["magma"]
+    beside.loglog(k, this, color=magma(0.75), linewidth=1.0, label="this flow")
+    beside.loglog(k, mean, color=magma(0.35), linewidth=2.4, label=f"mean of {seeds} seeds")
+    # Kolmogorov's law, a little above the curve.
+    law = 1.6 * mean[k <= 2][-1] * (k / k[k <= 2][-1]) ** (-5.0 / 3.0)
+    beside.loglog(k, law, color=INK, linestyle=DASHES, linewidth=1.2, label="$k^{-5/3}$ (Kolmogorov)")
+    floor = 1e-5 * mean.max()
+    beside.set(xlim=(0.9, 1.1 * k[mean > floor].max()), ylim=(floor, 1.5 * law.max()), box_aspect=1.0)
+    beside.set(xlabel="wavenumber k [waves per shorter side]", title="Energy spectrum E(k) / V$^2$")
+    beside.legend(loc="lower left", fontsize=9)
     return figure
 
 
 class SweepPanel(NamedTuple):
-    """A score in a sweep: its name, whether more is better, that of real pictures, and that of every run."""
+    """A score in a sweep: its name, whether more is better, its value for real pictures, and its values for the runs."""
 
     name: str
     more_is_better: bool
@@ -193,16 +145,16 @@ class SweepPanel(NamedTuple):
     """Peclet numbers at which the curves meet, because their runs are the same."""
 
 
-def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str) -> plt.Figure:
-    """Every score against the Peclet number, a line a process: mean, standard deviation and single seeds, and the floor."""
-    figure, grid = plt.subplots(2, 3, figsize=(11.0, 6.9), layout="constrained")
+def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str) -> Figure:
+    """Six scores against the Peclet number, a line for every process: mean, standard deviation, single seeds, and the floor."""
+    figure = Figure(figsize=(11.0, 7.2), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    grid = figure.subplots(2, 3)
     values = sorted({value for curve in panels[0].curves.values() for value in curve})
     for panel, axes in zip(panels, grid.flat, strict=True):
-        axes.axhline(panel.floor, color=INK, linestyle=(0, (5, 3)), linewidth=1.1, label="floor")
         # Side by side, so that no bar hides another.
         sides = min(0.12, 0.6 / len(panel.curves)) * (np.arange(len(panel.curves)) - (len(panel.curves) - 1) / 2)
-        for (process, curve), colour, side in zip(panel.curves.items(), plt.get_cmap("Dark2").colors, sides, strict=False):
+        for (process, curve), colour, side in zip(panel.curves.items(), matplotlib.colormaps["Dark2"].colors, sides, strict=False):
             places = {value: values.index(value) + (0.0 if value in panel.shared else side) for value in curve}
             means = [np.mean(scores) for scores in curve.values()]
             axes.plot(list(places.values()), means, color=colour, linewidth=1.8, marker="o", markersize=5, label=process)
@@ -211,70 +163,59 @@ def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str) -> plt.Fi
                     style = {"color": INK if value in panel.shared else colour, "zorder": 3}
                     axes.errorbar(places[value], np.mean(scores), np.std(scores, ddof=1), fmt="o", markersize=5, capsize=3, **style)
                     axes.scatter([places[value]] * len(scores), scores, s=9, alpha=0.45, linewidths=0, **style)
+        axes.axhline(panel.floor, color=INK, linestyle=DASHES, linewidth=1.1, label="floor")
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.set_xlim(-0.4, len(values) - 0.6)
-        arrow = "\N{UPWARDS ARROW}" if panel.more_is_better else "\N{DOWNWARDS ARROW}"
-        axes.set_title(f"{panel.name} {arrow}", fontsize=10.5, color=INK, loc="left")
-        _plain(axes)
+        axes.set_title(f"{panel.name} {'↑' if panel.more_is_better else '↓'}", size=10.5)
     for axes in grid[-1]:
-        axes.set_xlabel("Peclet number", color=INK)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend([*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper right", ncols=len(labels), frameon=False)
-    figure.text(0.012, 0.985, title, ha="left", va="top", fontsize=12, color=INK)
-    figure.supxlabel(textwrap.fill(about, 165), x=0.012, ha="left", fontsize=8.5, color=INK, linespacing=1.4)
+        axes.set_xlabel("Peclet number")
+    curves = axes.get_legend_handles_labels()
+    figure.legend(*curves, loc="outside upper left", ncols=len(curves[0]), title=title, title_fontsize=12, alignment="left")
+    figure.supxlabel(textwrap.fill(about, 165), x=0.0045, ha="left", size=8.5, linespacing=1.4)
     return figure
 
 
-def rows(strips: Sequence[tuple[str, np.ndarray]], title: str) -> plt.Figure:
-    """Strips of one size below each other, what each is beside it."""
-    height, width = strips[0][1].shape[:2]
-    # Inches.
-    label, margin, gap, head = 1.35, 0.15, 0.02, 0.42
-    strip_width = 9.0
-    strip_height = strip_width * height / width
-    size = (margin + label + strip_width + margin, head + len(strips) * (strip_height + gap) + margin)
-    figure = plt.figure(figsize=size)
-    figure.text(margin / size[0], 1 - 0.5 * head / size[1], title, ha="left", va="center", fontsize=11, color=INK)
-    for number, (about, pixels) in enumerate(strips):
-        bottom = size[1] - head - number * (strip_height + gap) - strip_height
-        axes = figure.add_axes(((margin + label) / size[0], bottom / size[1], strip_width / size[0], strip_height / size[1]))
-        axes.imshow(pixels, interpolation="nearest" if height < 64 else "antialiased")
-        axes.set_axis_off()
-        figure.text(
-            margin / size[0], (bottom + strip_height / 2) / size[1], about, va="center", fontsize=9, linespacing=1.35, color=INK
-        )
-    return figure
-
-
-def cost_figure(rows: Sequence[dict], title: str) -> plt.Figure:
-    """Seconds an image against its side, one line a way of computing it."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, len({row["name"] for row in rows})))
-    for colour, name in zip(colours, dict.fromkeys(row["name"] for row in rows), strict=True):
+def cost_curves(rows: Sequence[dict], title: str) -> Figure:
+    """Seconds an image against its side, a line for every way of computing it."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for colour, name in zip(matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, len(names))), names, strict=True):
         points = sorted((row["size"], 1.0 / row["images_per_second"]) for row in rows if row["name"] == name)
         axes.loglog(*zip(*points, strict=True), marker="o", color=colour, linewidth=2, label=name)
     sizes = sorted({row["size"] for row in rows})
-    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set_xlabel("side of the image [pixels]", color=INK)
-    axes.set_ylabel("seconds an image", color=INK)
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
-    axes.legend(frameon=False)
-    _plain(axes)
+    axes.set(xlabel="side of the image [pixels]", ylabel="seconds an image")
+    axes.set_title(title, size=10)
+    axes.legend()
     return figure
 
 
-def caption(text: str, width: int, height: int = 40) -> np.ndarray:
-    """A line of text in the middle of a white strip, uint8 [height, width, 3]."""
-    strip = Image.new("RGB", (width, height), "white")
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), int(0.5 * height))
-    ImageDraw.Draw(strip).text((width / 2, height / 2), text, fill=INK, font=font, anchor="mm")
-    return np.asarray(strip)
+def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes [rows, columns], without frames, for pictures at most so wide and high [inches].
+
+    Pictures keep their shape. The gaps between them are small, and grow only where a text needs room.
+    """
+    figure = Figure(figsize=(columns * width + 1.5, rows * height), layout="compressed")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure, grid
 
 
-def _plain(axes: plt.Axes) -> None:
-    """A light grid behind the curves, and no frame."""
-    axes.grid(True, which="major", color="#e3e6ea")
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def _show(axes: Axes, picture: np.ndarray) -> None:
+    """Draw a picture uint8 [H, W, 3]; the pixels of small ones stay sharp."""
+    axes.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 64 else "antialiased")
+
+
+def _write(axes: Axes, side: str, text: str, **style: object) -> None:
+    """Write above, below or left of a picture. Unlike a title or a label, the text gets all the room it needs."""
+    at, offset, alignment = {
+        "above": ((0.5, 1.0), (0, 8), {"ha": "center", "va": "baseline"}),
+        "below": ((0.5, 0.0), (0, -6), {"ha": "center", "va": "top"}),
+        "left": ((0.0, 0.5), (-8, 0), {"ha": "right", "va": "center"}),
+    }[side]
+    style = {"size": 9, "linespacing": 1.35} | alignment | style
+    axes.annotate(text, at, offset, xycoords="axes fraction", textcoords="offset points", **style)

@@ -1,4 +1,4 @@
-"""Pictures and videos for people: pixels, grids, H.264."""
+"""Pictures for people: pixels, sheets, image files, videos."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.files import whole_file
 
@@ -23,26 +23,50 @@ def to_pixels(image: torch.Tensor) -> np.ndarray:
     return quantised(image.expand(3, -1, -1))
 
 
-def enlarged(pixels: np.ndarray, shorter: int, longest: int = 3840) -> np.ndarray:
-    """The picture with a shorter side of at least ``shorter`` pixels: tiny ones by whole pixels, others smoothly.
+def resized(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """A picture uint8 [H, W, 3] so many times as large, at least 2 x 2 pixels; large factors keep the pixels sharp."""
+    height, width = (max(2, round(side * factor)) for side in pixels.shape[:2])
+    method = Image.Resampling.NEAREST if factor >= 4.0 else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize((width, height), method))
 
-    No side becomes longer than ``longest``; a picture that has a longer one is reduced.
-    """
-    height, width = pixels.shape[:2]
-    factor = min(max(shorter / min(height, width), 1.0), longest / max(height, width))
-    if factor == 1.0:
-        return pixels
-    if factor >= 4.0:
-        times = min(math.ceil(factor), longest // max(height, width))
-        return pixels.repeat(times, axis=0).repeat(times, axis=1)
-    size = (max(round(width * factor), 2), max(round(height * factor), 2))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+def enlarged(pixels: np.ndarray, shorter: int, longest: int = 3840) -> np.ndarray:
+    """A picture uint8 [H, W, 3] with a shorter side of at least ``shorter`` pixels and none longer than ``longest``."""
+    sides = pixels.shape[:2]
+    factor = min(max(shorter / min(sides), 1.0), longest / max(sides))
+    return resized(pixels, min(math.ceil(factor), longest // max(sides)) if factor >= 4.0 else factor)
+
+
+def caption(text: str, width: int, height: int = 40) -> np.ndarray:
+    """A line of text in the middle of a white strip, uint8 [height, width, 3]; smaller letters where it is narrow."""
+    strip = Image.new("RGB", (width, height), "white")
+    size = 0.5 * height
+    size *= min(1.0, 0.96 * width / ImageFont.load_default(size).getlength(text))
+    ImageDraw.Draw(strip).text((width / 2, height / 2), text, "#20242c", ImageFont.load_default(size), anchor="mm")
+    return np.asarray(strip)
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """Pictures uint8 [H, W, 3] of one size as one sheet on white, about as wide as high if the columns are left out."""
+    height, width = pictures[0].shape[:2]
+    columns = columns or min(max(round((len(pictures) * height / width) ** 0.5), 1), len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
+    for index, pixels in enumerate(pictures):
+        top, left = (gap + (height + gap) * (index // columns)), (gap + (width + gap) * (index % columns))
+        sheet[top : top + height, left : left + width] = pixels
+    return sheet
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 [H, W, 3], or [H, W, 1] as a grey one, as an image file."""
     with whole_file(path) as aside:
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(aside)
+
+
+def save_grid(path: Path, images: torch.Tensor, columns: int | None = None) -> None:
+    """Write images [N, C, H, W] as one sheet, enlarged so that small ones can be seen."""
+    save_image(path, grid([enlarged(to_pixels(image), 64) for image in images], columns, gap=4))
 
 
 def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
@@ -60,32 +84,3 @@ def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
         for frame in frames:
             padding = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
             writer.append_data(np.pad(frame, padding, mode="edge"))
-
-
-def grid(images: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
-    """Pictures of one size side by side, uint8 [H, W, 3], on white."""
-    height, width = images[0].shape[:2]
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
-    for index, pixels in enumerate(images):
-        top, left = (gap + (height + gap) * (index // columns)), (gap + (width + gap) * (index % columns))
-        sheet[top : top + height, left : left + width] = pixels
-    return sheet
-
-
-def grid_columns(count: int) -> int:
-    """Columns of a grid that is about as wide as high."""
-    return max(1, round(count**0.5))
-
-
-def save_grid(path: Path, images: torch.Tensor, columns: int | None = None) -> None:
-    """Write images [N, C, H, W] as one sheet, about as wide as high unless told, enlarged so that small ones can be seen."""
-    pictures = [enlarged(to_pixels(image), 64) for image in images]
-    save_image(path, grid(pictures, columns or grid_columns(len(pictures)), gap=4))
-
-
-def resized(pixels: np.ndarray, width: int) -> np.ndarray:
-    """The picture at another width, the height in proportion."""
-    height = max(2, round(pixels.shape[0] * width / pixels.shape[1]))
-    method = Image.Resampling.NEAREST if width >= 4 * pixels.shape[1] else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize((width, height), method))

@@ -27,7 +27,7 @@ from lbm_warp.checks import InputError, check_integer, check_number
 GRID = 64
 RESTORATIONS = 8
 VIDEO_PANEL = 96
-VIDEO_WIDTH = 1024
+VIDEO_SIZE = 1024
 MOST_IMAGES = 10_000_000
 
 
@@ -251,7 +251,9 @@ class Film:
 
     def __init__(self, pipeline: Pipeline, levels: int | None) -> None:
         self.visited = visited_levels(pipeline.corruption.levels, steps=levels)
-        self.most = min(GRID, (VIDEO_WIDTH // max(*pipeline.config.size, VIDEO_PANEL)) ** 2)
+        size = pipeline.config.size
+        rows, columns = (int(VIDEO_SIZE * min(1.0, size.shorter / VIDEO_PANEL) / side) for side in size)
+        self.most = min(GRID, max(1, rows * columns))
         self.batches: list[list[list[np.ndarray]]] = []
 
     def add(self, level: int, u: torch.Tensor) -> None:
@@ -268,7 +270,7 @@ class Film:
         frames = []
         for pictures in zip(*whole, strict=True):
             panels = [render.enlarged(pixels, VIDEO_PANEL) for batch in pictures for pixels in batch]
-            frames.append(render.grid(panels, columns or render.grid_columns(len(panels)), gap=6))
+            frames.append(render.grid(panels, columns, gap=6))
         order = [*frames, *[frames[-1]] * (2 * fps)]
         render.save_video(path, tqdm(order, desc="encoding", unit="frame", leave=False), fps)
 

@@ -100,7 +100,7 @@ def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], ru
     figures.save_figure(written[2], figures.sweep_curves(panels(points, scoring), title, about))
     rows = {(point.called, point.peclet): next(iter(point.reports)) for point in points}
     strips = [(f"{process}\nPe = {value:g}", read_strip(run / STRIP)) for (process, value), run in rows.items()]
-    figures.save_figure(written[3], figures.rows(strips, f"{title}: the same sample numbers of every run"))
+    figures.save_figure(written[3], figures.labelled_strips(strips, f"{title}: the same sample numbers of every run"))
     return written
 
 
