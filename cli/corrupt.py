@@ -128,11 +128,11 @@ def by_flow(options: Corrupt, name: str, u0: torch.Tensor, out: Path) -> tuple[l
         moments,
         peclet,
         TURBULENCE[options.turbulence],
-        options.boundary,
-        options.offset,
-        options.turbulence_time,
+        boundary=options.boundary,
+        offset=options.offset,
+        turbulence_time=options.turbulence_time,
     )
-    grids = operator.march(height, width).grids if operator.solver == "lattice" else ()
+    grids = operator.plan(height, width).grids if operator.solver == "lattice" else ()
     iterations = {f"{grid.factor} px": grid.iterations for grid in grids}
     solver = f"{sum(iterations.values())} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
     print(f"{name}: {width} x {height} px, Pe = {peclet:g}, {solver} on {u0.device}")

@@ -188,7 +188,7 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object]:
     config = resolve(options, name, channels)
     operator = config.process.operator(config.size)
     lattice = operator is not None and operator.solver == "lattice"
-    cost = iterations(operator.march(config.size, config.size)) if lattice else np.zeros(config.process.levels + 1)
+    cost = iterations(operator.plan(config.size, config.size)) if lattice else np.zeros(config.process.levels + 1)
     images = -(-config.training.batch // (ranks.count * options.accumulate))
     need = memory(config, ranks.device, options.precision or ranks.precision)
     return {

@@ -20,9 +20,8 @@ import torch
 
 from diffusion.rng import seeds
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence, Turbulence
-from lbm_warp.advection_diffusion import Integers
-from lbm_warp.checks import InputError, check_boundary, check_choice, check_integer, check_name, check_number
-from lbm_warp.lattice import March
+from lbm_warp.checks import InputError, Integers, check_boundary, check_choice, check_integer, check_name, check_number
+from lbm_warp.planner import Plan
 from lbm_warp.random import normal
 
 TURBULENCE: dict[str, Turbulence] = {
@@ -156,7 +155,9 @@ class ForwardProcess:
         if self.blur == "none":
             return None
         schedule = Schedule(self.blur_widths(size))
-        operator = AdvectionDiffusion(schedule, self.peclet, TURBULENCE[self.turbulence], self.boundary, self.offset)
+        operator = AdvectionDiffusion(
+            schedule, self.peclet, TURBULENCE[self.turbulence], boundary=self.boundary, offset=self.offset
+        )
         return operator if self.transport else Untransported(operator)
 
     def mean(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
@@ -243,9 +244,9 @@ class Untransported:
         for (level, blurred), (_, noise) in zip(self.blur.trajectory(u0, seed), printed, strict=True):
             yield level, blurred + noise
 
-    def march(self, height: int, width: int) -> March:
-        """As :meth:`AdvectionDiffusion.march`."""
-        return self.flow.march(height, width)
+    def plan(self, height: int, width: int) -> Plan:
+        """As :meth:`AdvectionDiffusion.plan`."""
+        return self.flow.plan(height, width)
 
 
 def _each(values: np.ndarray, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor | float:

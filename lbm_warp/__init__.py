@@ -1,6 +1,7 @@
-"""Advection-diffusion of images on the lattice, with turbulence: batched NVIDIA Warp kernels, zero-copy to and from torch."""
+"""Advection-diffusion of images on the lattice, with turbulence: batched NVIDIA Warp kernels that share memory with torch."""
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
+from lbm_warp.operator import Operator
 from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, energy_spectrum, solenoidal
 
@@ -8,6 +9,7 @@ __all__ = [
     "AdvectionDiffusion",
     "CurlNoise",
     "GivenVelocity",
+    "Operator",
     "Schedule",
     "SpectralTurbulence",
     "Turbulence",

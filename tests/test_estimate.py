@@ -75,8 +75,8 @@ def test_the_papers_schedule_costs_nine_percent_of_its_trajectory_on_average() -
     """1 / (2 ln(sigma_max / sigma_min)) of it: the iterations grow with sigma^2, and sigma is geometric; and half a grid a 16th."""
     process = preset("ffhq-128").process
     plain = replace(process, turbulence="compressible", offset=100.0)  # too strong a source for a coarser grid
-    cost = iterations(plain.operator(128).march(128, 128))
+    cost = iterations(plain.operator(128).plan(128, 128))
     assert cost[-1] == pytest.approx(128**2 / 0.5, rel=0.01)
     assert cost[1:].mean() / cost[-1] == pytest.approx(1 / (2 * np.log(128 / 0.5)), rel=0.05)
-    coarser = iterations(process.operator(128).march(128, 128))
+    coarser = iterations(process.operator(128).plan(128, 128))
     assert coarser[-1] == pytest.approx(137 + (128**2 - 64) / 16 / 0.5, rel=0.01)

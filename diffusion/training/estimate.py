@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from diffusion.config import RunConfig
 from diffusion.network import MixedPrecision
-from lbm_warp.lattice import March
+from lbm_warp.planner import Plan
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,9 @@ def saved_bytes(model: nn.Module, device: torch.device, *inputs: torch.Tensor) -
         return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
-def iterations(march: March) -> np.ndarray:
+def iterations(plan: Plan) -> np.ndarray:
     """Lattice iterations from the clean image to levels 0..K, in units of one on the pixel grid, float64 [K + 1].
 
     Iterations on coarser grids count by their cells; the partial one that reads a level counts as one.
     """
-    cells = np.array([grid.factor**-2.0 for grid in march.grids])
-    before = np.concatenate([[0.0], np.cumsum(cells * [grid.iterations for grid in march.grids])])
-    return before[march.grid] + cells[march.grid] * (march.anchor + (march.partial_theta > 0.0))
+    return plan.iterations
