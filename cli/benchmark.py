@@ -20,7 +20,7 @@ from cli.throughput import SampleBenchmark, TrainBenchmark, benchmark_sampling, 
 from diffusion.files import write_json
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import check_integer, check_number
-from lbm_warp.grids import curved
+from lbm_warp.grids import midpoint_velocity
 from lbm_warp.populations import evolve
 
 LEVELS = 50
@@ -120,16 +120,16 @@ def _contenders(options: OperatorBenchmark, size: int, batch: int, device: torch
     operator, one_grid = (AdvectionDiffusion(schedule, options.peclet, coarsen=coarsen, exact=False) for coarsen in (True, False))
     u0 = torch.rand((batch, options.channels, size, size), generator=torch.Generator().manual_seed(0)).to(device)
     seed = torch.arange(batch)
-    plan = one_grid.march(size, size)
+    plan = one_grid.plan(size, size)
     contenders = [
-        Contender("operator", round(operator.march(size, size).work) + 1, lambda: operator(u0, LEVELS, seed)),
-        Contender("without coarsening", round(plan.work) + 1, lambda: one_grid(u0, LEVELS, seed)),
+        Contender("operator", round(operator.iterations(size, size)[-1]), lambda: operator(u0, LEVELS, seed)),
+        Contender("without coarsening", round(plan.iterations[-1]), lambda: one_grid(u0, LEVELS, seed)),
     ]
     if options.slow:
         # At relaxation time 1 the plain solver diffuses 1/6 px^2 an iteration: sigma^2 = 2 alpha t.
         plain = round(3.0 * sigma**2)
         step = plan.grids[0].velocity_per_theta / 3.0
-        velocity = step * curved(operator.velocity(seed, size, size, device), step, periodic=False)
+        velocity = step * midpoint_velocity(operator.velocity(seed, size, size, device), step, periodic=False)
         contenders += [
             Contender("stored populations", plain, lambda: evolve(u0, velocity, plain)),
             Contender("torch", plain, lambda: in_torch(u0, velocity, plain)),

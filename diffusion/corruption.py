@@ -11,7 +11,7 @@ from diffusion.process import TURBULENCE, ForwardProcess
 from diffusion.rng import seeds
 from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, Operator, Schedule
-from lbm_warp.advection_diffusion import Integers
+from lbm_warp.checks import Integers
 from lbm_warp.random import normal
 
 

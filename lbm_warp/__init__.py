@@ -1,4 +1,4 @@
-"""Advection-diffusion of images on the lattice, with turbulence: batched NVIDIA Warp kernels, zero-copy to and from torch."""
+"""Advection-diffusion of images on the lattice, with turbulence: batched NVIDIA Warp kernels that share memory with torch."""
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.operator import Operator

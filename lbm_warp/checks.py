@@ -1,4 +1,4 @@
-"""Checks of arguments at the public boundary."""
+"""Checks of arguments at the public interface."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
+BOUNDARIES = ("wall", "periodic")
+
+# One integer for a whole batch, or one per image.
+Integers = int | Sequence[int] | torch.Tensor
+Device = torch.device | str
+
 
 class InputError(ValueError):
-    """Something the caller can mend: one line that says what was wrong and what was expected."""
-
-
-BOUNDARIES = ("wall", "periodic")
+    """An error the caller can correct. Its message is one line: what was wrong, what was expected."""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -28,7 +31,7 @@ def check_boundary(boundary: str) -> None:
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise InputError unless ``low <= value <= high`` and ``value`` is finite."""
+    """Raise InputError unless ``value`` is finite and ``low <= value <= high``."""
     if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
         limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise InputError(f"{name} must be {limits}, got {value!r}")
@@ -42,18 +45,18 @@ def check_integer(name: str, value: int, low: int, high: float = math.inf) -> No
 
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:
-    """Raise InputError, with the nearest name, unless ``name`` is one of ``known``."""
+    """Raise InputError, with the most similar name, unless ``name`` is one of ``known``."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"unknown {what} {name!r}: expected one of {', '.join(known)}{hint}")
 
 
-def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """One integer an image: int64 [batch] on ``device``, from one integer for all of them or one for each.
+def as_batch(name: str, value: Integers, batch: int, device: Device = "cpu") -> torch.Tensor:
+    """One integer per image, int64 [batch] on ``device``, from one integer for all images or one per image.
 
     Raises:
-        InputError: if ``value`` is not integer or of another length.
+        InputError: if ``value`` is not integer or has another length.
     """
     tensor = torch.as_tensor(value)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -67,7 +70,7 @@ def as_batch(name: str, value: int | Sequence[int] | torch.Tensor, batch: int, d
 
 
 def check_images(u0: torch.Tensor) -> None:
-    """Raise InputError unless ``u0`` is a floating-point tensor [N, C, H, W] with images of at least 2 x 2 pixels."""
+    """Raise InputError unless ``u0`` is a floating-point tensor [N, C, H, W] of images with at least 2 x 2 pixels."""
     if not isinstance(u0, torch.Tensor):
         raise InputError(f"images must be a torch tensor [N, C, H, W], got {type(u0).__name__}")
     if u0.ndim != 4 or 0 in u0.shape or min(u0.shape[2:]) < 2:

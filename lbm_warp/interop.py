@@ -1,11 +1,10 @@
-"""Where torch and Warp meet: kernels work in the tensors' own memory, on torch's current stream.
+"""The bridge between torch and Warp: kernels work in the memory of tensors, on torch's current stream.
 
-No call here copies a tensor or waits for a device. On the CPU Warp runs a launch on one core and releases the interpreter lock
-meanwhile, so a launch is shared out to as many threads as torch uses; every cell is computed by the same instructions whichever
-thread it falls to, and comes out the same.
+No function here copies a tensor or waits for a device. On the CPU, Warp runs a launch on one core and releases the interpreter
+lock, so a launch is split among as many threads as torch uses. The result does not depend on the number of threads.
 
-Kernels are compiled when they are first needed, which takes seconds, and kept on disk for the next process; the logger ``lbm_warp``
-says so.
+A kernel is compiled when it is first needed, which takes seconds, and cached on disk for later processes; the logger ``lbm_warp``
+reports it.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ from pathlib import Path
 import torch
 import warp as wp
 
-from lbm_warp.kernels.advection_diffusion import Kernels, advance_kernel, cpu_kernels, cuda_kernels
+from lbm_warp.kernels.advection_diffusion import Kernels, count_steps_kernel, cpu_kernels, cuda_kernels
 
-# The type of a kernel, for those who know no Warp.
-Kernel = wp.Kernel
-# Launches in a graph.
-BLOCK = 32
+# Launches recorded in one graph.
+GRAPH_LAUNCHES = 32
 
 log = logging.getLogger("lbm_warp")
 
@@ -33,10 +30,10 @@ _DTYPES = {torch.float32: wp.float32, torch.float64: wp.float64, torch.int32: wp
 
 
 def view(tensor: torch.Tensor) -> wp.array:
-    """A Warp array over the memory of a contiguous float32, float64, int32 or int64 tensor; no copy.
+    """A Warp array in the memory of a contiguous float32, float64, int32 or int64 tensor.
 
     Raises:
-        ValueError: if the tensor is not contiguous or of another type.
+        ValueError: if the tensor is not contiguous or has another dtype.
     """
     if tensor.dtype not in _DTYPES or not tensor.is_contiguous():
         raise ValueError(f"expected a contiguous tensor of {list(_DTYPES)}, got {tensor.dtype}, strides {tensor.stride()}")
@@ -46,13 +43,13 @@ def view(tensor: torch.Tensor) -> wp.array:
 
 
 def warp_device(device: torch.device) -> wp.Device:
-    """The Warp device that is the same hardware as a torch device."""
+    """The Warp device of a torch device."""
     return wp.get_device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
 
 
 @contextlib.contextmanager
 def _on_torch_stream(device: torch.device) -> Iterator[None]:
-    """Queue Warp's work on torch's current stream, so it is ordered with the torch operations around it."""
+    """Run Warp on torch's current stream, in order with the torch operations before and after."""
     if device.type == "cpu":
         yield
     else:
@@ -84,11 +81,11 @@ def launch(
     """Launch ``kernel(*batched, *inputs, *outputs)`` over ``dim``, whose first axis is the batch.
 
     Args:
-        kernel: a Warp kernel whose thread n of the first axis touches only entry n of every batched tensor and output.
+        kernel: a Warp kernel; thread n of its first axis uses only entry n of every batched tensor and output.
         dim: number of threads along each axis; ``dim[0]`` is the batch size N.
-        batched: input tensors of shape [N, ...], all on one device.
+        batched: input tensors [N, ...], all on one device.
         inputs: scalars, and tensors shared by the batch.
-        outputs: tensors of shape [N, ...] on the same device, written in place.
+        outputs: tensors [N, ...] on the same device, written in place.
     """
     device = (*outputs, *batched)[0].device
     shared = [view(value) if isinstance(value, torch.Tensor) else value for value in inputs]
@@ -117,25 +114,26 @@ def launch(
 def launch_repeatedly(
     kernel: wp.Kernel, dim: Sequence[int], *, tensors: Sequence[torch.Tensor], settings: Sequence[object], steps: int
 ) -> None:
-    """Launch ``kernel(call, *settings, ahead)`` ``steps`` times, and up to ``BLOCK`` - 1 times more; for a kernel of microseconds.
+    """Launch ``kernel(call, *settings, index)`` for steps 0, 1, ..., ``steps`` - 1; for kernels that take microseconds.
 
-    The launches are recorded once as a graph of ``BLOCK`` (a CUDA graph, where there is CUDA) and replayed. A graph cannot be given
-    new arguments, so the kernel finds the tensors by the addresses in ``call``, int64, and the number of steps behind in its last
-    entry; the step is that number plus ``ahead``. The kernel must do nothing in a step that no image has left to take.
+    ``GRAPH_LAUNCHES`` launches are recorded once as a graph (on a GPU a CUDA graph), which is replayed as often as needed. The
+    arguments of a recorded launch are fixed, so the kernel reads the addresses of its tensors from ``call``, int64 [6]. The last
+    entry of ``call`` is the number of steps done by earlier replays; the step of a launch is this number + its ``index`` in the
+    graph. There may be up to ``GRAPH_LAUNCHES`` - 1 launches too many, in which the kernel must do nothing.
 
     Args:
         kernel: a Warp kernel as described.
         dim: number of threads along each axis.
-        tensors: five contiguous tensors on one device, which ``call`` points to.
-        settings: scalars; every new combination of them, ``dim`` and kernel is recorded anew.
-        steps: number of launches wanted.
+        tensors: five contiguous tensors on one device, for ``call``.
+        settings: scalars. Every new combination of kernel, ``dim`` and settings is recorded once.
+        steps: number of steps.
     """
     device = tensors[0].device
     stream = None if device.type == "cpu" else wp.stream_from_torch(torch.cuda.current_stream(device))
-    # A graph belongs to one stream: on another, a second call could change the addresses under the first.
+    # Every stream has its own graph and ``call``: calls on other streams may run at the same time.
     graph, call = _recorded(kernel, tuple(dim), tuple(settings), device, stream and stream.cuda_stream)
     call.copy_(torch.tensor([*(view(tensor).ptr for tensor in tensors), 0]), non_blocking=True)
-    for _ in range(-(-steps // BLOCK)):
+    for _ in range(-(-steps // GRAPH_LAUNCHES)):
         wp.capture_launch(graph, stream=stream)
 
 
@@ -143,30 +141,30 @@ def launch_repeatedly(
 def _recorded(
     kernel: wp.Kernel, dim: tuple[int, ...], settings: tuple[object, ...], device: torch.device, stream: int | None
 ) -> tuple[wp.Graph, torch.Tensor]:
-    """``BLOCK`` launches of a kernel as a graph, and the tensor that tells it where to work."""
+    """A graph of ``GRAPH_LAUNCHES`` launches, and its tensor ``call``: see :func:`launch_repeatedly`."""
     where = warp_device(device)
-    for used in (kernel, advance_kernel):
+    for used in (kernel, count_steps_kernel):
         _load(used.module, device)
     call = torch.zeros(6, dtype=torch.int64, device=device)
-    # Torch's own default stream cannot record; nothing runs while another one does.
+    # Torch's default stream cannot record. Recording on another stream runs nothing.
     recorder = None if device.type == "cpu" else wp.Stream(where)
     with wp.ScopedCapture(where, stream=recorder) as capture:
-        for ahead in range(BLOCK):
-            wp.launch(kernel, dim, inputs=[view(call), *settings, ahead], device=where, stream=recorder)
-        wp.launch(advance_kernel, 1, inputs=[BLOCK, view(call)], device=where, stream=recorder)
+        for index in range(GRAPH_LAUNCHES):
+            wp.launch(kernel, dim, inputs=[view(call), *settings, index], device=where, stream=recorder)
+        wp.launch(count_steps_kernel, 1, inputs=[GRAPH_LAUNCHES, view(call)], device=where, stream=recorder)
     return capture.graph, call
 
 
 @functools.cache
 def _load(module: wp.Module, device: torch.device) -> None:
-    """Compile a kernel's module, or find it in the cache; threads and graphs that use it must find it loaded."""
+    """Compile a kernel's module or load it from the cache, before threads and graphs use it."""
     where = warp_device(device)
-    threads_a_block = 1 if where.is_cpu else 256  # Warp's defaults; the cache keeps one build for each
-    if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier(threads_a_block)).exists():
+    block_size = 1 if where.is_cpu else 256  # Warp's defaults, which are part of a module's name in the cache.
+    if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier(block_size)).exists():
         _announce_compilation()
     wp.load_module(module, device=where)
 
 
 @functools.cache
 def _announce_compilation() -> None:
-    log.info("compiling kernels; next time they are taken from %s", wp.config.kernel_cache_dir)
+    log.info("compiling kernels; later processes load them from %s", wp.config.kernel_cache_dir)

@@ -1,10 +1,10 @@
-"""The textbook solver: D2Q9 with stored populations, the yardstick and the oracle of the fast operator.
+"""The textbook solver: D2Q9 with stored populations, the reference for the fast solver.
 
-Its relaxation time tau is free, and with it the diffusivity, in square pixels an iteration:
+Its relaxation time tau is free, and with it the diffusivity in square pixels per iteration:
 
     alpha = c_s^2 (tau - 1/2) = (tau - 1/2) / 3.
 
-The fast operator is this scheme at tau = 1 (alpha = 1/6), where every collision and every start give the same numbers.
+At tau = 1 (alpha = 1/6) all collisions and initial states give the same numbers, and the fast solver is the same scheme.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lbm_warp.kernels.populations import BGK, CENTRAL_MOMENTS, TRT, start_kernel
 
 COLLISIONS = {"bgk": BGK, "trt": TRT, "central-moments": CENTRAL_MOMENTS}
 INITIALS = ("equilibrium", "non-equilibrium")
-# Lambda = (tau_even - 1/2) (tau_odd - 1/2) of TRT. At 1/4 the scheme is stable for the same velocities whatever tau (Kuzmin,
-# Ginzburg and Mohamad, Comput. Math. Appl. 61, 3417, 2011), and both times are 1 together.
+# The magic parameter of TRT, Lambda = (tau_even - 1/2) (tau_odd - 1/2). With 1/4 the range of stable velocities does not depend on
+# tau (Kuzmin, Ginzburg and Mohamad, Comput. Math. Appl. 61, 3417, 2011), and at tau = 1 both relaxation times are 1.
 MAGIC = 0.25
 
 
@@ -34,27 +34,27 @@ def evolve(
     boundary: str = "wall",
     initial: str = "non-equilibrium",
 ) -> torch.Tensor:
-    """Advection-diffusion on stored populations.
+    """Advection-diffusion with stored populations.
 
     Args:
         u0: density, any unit, float32 [N, C, H, W], H, W >= 2.
-        velocity: (u_x, u_y) in pixels an iteration, float32 [N, 2, H, W], well below 1, on the device of ``u0``.
-        iterations: how many, >= 0.
-        collision: ``bgk``; ``trt``, two relaxation times with the magic parameter 1/4; or ``central-moments``, the one of the
-            paper Beyond Blur. All have the same diffusivity and carry and spread without an error of order u^2; they differ in
-            what is smaller. Near tau = 1/2 TRT overshoots least but skews what it carries (an error of order u in the third
-            moment; u^3 in the others), and central moments blow up in a fast flow (|u| above 0.2 or so at tau = 0.51).
-        relaxation_time: tau of the flux, >= 0.500001; the diffusivity is (tau - 1/2) / 3 square pixels an iteration.
+        velocity: (u_x, u_y) in pixels per iteration, float32 [N, 2, H, W], well below 1, on the device of ``u0``.
+        iterations: number of iterations, >= 0.
+        collision: ``bgk``; ``trt``, two relaxation times with the magic parameter 1/4; or ``central-moments``, the collision of the
+            paper Beyond Blur. All have the same diffusivity, and none has an error of order u^2 in advection or diffusion. Near
+            tau = 1/2 TRT overshoots least but skews the density (an error of order u in the third moment; u^3 in the others), and
+            central moments are unstable in a fast flow (|u| above about 0.2 at tau = 0.51).
+        relaxation_time: tau of the flux, >= 0.500001. The diffusivity is (tau - 1/2) / 3 square pixels per iteration.
         boundary: ``wall`` or ``periodic``.
-        initial: ``non-equilibrium`` starts with the flux that belongs to the gradient of ``u0``, so already the first iteration
-            diffuses at the right rate; after ``equilibrium`` the first one diffuses 1/6 whatever tau, and the error fades only
-            as fast as (1 - 1 / tau)^iterations. At tau = 1 they are the same.
+        initial: ``non-equilibrium`` starts with the flux that belongs to the gradient of ``u0``, so the first iteration has the
+            right diffusivity. After ``equilibrium`` the first iteration has the diffusivity 1/6 whatever tau, and the error decays
+            as (1 - 1 / tau)^iterations. At tau = 1 both are the same.
 
     Returns:
         The density after ``iterations``, float32 [N, C, H, W].
 
     Raises:
-        InputError: if an argument has the wrong shape, type, device or range, or a choice is not one of those named above.
+        InputError: if an argument has the wrong shape, dtype, device or range, or a choice is unknown.
     """
     check_images(u0)
     if u0.dtype != torch.float32:
@@ -75,13 +75,16 @@ def evolve(
     velocity = velocity.contiguous()
     solver = Populations(collision, float(relaxation_time), boundary == "periodic", initial)
     f = solver.start(u0.contiguous(), velocity)
-    solver.march(f, velocity, torch.full((batch,), iterations, dtype=torch.int32))
+    solver.advance(f, velocity, torch.full((batch,), iterations, dtype=torch.int32))
     return solver.density(f)
 
 
 @dataclass(frozen=True)
 class Populations:
-    """The solver on its state, the populations f after a collision: float32 [N, 9 C, H, W]. Arguments as for :func:`evolve`."""
+    """The steps of the solver; its state are the populations f after a collision, float32 [N, 9 C, H, W].
+
+    Attributes as the arguments of :func:`evolve`.
+    """
 
     collision: str
     relaxation_time: float
@@ -92,16 +95,16 @@ class Populations:
         """Populations of the density ``u0``."""
         batch, channels, height, width = u0.shape
         f = u0.new_empty((batch, 9 * channels, height, width))
-        # What the first collision has left of the departure from equilibrium.
-        left = 1.0 - self.relaxation_time if self.initial == "non-equilibrium" else 0.0
-        settings = [COLLISIONS[self.collision], left, self.periodic]
+        # The factor of the non-equilibrium part: see start_kernel.
+        factor = 1.0 - self.relaxation_time if self.initial == "non-equilibrium" else 0.0
+        settings = [COLLISIONS[self.collision], factor, self.periodic]
         launch(start_kernel, u0.shape, batched=[u0, velocity], inputs=settings, outputs=[f])
         return f
 
-    def march(self, f: torch.Tensor, velocity: torch.Tensor, count: torch.Tensor) -> None:
-        """Take every image through ``count`` iterations (int32 [N], on the CPU), in place."""
+    def advance(self, f: torch.Tensor, velocity: torch.Tensor, count: torch.Tensor) -> None:
+        """Compute ``count`` iterations of every image (int32 [N], on the CPU), in place."""
         scratch = f.clone()
-        # The share of a departure from equilibrium that a collision leaves.
+        # A collision multiplies the non-equilibrium part by 1 - 1 / tau.
         tau = self.relaxation_time
         even_time = 0.5 + MAGIC / (tau - 0.5) if self.collision == "trt" else tau
         settings = [COLLISIONS[self.collision], 1.0 - 1.0 / even_time, 1.0 - 1.0 / tau, self.periodic]
@@ -119,5 +122,5 @@ class Populations:
     @staticmethod
     def density(f: torch.Tensor) -> torch.Tensor:
         """The zeroth moment, [N, C, H, W]."""
-        # Added up one by one, in the same order everywhere: torch's own sum rounds as it sees fit.
+        # Added one by one, in a fixed order: torch.sum may round differently for another shape or device.
         return sum(f.unflatten(1, (-1, 9)).unbind(dim=2))

@@ -1,4 +1,4 @@
-"""Counter-based Gaussian noise: each image's numbers depend on its seed alone."""
+"""Counter-based Gaussian noise: the noise of an image is a function of its seed alone."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from collections.abc import Sequence
 
 import torch
 
-from lbm_warp.checks import as_batch
+from lbm_warp.checks import Device, Integers, as_batch
 from lbm_warp.interop import launch
 from lbm_warp.kernels.hashing import normal_kernel
 
 
-def normal(seed: int | Sequence[int] | torch.Tensor, shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Standard normal numbers, the same whatever batch or device (up to rounding) they are drawn in.
+def normal(seed: Integers, shape: Sequence[int], device: Device = "cpu") -> torch.Tensor:
+    """Standard normal numbers, the same in any batch and, up to rounding, on any device.
 
     Args:
-        seed: one integer per image, or one for all of them (who then get the same noise). A tensor that lies on ``device``
-            already costs no synchronisation.
+        seed: one integer per image, or one for all images, which then get the same noise. A tensor that is already on ``device``
+            needs no synchronisation.
         shape: [N, ...].
-        device: where the noise is made.
+        device: device of the result.
 
     Returns:
-        float32 tensor of that shape.
+        float32 tensor of this shape.
+
+    Raises:
+        InputError: if the seeds are not integer or not N.
     """
     seeds = as_batch("seed", seed, shape[0], device)
     out = torch.empty((shape[0], torch.Size(shape[1:]).numel()), device=device)

@@ -1,4 +1,4 @@
-"""The corruption schedule: how much blur each level stands for, levels 0..K inclusive."""
+"""The corruption schedule: the blur width of levels 0 to K, both included."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lbm_warp.checks import InputError, check_integer
 class Schedule:
     """Blur width of every corruption level.
 
-    Level 0 is the clean image, level K the most corrupted one. A Gaussian blur of standard deviation sigma is
-    heat flow for alpha t = sigma^2 / 2, so the blur width is a clock: every level is one moment of one trajectory.
+    Level 0 is the clean image, level K the most corrupted one. A Gaussian blur of standard deviation sigma is the solution of the
+    heat equation at alpha t = sigma^2 / 2. So the blur width measures time, and all levels lie on one trajectory.
 
     Args:
         sigma: blur width of levels 0..K [pixels], shape [K + 1], sigma[0] = 0, strictly increasing, finite.
 
     Raises:
-        ValueError: if ``sigma`` is not such a sequence.
+        InputError: if ``sigma`` is not such a sequence.
     """
 
     sigma: np.ndarray
@@ -28,7 +28,7 @@ class Schedule:
     def __post_init__(self) -> None:
         sigma = np.array(self.sigma, dtype=np.float64)
         if sigma.ndim != 1 or len(sigma) < 2:
-            raise InputError(f"a schedule needs sigma for level 0 and at least one more, got shape {sigma.shape}")
+            raise InputError(f"sigma must hold level 0 and at least one more, got shape {sigma.shape}")
         if not np.isfinite(sigma).all() or sigma[0] != 0.0 or (np.diff(sigma) <= 0.0).any():
             raise InputError("sigma must be finite, start at 0 for the clean image and grow with every level")
         sigma.setflags(write=False)
@@ -41,10 +41,10 @@ class Schedule:
         Args:
             sigma_min: blur width of level 1 [pixels], > 0.
             sigma_max: blur width of level K [pixels], >= sigma_min (equal only for a single level).
-            levels: K >= 1; level 0 comes on top.
+            levels: K >= 1, without level 0.
 
         Raises:
-            ValueError: if a value is out of its range.
+            InputError: if a value is out of range.
         """
         check_integer("levels", levels, 1)
         if not 0.0 < sigma_min < np.inf:
@@ -57,9 +57,12 @@ class Schedule:
 
     @property
     def levels(self) -> int:
-        """K, the number of the most corrupted level."""
+        """K, the index of the most corrupted level."""
         return len(self.sigma) - 1
 
     def fourier(self, length: int) -> np.ndarray:
-        """Fourier number alpha t / L^2 = sigma^2 / (2 L^2) of levels 0..K for an image of shorter side ``length`` px."""
+        """Fourier number alpha t / L^2 = sigma^2 / (2 L^2) of levels 0..K, float64 [K + 1].
+
+        ``length`` is the shorter side of the image [pixels].
+        """
         return 0.5 * (self.sigma / length) ** 2

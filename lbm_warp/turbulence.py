@@ -1,47 +1,54 @@
 """Turbulent velocity fields with a Kolmogorov spectrum, one independent field per seed.
 
-Kolmogorov's E(k) ~ k^(-5/3) sets the amplitudes: |v| ~ k^(-1/3) per octave of noise, |psi_k|^2 ~ k^(-14/3) per wave in two
-dimensions. A field lives on x / L, so a seed is one flow at every resolution, and it depends on nothing but its seed: not on the
-batch it was made in, nor on the device (up to rounding).
+Kolmogorov's E(k) ~ k^(-5/3) sets the amplitudes: |v| ~ k^(-1/3) per octave of noise, and in two dimensions |psi_k|^2 ~ k^(-14/3)
+per mode of the stream function. A field is a function of x / L and of its seed: it is the same flow at every resolution, in every
+batch and, up to rounding, on every device.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 
-from lbm_warp.checks import InputError, as_batch, check_boundary, check_integer, check_number
+from lbm_warp.checks import Device, InputError, Integers, as_batch, check_boundary, check_integer, check_number
 from lbm_warp.interop import launch
 from lbm_warp.kernels import turbulence as kernels
-from lbm_warp.lattice import PEAK_TO_RMS
+from lbm_warp.planner import DEFAULT_SCHEME
 
-# The narrowest wave or noise cell the grid is asked to carry.
+# A mode or noise cell is at least this wide [pixels].
 MIN_PIXELS = 4
 
 
 class Turbulence(Protocol):
-    """What the operator asks of a velocity field. Anything with this method will do.
+    """A generator of velocity fields."""
 
-    An attribute ``compressible`` of False promises fields without divergence, which larger cells can carry.
-    """
+    @property
+    def compressible(self) -> bool:
+        """Whether the fields may have divergence; fields without divergence can be used on coarser grids."""
 
     def velocity(
-        self,
-        seed: int | Sequence[int] | torch.Tensor,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: torch.device | str = "cpu",
-        time: float = 0.0,
+        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
     ) -> torch.Tensor:
-        """Velocity fields (u_x, u_y) in units of V, float32 [N, 2, height, width], one per seed."""
-        ...
+        """Velocity fields in units of V, the rms of one component.
+
+        Args:
+            seed: one integer, or N of them.
+            height, width: size of the field [pixels], >= 2.
+            boundary: ``wall`` (no flow through the border) or ``periodic``.
+            device: device of the result.
+            time: time in a flow that changes, in turnover times L / V of an eddy as large as the image.
+
+        Returns:
+            float32 [N, 2, height, width], components (v_x, v_y) with x along the width. The generators of this module scale every
+            field to unit rms: the mean of (v_x^2 + v_y^2) / 2 is one.
+
+        Raises:
+            InputError: if a value is out of range.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,19 +56,19 @@ class CurlNoise:
     """Divergence-free turbulence: the curl of octaves of gradient noise (Bridson, Houriham and Nordenstam 2007).
 
     Args:
-        octaves: number of octaves, >= 1; each has half the size of the one before. An octave whose cells would be narrower than
-            four pixels is left out.
-        cells: noise cells along the shorter image side in the first octave, >= 1; the largest eddies measure about L / cells.
+        octaves: number of octaves, >= 1; the cells of each are half as wide as those of the one before. After the first, octaves
+            with cells below four pixels are left out.
+        cells: noise cells along the shorter image side in the first octave, >= 1. The largest eddies measure about L / cells.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of range.
     """
 
     octaves: int = 4
     cells: int = 2
 
-    # |v| ~ k^(-1/3) per octave and psi = v / k: 2^(-4/3).
-    GAIN = 2.0 ** (-4.0 / 3.0)
+    # Amplitude of psi from octave to octave: |v| ~ k^(-1/3) and psi ~ v / k.
+    GAIN: ClassVar[float] = 2.0 ** (-4.0 / 3.0)
     compressible: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -69,30 +76,9 @@ class CurlNoise:
         check_integer("cells", self.cells, 1)
 
     def velocity(
-        self,
-        seed: int | Sequence[int] | torch.Tensor,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: torch.device | str = "cpu",
-        time: float = 0.0,
+        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
     ) -> torch.Tensor:
-        """Velocity fields of unit rms (mean of (u_x^2 + u_y^2) / 2 is one), without divergence.
-
-        Args:
-            seed: one integer, or N of them.
-            height, width: size of the field [pixels], >= 2.
-            boundary: ``wall`` (nothing flows through the border) or ``periodic``.
-            device: where the field is made.
-            time: moment of the flow's own evolution, in turnover times of an eddy as large as the image.
-
-        Returns:
-            float32 [N, 2, height, width], components (u_x, u_y) with x along the width.
-
-        Raises:
-            ValueError: if a value is out of its range.
-        """
+        """Velocity fields without divergence; arguments, result and errors as for :meth:`Turbulence.velocity`."""
         seeds = _seeds(seed, height, width, boundary, device)
         psi = seeds.new_zeros((len(seeds), height + 1, width + 1), dtype=torch.float32)
         length = min(height, width)
@@ -100,7 +86,7 @@ class CurlNoise:
             cells = self.cells * 2**octave
             if octave > 0 and cells * MIN_PIXELS > length:
                 break
-            # Whole cells along both axes, so that walls run through lattice nodes and periodic sides meet.
+            # Whole cells along both axes: walls run through nodes of the noise, and periodic sides match.
             ny, nx = round(cells * height / length), round(cells * width / length)
             nodes = psi.new_empty((len(seeds), 3, ny + 1, nx + 1))
             launch(
@@ -110,29 +96,23 @@ class CurlNoise:
                 inputs=[octave, time * cells ** (2.0 / 3.0), boundary == "periodic"],
                 outputs=[nodes],
             )
-            launch(
-                kernels.add_octave_kernel,
-                psi.shape,
-                batched=[nodes],
-                inputs=[self.GAIN**octave],
-                outputs=[psi],
-            )
+            launch(kernels.add_octave_kernel, psi.shape, batched=[nodes], inputs=[self.GAIN**octave], outputs=[psi])
         return _normalised(_curl(psi))
 
 
 @dataclass(frozen=True)
 class SpectralTurbulence:
-    """Turbulence as a sum of waves with random phases.
+    """Turbulence as a sum of Fourier modes with random phases.
 
     Args:
-        compressible: ``False`` makes a stream function with |psi_k| ~ k^(-7/3) and takes its curl, E(k) ~ k^(-5/3). ``True`` draws
-            both components independently with |v_k| ~ k^(-5/3), as the research code published with *Beyond Blur* does: such a
-            field has sources and sinks, and with the operator's ``offset`` they print structured noise into the image.
-        k_max: shortest wave, in waves per shorter image side, >= 1. Waves shorter than four pixels are left out.
-        k_min: longest wave, in the same unit, >= 0 and below ``k_max``; on walls the longest there is has half a wave a side.
+        compressible: ``False`` is the curl of a stream function with |psi_k| ~ k^(-7/3), so E(k) ~ k^(-5/3). ``True`` draws both
+            components independently with |v_k| ~ k^(-5/3), like the research code published with *Beyond Blur*. Such a field has
+            sources and sinks; with the operator's ``offset`` they add structured noise to the image.
+        k_max: largest wavenumber [periods per shorter image side], >= 1. Modes with a period below four pixels are left out.
+        k_min: smallest wavenumber, same unit, >= 0 and below ``k_max``. Between walls the lowest mode has half a period per side.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of range.
     """
 
     compressible: bool = False
@@ -144,71 +124,49 @@ class SpectralTurbulence:
         check_number("k_min", self.k_min, 0.0, 0.999 * self.k_max)
 
     def velocity(
-        self,
-        seed: int | Sequence[int] | torch.Tensor,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: torch.device | str = "cpu",
-        time: float = 0.0,
+        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
     ) -> torch.Tensor:
-        """Velocity fields of unit rms; arguments, result and errors as for :meth:`CurlNoise.velocity`."""
+        """Velocity fields; arguments, result and errors as for :meth:`Turbulence.velocity`."""
         seeds = _seeds(seed, height, width, boundary, device)
         if not self.compressible:
-            waves = "fourier" if boundary == "periodic" else "sine"
-            psi = self._waves(seeds, 0, (waves, waves), (height, width), -7.0 / 3.0, time, corners=True)
-            return _normalised(_curl(psi))
-        # On walls the component across the wall is made of sines, the one along it of cosines.
-        kinds = [("fourier", "fourier")] * 2 if boundary == "periodic" else [("cosine", "sine"), ("sine", "cosine")]
-        components = [
-            self._waves(seeds, component, kinds[component], (height, width), -5.0 / 3.0, time, corners=False)
-            for component in range(2)
-        ]
+            kinds = ("fourier", "fourier") if boundary == "periodic" else ("sine", "sine")
+            return _normalised(_curl(self._sum_of_modes(seeds, 0, kinds, (height, width), time)))
+        # Between walls the normal component consists of sines, the tangential one of cosines.
+        kinds_of = [("fourier", "fourier")] * 2 if boundary == "periodic" else [("cosine", "sine"), ("sine", "cosine")]
+        components = [self._sum_of_modes(seeds, i, kinds, (height, width), time) for i, kinds in enumerate(kinds_of)]
         return _normalised(torch.stack(components, dim=1))
 
-    def _waves(
-        self,
-        seeds: torch.Tensor,
-        component: int,
-        kinds: tuple[str, str],
-        size: tuple[int, int],
-        exponent: float,
-        time: float,
-        corners: bool,
+    def _sum_of_modes(
+        self, seeds: torch.Tensor, component: int, kinds: tuple[str, str], size: tuple[int, int], time: float
     ) -> torch.Tensor:
-        """Sum of waves along (y, x) on the cells' corners or middles, float32 [N, height (+ 1), width (+ 1)]."""
+        """Sum of modes of these kinds along (y, x): a velocity component [N, height, width], or psi [N, height + 1, width + 1]."""
+        exponent = -5.0 / 3.0 if self.compressible else -7.0 / 3.0
         (ky, key_y, basis_y), (kx, key_x, basis_x) = (
-            _wave_basis(kinds[axis], size[axis], min(size), self.k_max, corners, seeds.device) for axis in range(2)
+            _modes(kinds[axis], size[axis], min(size), self.k_max, not self.compressible, seeds.device) for axis in range(2)
         )
         count = len(seeds)
         amplitude = basis_y.new_empty((count, len(ky), len(kx)))
         columns = basis_y.new_empty((count, len(kx), basis_y.shape[1]))
         field = basis_y.new_empty((count, basis_y.shape[1], basis_x.shape[1]))
-        launch(
-            kernels.wave_amplitudes_kernel,
-            amplitude.shape,
-            batched=[seeds],
-            inputs=[component, ky, kx, key_y, key_x, exponent, self.k_min, self.k_max, time],
-            outputs=[amplitude],
-        )
-        launch(kernels.sum_waves_kernel, columns.shape, batched=[amplitude], inputs=[basis_y], outputs=[columns])
-        launch(kernels.sum_waves_kernel, field.shape, batched=[columns], inputs=[basis_x], outputs=[field])
+        inputs = [component, ky, kx, key_y, key_x, exponent, self.k_min, self.k_max, time]
+        launch(kernels.mode_amplitudes_kernel, amplitude.shape, batched=[seeds], inputs=inputs, outputs=[amplitude])
+        launch(kernels.sum_modes_kernel, columns.shape, batched=[amplitude], inputs=[basis_y], outputs=[columns])
+        launch(kernels.sum_modes_kernel, field.shape, batched=[columns], inputs=[basis_x], outputs=[field])
         return field
 
 
 @dataclass(frozen=True, eq=False)
 class GivenVelocity:
-    """Velocity fields made elsewhere, one an image (or one for all of them).
+    """Given velocity fields, one per image or one for all images.
 
     Args:
-        field: (u_x, u_y) in units of V, x along the width, [N, 2, H, W] or [1, 2, H, W], float32 or float64. The Peclet number
-            refers to V, so a field of unit rms has it as its own.
-        project: take out the part with divergence (:func:`solenoidal`) first.
+        field: (v_x, v_y) in units of V, x along the width, floating-point [N, 2, H, W] or [1, 2, H, W]. The Peclet number is that
+            of V; it is the Peclet number of the field if the field has unit rms.
+        project: remove the part with divergence first (:func:`solenoidal`).
 
     Raises:
-        InputError: if the field has the wrong shape or type, holds NaN or infinity, or is anywhere faster than 6 V, the limit the
-            solver plans its steps for.
+        InputError: if the field has the wrong shape or dtype, holds NaN or infinity, or has a component above 6 V, the limit that
+            iterations are planned for.
     """
 
     field: torch.Tensor
@@ -225,31 +183,25 @@ class GivenVelocity:
             found = f"{field.dtype} {list(field.shape)}" if isinstance(field, torch.Tensor) else type(field).__name__
             raise InputError(f"a velocity must be a floating-point tensor [N, 2, H, W], got {found}")
         peak = field.abs().max().item()
-        if not peak <= PEAK_TO_RMS:
+        if not peak <= (limit := DEFAULT_SCHEME.peak_to_rms):
             raise InputError(
-                f"a velocity must be finite and at most {PEAK_TO_RMS:g} V in each component, got {peak:g} V: "
-                "divide it by its rms and multiply the Peclet number instead"
+                f"a velocity must be finite and at most {limit:g} V in each component, got {peak:g} V: "
+                "divide it by its rms and multiply the Peclet number by it"
             )
 
     def velocity(
-        self,
-        seed: int | Sequence[int] | torch.Tensor,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: torch.device | str = "cpu",
-        time: float = 0.0,
+        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
     ) -> torch.Tensor:
-        """The given fields, for as many images as there are seeds; neither the seeds' values nor the time matter.
+        """The given fields, one per seed, whatever the values of the seeds and the time; otherwise as :meth:`Turbulence.velocity`.
 
         Raises:
-            InputError: if the images have another size or number than the fields.
+            InputError: if the fields have another size or number.
         """
         count = len(_seeds(seed, height, width, boundary, "cpu"))
         if self.field.shape[0] not in (1, count) or self.field.shape[2:] != (height, width):
             raise InputError(
-                f"the given velocity is {list(self.field.shape)}, the images need {[count, 2, height, width]}, or one for all"
+                f"the given velocity has shape {list(self.field.shape)}, the images need {[count, 2, height, width]} or "
+                f"{[1, 2, height, width]}"
             )
         field = self.field.to(device)
         if self.project:
@@ -258,18 +210,21 @@ class GivenVelocity:
 
 
 def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
-    """The part of a velocity field that has no divergence and does not flow through walls: its Helmholtz projection.
+    """Helmholtz projection: the part of a velocity field without divergence and without flow through walls.
 
-    Divergence is what the lattice sees, mean_y diff_x u_x + mean_x diff_y u_y on the corners of the cells. On a periodic field, or
-    one continued by its mirror images beyond the walls, it is a_x u_x + a_y u_y in Fourier space; the projection takes out the
-    component of u along (a_x, a_y)*.
+    The divergence is that of the lattice, mean_y diff_x v_x + mean_x diff_y v_y on the corners of the cells. For a periodic field,
+    or one continued by mirror images beyond the walls, it is a_x v_x + a_y v_y in Fourier space. The projection removes the
+    component of v along the complex conjugate of (a_x, a_y).
 
     Args:
-        velocity: (u_x, u_y), floating-point [N, 2, H, W].
+        velocity: (v_x, v_y), any unit, floating-point [N, 2, H, W].
         boundary: ``wall`` or ``periodic``.
 
     Returns:
-        A tensor of the same shape and type; the identity on fields without divergence.
+        A tensor of the same shape and dtype. A field without divergence is unchanged up to rounding.
+
+    Raises:
+        InputError: if ``boundary`` is neither.
     """
     check_boundary(boundary)
     height, width = velocity.shape[2:]
@@ -280,23 +235,26 @@ def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
     )
     a = torch.stack([(step_y[:, None] + 1) * (step_x - 1), (step_y[:, None] - 1) * (step_x + 1)]) / 2
     size = a.abs().square().sum(dim=0)
-    # Where a vanishes (the mean, and the finest checkerboard) the lattice sees no divergence.
+    # a is zero for the mean and for the checkerboard mode, which have no divergence on the lattice.
     along = (a * spectrum).sum(dim=1) / torch.where(size > 1e-24, size, 1.0)
     spectrum = spectrum - a.conj() * along[:, None]
     return torch.fft.ifft2(spectrum).real[..., :height, :width].to(velocity.dtype).contiguous()
 
 
 def energy_spectrum(velocity: torch.Tensor, boundary: str = "wall") -> tuple[torch.Tensor, torch.Tensor]:
-    """How the energy of a flow is spread over scales.
+    """Energy of a flow by wavenumber.
 
     Args:
-        velocity: (u_x, u_y), floating-point [N, 2, H, W].
-        boundary: ``wall`` (the field goes on in its mirror images) or ``periodic``.
+        velocity: (v_x, v_y), any unit, floating-point [N, 2, H, W].
+        boundary: ``wall`` (the field continues in its mirror images) or ``periodic``.
 
     Returns:
-        ``(k, E)``: wavenumbers 1, 2, ... up to half the shorter side [waves a shorter side], float64 [K], and the mean over the N
-        fields of the energy (u_x^2 + u_y^2) / 2 between k - 1/2 and k + 1/2, float64 [K]. Over all k it sums up to the mean energy,
-        but for the mean flow and the corners of the spectrum.
+        ``(k, E)``, float64 [K] each on the CPU: wavenumbers 1, 2, ... up to half the shorter side [periods per shorter side], and
+        the energy (v_x^2 + v_y^2) / 2 between k - 1/2 and k + 1/2, the mean over the N fields. The sum over all k is the mean
+        energy of a cell, without the mean flow and the wavenumbers beyond half the shorter side.
+
+    Raises:
+        InputError: if ``boundary`` is neither.
     """
     check_boundary(boundary)
     field = _periodic(velocity.double(), boundary)
@@ -311,30 +269,31 @@ def energy_spectrum(velocity: torch.Tensor, boundary: str = "wall") -> tuple[tor
 
 
 def _periodic(velocity: torch.Tensor, boundary: str) -> torch.Tensor:
-    """The field as one period: itself, or itself and its mirror images beyond the walls, [N, 2, 2 H, 2 W]."""
+    """One period of the field: the field itself or, between walls, the field and its mirror images [N, 2, 2 H, 2 W]."""
     if boundary == "periodic":
         return velocity
-    across = velocity.new_tensor([-1.0, 1.0])[:, None, None]
-    velocity = torch.cat([velocity, velocity.flip(3) * across], dim=3)
-    return torch.cat([velocity, velocity.flip(2) * -across], dim=2)
+    signs = velocity.new_tensor([-1.0, 1.0])[:, None, None]
+    velocity = torch.cat([velocity, velocity.flip(3) * signs], dim=3)
+    return torch.cat([velocity, velocity.flip(2) * -signs], dim=2)
 
 
 @functools.lru_cache(maxsize=64)
-def _wave_basis(kind: str, size: int, length: int, k_max: float, corners: bool, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Waves along an axis: wavenumber [waves per shorter side], key for the random numbers, values [waves, positions].
+def _modes(kind: str, size: int, length: int, k_max: float, corners: bool, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Modes along an axis of ``size`` cells at its corners or centres; ``length`` is the shorter side of the image [cells].
 
-    A wall axis carries half waves (sines vanish on the walls, cosines have no slope there), a periodic one whole waves.
+    ``sine`` modes vanish on the walls, ``cosine`` modes have zero slope there; both have multiples of half a period per side.
+    ``fourier`` modes have whole periods.
+
+    Returns:
+        Wavenumbers [periods per shorter side], float32 [M]; keys for the random numbers, int32 [M]; values, float32 [M, positions].
     """
     x = np.arange(size + 1) / size if corners else (np.arange(size) + 0.5) / size
-    waves_per_side = length / size
-    count = int(min(k_max / waves_per_side, size / MIN_PIXELS) * (1 if kind == "fourier" else 2))
-    count = max(count, 1)
+    count = max(1, int(min(k_max / (length / size), size / MIN_PIXELS) * (1 if kind == "fourier" else 2)))
     if kind == "sine":
         order = np.arange(1, count + 1)
-        k, basis = 0.5 * order, np.sin(np.pi * np.outer(order, x))
-        key = 2 * order
+        k, key, basis = 0.5 * order, 2 * order, np.sin(np.pi * np.outer(order, x))
         if corners:
-            basis[:, [0, -1]] = 0.0  # sin(pi m) in floating point is not quite zero, a wall is.
+            basis[:, [0, -1]] = 0.0  # sin(pi m) is not exactly zero in floating point.
     elif kind == "cosine":
         order = np.arange(count + 1)
         k, key, basis = 0.5 * order, 2 * order, np.cos(np.pi * np.outer(order, x))
@@ -345,14 +304,12 @@ def _wave_basis(kind: str, size: int, length: int, k_max: float, corners: bool, 
         k, key, basis = 1.0 * order, 2 * order + is_sine, np.where(is_sine[:, None], np.sin(phase), np.cos(phase))
         if corners:
             basis[:, -1] = basis[:, 0]
-    parts = (k * waves_per_side).astype(np.float32), key.astype(np.int32), basis.astype(np.float32)
+    parts = (k * (length / size)).astype(np.float32), key.astype(np.int32), basis.astype(np.float32)
     return tuple(torch.from_numpy(part).to(device) for part in parts)
 
 
-def _seeds(
-    seed: int | Sequence[int] | torch.Tensor, height: int, width: int, boundary: str, device: torch.device | str
-) -> torch.Tensor:
-    """Checked seeds, int64 [N] on the device."""
+def _seeds(seed: Integers, height: int, width: int, boundary: str, device: Device) -> torch.Tensor:
+    """The seeds as int64 [N] on the device; all arguments are checked."""
     check_boundary(boundary)
     check_integer("height", height, 2)
     check_integer("width", width, 2)
@@ -361,7 +318,7 @@ def _seeds(
 
 
 def _curl(psi: torch.Tensor) -> torch.Tensor:
-    """Cell velocities [N, 2, height, width] from a stream function on the corners [N, height + 1, width + 1]."""
+    """Velocities of the cells, [N, 2, height, width], from a stream function on their corners, [N, height + 1, width + 1]."""
     count, height, width = psi.shape[0], psi.shape[1] - 1, psi.shape[2] - 1
     velocity = psi.new_empty((count, 2, height, width))
     launch(kernels.curl_kernel, (count, height, width), batched=[psi], outputs=[velocity])
@@ -369,7 +326,7 @@ def _curl(psi: torch.Tensor) -> torch.Tensor:
 
 
 def _normalised(velocity: torch.Tensor) -> torch.Tensor:
-    """The field with unit rms. One factor for both components: scaling or clamping one alone brings divergence back."""
+    """The field scaled in place to unit rms. Both components get one factor: two factors would bring back divergence."""
     count, _, height, _ = velocity.shape
     energy = velocity.new_empty((count, height), dtype=torch.float64)
     launch(kernels.row_energy_kernel, (count, height), batched=[velocity], outputs=[energy])

@@ -1,1 +1,1 @@
-"""Warp kernels. Nothing here knows torch: arrays in, arrays out."""
+"""Warp kernels. They import no torch: arrays in, arrays out."""

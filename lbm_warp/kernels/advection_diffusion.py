@@ -1,15 +1,15 @@
-"""The fast advection-diffusion iteration: collide and stream in one gather, one float per cell and channel.
+"""The fast advection-diffusion iteration: collision and streaming in one gather, one float per cell and channel.
 
-With relaxation time 1 the populations are the equilibrium of their source cell, so nothing but the density needs storing:
+With relaxation time 1 the populations are the equilibrium of the cell they come from, so only the density is stored:
 
     rho'(x) = sum_ij  phi_i(u_x(x - c_ij)) phi_j(u_y(x - c_ij)) rho(x - c_ij).
 
-It is linear in rho with weights that depend on the velocity alone, so its adjoint is a gather too, with the weights of the cell
-itself, lambda'(x) = sum_ij phi_i(u_x(x)) phi_j(u_y(x)) lambda(x + c_ij): gradients need no stored states.
+This is linear in rho, and the weights depend on the velocity alone. So the adjoint is a gather too, with the weights of the cell
+itself, lambda'(x) = sum_ij phi_i(u_x(x)) phi_j(u_y(x)) lambda(x + c_ij), and gradients need no stored states.
 
-``arrivals`` and ``departures`` are the only statements of these rules. The CUDA kernels run one thread a cell; the CPU kernels run
-one thread an image, or a band of its rows, and many iterations, with the image's shape compiled in, which is what lets LLVM
-vectorise along a row.
+``forward_weights`` and ``adjoint_weights`` are the only definitions of these weights. The CUDA kernels use one thread per cell. The
+CPU kernels use one thread per image, or per tile of its rows, for many iterations; the shape of the image is a compile-time
+constant, so that LLVM vectorises along the rows.
 """
 
 import functools
@@ -24,27 +24,27 @@ vec9 = wp.types.vector(length=9, dtype=wp.float32)
 
 @wp.func
 def phi_minus(u: Any, theta: Any):
-    """Share of a cell's density that streams one cell in the negative direction of an axis."""
+    """Fraction of a cell's density that streams one cell in the negative direction of an axis."""
     return type(u)(0.5) * (theta + u * u - u)
 
 
 @wp.func
 def phi_zero(u: Any, theta: Any):
-    """Share of a cell's density that stays where it is along an axis."""
+    """Fraction of a cell's density that does not stream along an axis."""
     return type(u)(1.0) - theta - u * u
 
 
 @wp.func
 def phi_plus(u: Any, theta: Any):
-    """Share of a cell's density that streams one cell in the positive direction of an axis."""
+    """Fraction of a cell's density that streams one cell in the positive direction of an axis."""
     return type(u)(0.5) * (theta + u * u + u)
 
 
 @wp.struct
 class Neighbours:
-    """The three rows or columns around a cell.
+    """Indices of a cell and its two neighbours along an axis.
 
-    Beyond a mirror wall lies a ghost cell: the cell itself with its normal velocity negated. A periodic neighbour wraps around.
+    Beyond a wall lies a ghost cell, the mirror image: the cell itself with its normal velocity negated.
     """
 
     low: wp.int32
@@ -66,8 +66,11 @@ def neighbours(i: wp.int32, size: wp.int32, periodic: wp.bool) -> Neighbours:
 
 
 @wp.func
-def arrivals(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
-    """What the nine neighbours (row by row) hand to a cell, per unit of their density; ``scale`` v is the velocity an iteration."""
+def forward_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
+    """Fractions of the densities of the nine neighbours, row by row, that stream to a cell.
+
+    The velocity is ``scale`` v [cells per iteration].
+    """
     low_y = wp.where(row.low_mirrored, -scale, scale)
     high_y = wp.where(row.high_mirrored, -scale, scale)
     low_x = wp.where(column.low_mirrored, -scale, scale)
@@ -86,8 +89,8 @@ def arrivals(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: 
 
 
 @wp.func
-def departures(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
-    """What a cell hands to its nine neighbours (row by row), per unit of its density; what meets a wall comes back to the cell."""
+def adjoint_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
+    """Fractions of a cell's density that stream to its nine neighbours, row by row; a ghost cell stands for the cell itself."""
     ux = scale * vx[row.here, column.here]
     uy = scale * vy[row.here, column.here]
     return wp.vector(
@@ -105,7 +108,7 @@ def departures(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column
 
 @wp.func
 def drift(direction: wp.int32, u: Any):
-    """The part of a share phi that is due to the velocity: phi(u) - phi(0)."""
+    """The part of phi due to the velocity, phi(u) - phi(0)."""
     if direction == 0:
         return -u * u
     return type(u)(0.5) * (u * u + type(u)(direction) * u)
@@ -113,7 +116,7 @@ def drift(direction: wp.int32, u: Any):
 
 @wp.func
 def rest(direction: wp.int32, theta: Any):
-    """The share phi of a fluid at rest."""
+    """phi of a fluid at rest."""
     if direction == 0:
         return type(theta)(1.0) - theta
     return type(theta)(0.5) * theta
@@ -121,10 +124,10 @@ def rest(direction: wp.int32, theta: Any):
 
 @wp.func
 def divergence_source(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
-    """What a background of density one adds to a cell: the sum of its arrivals minus one, where the lattice sees the flow diverge.
+    """Change of a background of density one: the sum of the forward weights minus one, the divergence of the flow on the lattice.
 
-    Shares at rest add up to one, so only the parts due to the velocity are summed. Subtracting one from a rounded sum instead
-    would leave a source of the size of the rounding, thousands of iterations over.
+    The weights at rest have the sum one, so only the parts due to the velocity are added. Subtracting one from the sum would leave
+    a rounding error, which would act as a source in every iteration.
     """
     total = type(theta)(0.0)
     for j in range(3):
@@ -133,7 +136,7 @@ def divergence_source(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours,
         for i in range(3):
             x = wp.where(i == 0, column.low, wp.where(i == 1, column.here, column.high))
             scale_x = wp.where((i == 0 and column.low_mirrored) or (i == 2 and column.high_mirrored), -scale, scale)
-            # A neighbour on the low side arrives by moving in the positive direction.
+            # The density of a neighbour on the low side streams in the positive direction.
             drift_y = drift(1 - j, scale_y * vy[y, x])
             drift_x = drift(1 - i, scale_x * vx[y, x])
             total += rest(1 - j, theta) * drift_x + drift_y * (rest(1 - i, theta) + drift_x)
@@ -142,7 +145,7 @@ def divergence_source(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours,
 
 @wp.func
 def gather(rho: wp.array2d[Any], w: Any, row: Neighbours, column: Neighbours, shift: wp.int32, source: Any):
-    """Weighted sum over the nine neighbours, plus ``source``. ``shift`` is the first row of the channel in ``rho``."""
+    """Weighted sum over the nine neighbours, plus ``source``; ``shift`` is the first row of the channel in ``rho``."""
     low = shift + row.low
     here = shift + row.here
     high = shift + row.high
@@ -161,22 +164,22 @@ def gather(rho: wp.array2d[Any], w: Any, row: Neighbours, column: Neighbours, sh
 
 
 class Kernels(NamedTuple):
-    """The kernels for one kind of number, device and direction.
+    """The kernels for one dtype, device and direction.
 
-    ``march`` takes image n through its full iterations first[n] to stop[n] (or back, for the adjoint) between two buffers; its
-    state begins in ``b`` if their number is odd and always ends in ``a``. ``read`` is one iteration of temperature theta[n] from
-    ``a`` to ``b``. The CUDA ``march`` is one iteration, one thread a cell; the CPU ``march`` is many, one thread a job (an image or
-    a band of it).
+    ``advance`` computes the full iterations first[n] to stop[n] - 1 of image n, for the adjoint in reverse order, between two
+    buffers. The state starts in ``b`` if their number is odd, otherwise in ``a``; it ends in ``a``. On CUDA a launch is one
+    iteration with one thread per cell, on the CPU many iterations with one thread per tile (an image or some of its rows).
+    ``read_out`` is one iteration from ``a`` to ``b`` with lattice temperature theta[n].
     """
 
-    march: wp.Kernel
-    read: wp.Kernel
+    advance: wp.Kernel
+    read_out: wp.Kernel
 
 
 @functools.cache
 def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
-    """Kernels with one thread a cell, for images of any shape; ``background`` says whether the offset is other than zero."""
-    rule = departures if adjoint else arrivals
+    """Kernels with one thread per cell, for images of any shape; ``background``: the offset is not zero."""
+    rule = adjoint_weights if adjoint else forward_weights
 
     @wp.func
     def update_cell(
@@ -202,7 +205,7 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
             target[n, c, y, x] = gather(source[n, c], w, row, column, 0, extra)
 
     @wp.kernel(module="unique", enable_backward=False)
-    def march(
+    def advance(
         call: wp.array[wp.int64],
         channels: wp.int32,
         height: wp.int32,
@@ -213,13 +216,13 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
         smooth_from: wp.int32,
         offset: dtype,
         periodic: wp.bool,
-        ahead: wp.int32,
+        index: wp.int32,
     ):
-        """``call`` holds the addresses of first, stop, velocity, a and b, and the number of steps behind: see ``repeated``."""
+        """``call`` holds the addresses of first, stop, velocity, a and b, and the number of steps done: see launch_repeatedly."""
         n, y, x = wp.tid()
         first = wp.array(ptr=wp.uint64(call[0]), shape=(n + 1,), dtype=wp.int32)
         stop = wp.array(ptr=wp.uint64(call[1]), shape=(n + 1,), dtype=wp.int32)
-        step = wp.int32(call[5]) + ahead
+        step = wp.int32(call[5]) + index
         left = stop[n] - first[n] - step
         if left <= 0:
             return
@@ -236,7 +239,7 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
             update_cell(n, y, x, velocity, velocity_per_theta * theta, theta, offset, periodic, b, a)
 
     @wp.kernel(module="unique", enable_backward=False)
-    def read(
+    def read_out(
         theta: wp.array[dtype],
         velocity: wp.array4d[dtype],
         velocity_per_theta: dtype,
@@ -249,31 +252,30 @@ def cuda_kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
         n, y, x = wp.tid()
         update_cell(n, y, x, velocity, velocity_per_theta * theta[n], theta[n], offset, periodic, a, b)
 
-    return Kernels(march, read)
+    return Kernels(advance, read_out)
 
 
 @wp.kernel(module="unique", enable_backward=False)
-def advance_kernel(
+def count_steps_kernel(
     steps: wp.int32,
-    # in turn input and output
+    # input and output
     call: wp.array[wp.int64],
 ):
-    """Count the steps that a call of ``march`` has behind it."""
+    """Add to the number of steps done in ``call``."""
     call[5] += wp.int64(steps)
 
 
 @functools.cache
 def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, channels: int, height: int, width: int) -> Kernels:
-    """Kernels with one thread an image or a band of its rows, for images of one shape.
+    """Kernels with one thread per image or tile of rows, for images of one shape.
 
-    What makes them fast: what a thread works on stays in the cache of its core, rows have a length known to the compiler, the
-    channels share the nine weights, and addresses are simple enough for LLVM to prove that a row's output does not overlap its
-    input.
+    They are fast because the data of a thread stays in the cache of its core, the length of a row is a compile-time constant, the
+    channels share the nine weights, and LLVM can prove that the output of a row does not overlap its input.
     """
-    rule = departures if adjoint else arrivals
+    rule = adjoint_weights if adjoint else forward_weights
     rows = channels * height
     right = width - 1
-    # Unroll over the channels and the neighbours, never along the row: that loop is LLVM's to vectorise.
+    # Unroll the loops over channels and neighbours, but not the loop along a row, which LLVM vectorises.
     options = {"max_unroll": max(channels, 3)}
 
     @wp.func
@@ -297,7 +299,7 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
             target[c * height + row.here, column.here] = gather(source, w, row, column, c * height, extra)
 
     @wp.func
-    def sweep_row(
+    def update_row(
         source: wp.array2d[dtype],
         vx: wp.array2d[dtype],
         vy: wp.array2d[dtype],
@@ -309,15 +311,15 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
         target: wp.array2d[dtype],
     ):
         row = neighbours(y, height, periodic)
-        # The two ends of the row look for their neighbours; the loop between them is free of branches.
+        # The two ends are apart, so that the loop over the other cells has no branches.
         for end in range(2):
             update_cell(source, vx, vy, row, neighbours(end * right, width, periodic), scale, theta, offset, target)
         for x in range(1, right):
             update_cell(source, vx, vy, row, Neighbours(x - 1, x, x + 1, False, False), scale, theta, offset, target)
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
-    def march(
-        job: wp.array2d[wp.int32],
+    def advance(
+        tile: wp.array2d[wp.int32],
         first: wp.array[wp.int32],
         stop: wp.array[wp.int32],
         velocity: wp.array4d[dtype],
@@ -328,15 +330,15 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
         offset: dtype,
         begin: wp.int32,
         end: wp.int32,
-        # in turn inputs and outputs
+        # inputs and outputs
         a: wp.array4d[dtype],
         b: wp.array4d[dtype],
     ):
-        """A job is (image, top, bottom, top's growth, bottom's growth): a band of rows whose edges move with each iteration."""
-        number = wp.tid()
-        n = job[number, 0]
-        top = job[number, 1]
-        bottom = job[number, 2]
+        """Iterations ``begin`` to ``end`` - 1, counted from first[n]; for the columns of ``tile`` see ``stepping.tile_rows``."""
+        t = wp.tid()
+        n = tile[t, 0]
+        top = tile[t, 1]
+        bottom = tile[t, 2]
         vx = wp.array(ptr=velocity[n, 0].ptr, shape=(height, width), dtype=dtype)
         vy = wp.array(ptr=velocity[n, 1].ptr, shape=(height, width), dtype=dtype)
         state = wp.array(ptr=a[n].ptr, shape=(rows, width), dtype=dtype)
@@ -348,21 +350,21 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
                 iteration = stop[n] - 1 - step
             theta = wp.where(iteration < smooth_from, sharp_theta, smooth_theta)
             scale = velocity_per_theta * theta
-            low = top + (step - begin) * job[number, 3]
-            band = bottom + (step - begin) * job[number, 4] - low
-            # All rows, of which the band's are picked: a range that is not constant would make the loop five times slower,
-            # because LLVM does not see through it.
+            low = top + (step - begin) * tile[t, 3]
+            rows_now = bottom + (step - begin) * tile[t, 4] - low
+            # A loop over all rows that skips those outside the tile: with a range that is not a compile-time constant LLVM makes a
+            # loop five times slower.
             if (count - step) % 2 == 0:
                 for y in range(height):
-                    if (y - low + height) % height < band:
-                        sweep_row(state, vx, vy, y, scale, theta, offset, scratch)
+                    if (y - low + height) % height < rows_now:
+                        update_row(state, vx, vy, y, scale, theta, offset, scratch)
             else:
                 for y in range(height):
-                    if (y - low + height) % height < band:
-                        sweep_row(scratch, vx, vy, y, scale, theta, offset, state)
+                    if (y - low + height) % height < rows_now:
+                        update_row(scratch, vx, vy, y, scale, theta, offset, state)
 
     @wp.kernel(module="unique", enable_backward=False, module_options=options)
-    def read(
+    def read_out(
         theta: wp.array[dtype],
         velocity: wp.array4d[dtype],
         velocity_per_theta: dtype,
@@ -377,6 +379,6 @@ def cpu_kernels(dtype: type, adjoint: bool, background: bool, periodic: bool, ch
         state = wp.array(ptr=a[n].ptr, shape=(rows, width), dtype=dtype)
         result = wp.array(ptr=b[n].ptr, shape=(rows, width), dtype=dtype)
         for y in range(height):
-            sweep_row(state, vx, vy, y, velocity_per_theta * theta[n], theta[n], offset, result)
+            update_row(state, vx, vy, y, velocity_per_theta * theta[n], theta[n], offset, result)
 
-    return Kernels(march, read)
+    return Kernels(advance, read_out)

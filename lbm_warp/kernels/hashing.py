@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a hash of (seed, counters), the same on every device and in every launch order."""
+"""Counter-based random numbers: a hash of a seed and counters, the same on every device and in any launch order."""
 
 import warp as wp
 
@@ -12,7 +12,7 @@ TWO_PI = wp.constant(6.283185307179586)
 
 @wp.func
 def absorb(state: wp.uint64, counter: wp.int32) -> wp.uint64:
-    """Mix one counter into a hash state: SplitMix64's step and finaliser (Steele, Lea and Flood 2014)."""
+    """Hash a counter into a state: step and finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     z = (state ^ wp.uint64(wp.uint32(counter))) + GOLDEN_GAMMA
     z = (z ^ (z >> wp.uint64(30))) * MIX_1
     z = (z ^ (z >> wp.uint64(27))) * MIX_2
@@ -21,13 +21,13 @@ def absorb(state: wp.uint64, counter: wp.int32) -> wp.uint64:
 
 @wp.func
 def start(seed: wp.int64) -> wp.uint64:
-    """Hash state of a seed before its first counter: mixed once, or neighbouring seeds would share numbers."""
+    """Initial state of a seed. It is hashed once, otherwise neighbouring seeds would share numbers."""
     return absorb(wp.uint64(seed), 0)
 
 
 @wp.func
 def uniform(state: wp.uint64) -> wp.float32:
-    """The hash as a number in (0, 1): the middles of 2^23 equal bins, which float32 holds exactly."""
+    """A number in (0, 1) from a state: the midpoint of one of 2^23 equal bins, exact in float32."""
     return (wp.float32(state >> wp.uint64(41)) + 0.5) * wp.float32(1.0 / 8388608.0)
 
 
@@ -37,7 +37,7 @@ def normal_kernel(
     # outputs
     out: wp.array2d[wp.float32],
 ):
-    """Standard normal numbers, one row a seed: the Box-Muller transform of two hashes per element."""
+    """Standard normal numbers, one row per seed: the Box-Muller transform of two uniform numbers per element."""
     row, i = wp.tid()
     state = absorb(start(seed[row]), i)
     radius = wp.sqrt(-2.0 * wp.log(uniform(absorb(state, 0))))

@@ -1,14 +1,13 @@
-"""The textbook lattice Boltzmann kernels: nine stored populations a cell, stream, then collide.
+"""The textbook lattice Boltzmann kernels: nine stored populations per cell, streaming, then collision.
 
     f_i(x + c_i, t + 1) = f_i^eq + R (f_i - f_i^eq),    f_i^eq = rho phi(c_ix, u_x) phi(c_iy, u_y),    rho = sum_i f_i
 
-for the advection-diffusion equation of the density rho in a given velocity field u. What is left of the departure from
-equilibrium, R, is the collision: ``bgk``, ``trt`` or ``central_moments``, each a function of nine registers. They agree in the
-flux, the first moment of the departure, which they multiply by 1 - 1 / tau; it sets the diffusivity alpha = (tau - 1/2) / 3.
-At tau = 1 nothing is left of any departure and the three are one scheme, the one that the fast operator solves.
+for the advection-diffusion equation of the density rho in a given velocity field u. A collision relaxes the non-equilibrium part
+f_i - f_i^eq by the linear map R: ``bgk``, ``trt`` or ``central_moments``, each a function of nine registers. All multiply the flux,
+the first moment of the non-equilibrium part, by 1 - 1 / tau. It sets the diffusivity alpha = (tau - 1/2) / 3. At tau = 1 all have
+R = 0 and are the scheme of the fast solver.
 
-The order of the populations is that of ``lbm_warp.lattice.VELOCITIES``, rows first: i = 3 (c_y + 1) + c_x + 1, so the opposite
-of i is 8 - i.
+The order of the populations is by rows, i = 3 (c_y + 1) + c_x + 1, so the opposite of i is 8 - i.
 """
 
 import warp as wp
@@ -17,8 +16,8 @@ from lbm_warp.kernels.advection_diffusion import phi_minus, phi_plus, phi_zero, 
 
 wp.set_module_options({"enable_backward": False})
 
-# c_s^2 = 1/3, rounded to a multiple of 2^-24 for which, in float32, 1 - theta is exact and the nine shares at rest add up to
-# exactly 1. For the float32 nearest to 1/3 they fall short by 7e-8: in 1,000 iterations that is mass one could measure.
+# c_s^2 = 1/3, rounded to a multiple of 2^-24: in float32, 1 - theta is then exact, and the nine weights at rest have the sum 1.
+# With the float32 nearest to 1/3 the sum is 7e-8 too small, which is a loss of mass of 7e-5 in 1,000 iterations.
 THETA = wp.constant(5592406 / 2**24)
 BGK = wp.constant(0)
 TRT = wp.constant(1)
@@ -27,34 +26,27 @@ CENTRAL_MOMENTS = wp.constant(2)
 
 @wp.func
 def phi(u: wp.float32, theta: wp.float32) -> wp.vec3:
-    """Populations along an axis, for c = -1, 0, 1, with the moments sum (c - u)^a phi = 1, 0, theta for a = 0, 1, 2."""
+    """Three populations along an axis, for c = -1, 0, 1, with the moments sum (c - u)^a phi = 1, 0, theta for a = 0, 1, 2."""
     return wp.vec3(phi_minus(u, theta), phi_zero(u, theta), phi_plus(u, theta))
 
 
 @wp.func
 def dphi_du(u: wp.float32) -> wp.vec3:
-    """Populations along an axis, for c = -1, 0, 1, with the moments sum (c - u)^a dphi_du = 0, 1, 0 for a = 0, 1, 2."""
+    """Three populations along an axis, for c = -1, 0, 1, with the moments sum (c - u)^a dphi_du = 0, 1, 0 for a = 0, 1, 2."""
     return wp.vec3(u - 0.5, -2.0 * u, u + 0.5)
 
 
 @wp.func
 def product(along_y: wp.vec3, along_x: wp.vec3) -> vec9:
-    """Nine populations from three along each axis; their moments are the products of the moments along the axes."""
-    return vec9(
-        along_y[0] * along_x[0],
-        along_y[0] * along_x[1],
-        along_y[0] * along_x[2],
-        along_y[1] * along_x[0],
-        along_y[1] * along_x[1],
-        along_y[1] * along_x[2],
-        along_y[2] * along_x[0],
-        along_y[2] * along_x[1],
-        along_y[2] * along_x[2],
-    )
+    """Nine populations from three along each axis; their moments are products of the moments along the axes."""
+    f = vec9()
+    for i in range(9):
+        f[i] = along_y[i // 3] * along_x[i % 3]
+    return f
 
 
 @wp.func
-def shares(ux: wp.float32, uy: wp.float32) -> vec9:
+def unit_equilibrium(ux: wp.float32, uy: wp.float32) -> vec9:
     """The equilibrium of unit density, f_i^eq / rho."""
     return product(phi(uy, THETA), phi(ux, THETA))
 
@@ -66,56 +58,56 @@ def density(f: vec9) -> wp.float32:
 
 
 @wp.func
-def bgk(departure: vec9, keep: wp.float32) -> vec9:
-    """One relaxation time for all (Bhatnagar, Gross and Krook 1954): R d = keep d."""
-    return keep * departure
+def bgk(f_neq: vec9, factor: wp.float32) -> vec9:
+    """One relaxation time (Bhatnagar, Gross and Krook 1954): R d = factor d."""
+    return factor * f_neq
 
 
 @wp.func
-def trt(departure: vec9, keep_even: wp.float32, keep_odd: wp.float32) -> vec9:
-    """Two relaxation times (Ginzburg, Adv. Water Resour. 28, 1171, 2005), one for each half of every pair of opposites.
+def trt(f_neq: vec9, even_factor: wp.float32, odd_factor: wp.float32) -> vec9:
+    """Two relaxation times (Ginzburg, Adv. Water Resour. 28, 1171, 2005), for the even and the odd part of opposite populations.
 
-    R d = keep_even d^+ + keep_odd d^-,  d_i^+- = (d_i +- d_opposite(i)) / 2. The flux is odd, so the odd time is tau.
+    R d = even_factor d^+ + odd_factor d^-,  d_i^+- = (d_i +- d_opposite(i)) / 2. The flux is odd, so the odd time is tau.
     """
-    kept = vec9()
+    relaxed = vec9()
     for i in range(9):
-        even = 0.5 * (departure[i] + departure[8 - i])
-        odd = 0.5 * (departure[i] - departure[8 - i])
-        kept[i] = keep_even * even + keep_odd * odd
-    return kept
+        even = 0.5 * (f_neq[i] + f_neq[8 - i])
+        odd = 0.5 * (f_neq[i] - f_neq[8 - i])
+        relaxed[i] = even_factor * even + odd_factor * odd
+    return relaxed
 
 
 @wp.func
-def central_moments(departure: vec9, ux: wp.float32, uy: wp.float32, keep: wp.float32) -> vec9:
-    """Relax the two first central moments, set all above to equilibrium: the collision of the paper Beyond Blur.
+def central_moments(f_neq: vec9, ux: wp.float32, uy: wp.float32, factor: wp.float32) -> vec9:
+    """Relax the two first central moments and set the higher ones to equilibrium: the collision of the paper Beyond Blur.
 
-    Collisions on the moments seen by someone who moves along, k_ab = sum_i (c_x - u_x)^a (c_y - u_y)^b f_i, go back to Geier,
-    Greiner and Korvink (Phys. Rev. E 73, 066705, 2006); this basis is that of De Rosis (Phys. Rev. E 95, 013310, 2017). In
-    equilibrium k_ab = rho kappa_a kappa_b with kappa = (1, 0, theta): the first moments are zero. Of a departure, which holds no
-    density, k_10 = sum_i c_x d_i and k_01 = sum_i c_y d_i survive, times keep, and the other seven vanish. As moments of
-    products are products of moments, the populations with k_10 = 1 and no other are dphi_du(u_x), of moments (0, 1, 0), times
-    phi(u_y) at theta = 0, of moments (1, 0, 0).
+    Central moments are those in the frame of the flow, k_ab = sum_i (c_x - u_x)^a (c_y - u_y)^b f_i (Geier, Greiner and Korvink,
+    Phys. Rev. E 73, 066705, 2006; this basis: De Rosis, Phys. Rev. E 95, 013310, 2017). In equilibrium k_ab = rho kappa_a kappa_b,
+    kappa = (1, 0, theta). The non-equilibrium part d has no density; its k_10 = sum_i c_x d_i and k_01 = sum_i c_y d_i are
+    multiplied by ``factor``, the other seven moments are set to zero. Moments of a product are products of moments, so the
+    populations with k_10 = 1 and no other moment are dphi_du(u_x), of moments (0, 1, 0), times phi(u_y) at theta = 0, of moments
+    (1, 0, 0).
     """
-    k_10 = departure[2] + departure[5] + departure[8] - departure[0] - departure[3] - departure[6]
-    k_01 = departure[6] + departure[7] + departure[8] - departure[0] - departure[1] - departure[2]
-    return product(phi(uy, 0.0), keep * k_10 * dphi_du(ux)) + product(keep * k_01 * dphi_du(uy), phi(ux, 0.0))
+    k_10 = f_neq[2] + f_neq[5] + f_neq[8] - f_neq[0] - f_neq[3] - f_neq[6]
+    k_01 = f_neq[6] + f_neq[7] + f_neq[8] - f_neq[0] - f_neq[1] - f_neq[2]
+    return product(phi(uy, 0.0), factor * k_10 * dphi_du(ux)) + product(factor * k_01 * dphi_du(uy), phi(ux, 0.0))
 
 
 @wp.func
 def relax(
-    collision: wp.int32, departure: vec9, ux: wp.float32, uy: wp.float32, keep_even: wp.float32, keep_odd: wp.float32
+    collision: wp.int32, f_neq: vec9, ux: wp.float32, uy: wp.float32, even_factor: wp.float32, odd_factor: wp.float32
 ) -> vec9:
-    """What a collision leaves of a departure from equilibrium."""
+    """The non-equilibrium part after a collision."""
     if collision == TRT:
-        return trt(departure, keep_even, keep_odd)
+        return trt(f_neq, even_factor, odd_factor)
     if collision == CENTRAL_MOMENTS:
-        return central_moments(departure, ux, uy, keep_odd)
-    return bgk(departure, keep_odd)
+        return central_moments(f_neq, ux, uy, odd_factor)
+    return bgk(f_neq, odd_factor)
 
 
 @wp.struct
 class Neighbour:
-    """A cell beside another along an axis. Beyond a wall lies the mirror image of the cell itself: ``sign`` is -1 there."""
+    """A neighbour of a cell along an axis. Beyond a wall it is the mirror image of the cell itself, with ``sign`` -1."""
 
     index: wp.int32
     sign: wp.int32
@@ -141,7 +133,7 @@ def equilibrium_beside(
     row: Neighbour,
     column: Neighbour,
 ) -> wp.float32:
-    """The equilibrium population ``i`` of a neighbour; in a mirror image the velocity across the wall is reversed."""
+    """The equilibrium population ``i`` of a neighbour; in a mirror image the normal velocity is negated."""
     ux = wp.float32(column.sign) * vx[row.index, column.index]
     uy = wp.float32(row.sign) * vy[row.index, column.index]
     return rho[row.index, column.index] * phi(ux, THETA)[i % 3] * phi(uy, THETA)[i // 3]
@@ -152,19 +144,19 @@ def start_kernel(
     rho: wp.array4d[wp.float32],
     velocity: wp.array4d[wp.float32],
     collision: wp.int32,
-    keep: wp.float32,
+    factor: wp.float32,
     periodic: wp.bool,
     # outputs
     f: wp.array4d[wp.float32],
 ):
-    """Populations after the collision at t = 0; one thread a cell and channel; f is [N, 9 C, H, W].
+    """Populations after the collision at t = 0; one thread per cell and channel; f is [N, 9 C, H, W].
 
-    Chapman and Enskog: to first order in the gradients, what a collision takes from the departure d is what streaming added,
-    (I - R) d_i = -g_i with g_i = (d/dt + c_i . grad) f_i^eq. Where R multiplies by 1 - 1 / tau, R d = (1 - tau) g is left after
-    the collision: ``relax`` applied to g with keep = 1 - tau. With keep = 0 this is the plain equilibrium.
+    Chapman-Enskog expansion: to first order in the gradients, a collision removes from the non-equilibrium part d what streaming
+    adds, (I - R) d_i = -g_i with g_i = (d/dt + c_i . grad) f_i^eq. If R multiplies by 1 - 1 / tau, then R d = (1 - tau) g after the
+    collision: ``relax`` applied to g with ``factor`` = 1 - tau. With ``factor`` = 0 this is the equilibrium.
 
-    In g, d/dt rho = -div(rho u) = -sum_i c_i . grad f_i^eq, and the gradients are central differences along c_i. The even part
-    of TRT, which carries no flux, starts from equilibrium: its time is so long when tau is near 1/2 that the expansion fails.
+    In g, d/dt rho = -div(rho u) = -sum_i c_i . grad f_i^eq, and the gradients are central differences along c_i. The even part of
+    TRT has no flux and starts from equilibrium: near tau = 1/2 its relaxation time is too long for the expansion.
     """
     n, c, y, x = wp.tid()
     height = rho.shape[2]
@@ -182,9 +174,9 @@ def start_kernel(
         g[i] = 0.5 * (ahead - behind)
     ux = velocity[n, 0, y, x]
     uy = velocity[n, 1, y, x]
-    share = shares(ux, uy)
-    g -= density(g) * share
-    after = rho[n, c, y, x] * share + relax(collision, g, ux, uy, 0.0, keep)
+    unit = unit_equilibrium(ux, uy)
+    g -= density(g) * unit
+    after = rho[n, c, y, x] * unit + relax(collision, g, ux, uy, 0.0, factor)
     for i in range(9):
         f[n, 9 * c + i, y, x] = after[i]
 
@@ -197,28 +189,28 @@ def stream_collide(
     x: wp.int32,
     velocity: wp.array4d[wp.float32],
     collision: wp.int32,
-    keep_even: wp.float32,
-    keep_odd: wp.float32,
+    even_factor: wp.float32,
+    odd_factor: wp.float32,
     periodic: wp.bool,
     source: wp.array4d[wp.float32],
     # outputs
     target: wp.array4d[wp.float32],
 ):
-    """Pull the nine populations that arrive at a cell, collide them.
+    """Stream nine populations to a cell and collide them.
 
-    On a wall a population comes back mirrored: from the cell beside it, with the velocity across the wall reversed.
+    At a wall a population is reflected: it comes from the mirror image, with the normal component of c_i negated.
     """
-    arrived = vec9()
+    streamed = vec9()
     for i in range(9):
         cy = i // 3 - 1
         cx = i % 3 - 1
         row = neighbour(y, -cy, source.shape[2], periodic)
         column = neighbour(x, -cx, source.shape[3], periodic)
-        arrived[i] = source[n, 9 * c + 3 * (row.sign * cy + 1) + column.sign * cx + 1, row.index, column.index]
+        streamed[i] = source[n, 9 * c + 3 * (row.sign * cy + 1) + column.sign * cx + 1, row.index, column.index]
     ux = velocity[n, 0, y, x]
     uy = velocity[n, 1, y, x]
-    equilibrium = density(arrived) * shares(ux, uy)
-    after = equilibrium + relax(collision, arrived - equilibrium, ux, uy, keep_even, keep_odd)
+    equilibrium = density(streamed) * unit_equilibrium(ux, uy)
+    after = equilibrium + relax(collision, streamed - equilibrium, ux, uy, even_factor, odd_factor)
     for i in range(9):
         target[n, 9 * c + i, y, x] = after[i]
 
@@ -228,26 +220,26 @@ def stream_collide_kernel(
     count: wp.array[wp.int32],
     velocity: wp.array4d[wp.float32],
     collision: wp.int32,
-    keep_even: wp.float32,
-    keep_odd: wp.float32,
+    even_factor: wp.float32,
+    odd_factor: wp.float32,
     periodic: wp.bool,
     step: wp.int32,
-    # in turn inputs and outputs
+    # inputs and outputs
     a: wp.array4d[wp.float32],
     b: wp.array4d[wp.float32],
 ):
-    """Iteration number ``step`` of the count[n] that image n has to take between two buffers; one thread a cell and channel.
+    """Iteration ``step`` of the count[n] iterations of image n, between two buffers; one thread per cell and channel.
 
-    The populations, [N, 9 C, H, W], begin in ``b`` if their number is odd and always end in ``a``.
+    The populations, [N, 9 C, H, W], start in ``b`` if count[n] is odd, otherwise in ``a``; they end in ``a``.
     """
     n, c, y, x = wp.tid()
     left = count[n] - step
     if left <= 0:
         return
     if left % 2 == 0:
-        stream_collide(n, c, y, x, velocity, collision, keep_even, keep_odd, periodic, a, b)
+        stream_collide(n, c, y, x, velocity, collision, even_factor, odd_factor, periodic, a, b)
     else:
-        stream_collide(n, c, y, x, velocity, collision, keep_even, keep_odd, periodic, b, a)
+        stream_collide(n, c, y, x, velocity, collision, even_factor, odd_factor, periodic, b, a)
 
 
 @wp.kernel
@@ -255,18 +247,17 @@ def collide_kernel(
     f: wp.array2d[wp.float32],
     velocity: wp.array2d[wp.float32],
     collision: wp.int32,
-    keep_even: wp.float32,
-    keep_odd: wp.float32,
+    even_factor: wp.float32,
+    odd_factor: wp.float32,
     # outputs
     after: wp.array2d[wp.float32],
 ):
-    """The collision alone, for tests; one thread a cell; f is [cells, 9], velocity is [cells, 2]."""
+    """The collision alone, for tests; one thread per cell; f is [cells, 9], velocity is [cells, 2]."""
     n = wp.tid()
     before = vec9()
     for i in range(9):
         before[i] = f[n, i]
-    equilibrium = density(before) * shares(velocity[n, 0], velocity[n, 1])
-    departure = before - equilibrium
-    kept = relax(collision, departure, velocity[n, 0], velocity[n, 1], keep_even, keep_odd)
+    equilibrium = density(before) * unit_equilibrium(velocity[n, 0], velocity[n, 1])
+    relaxed = relax(collision, before - equilibrium, velocity[n, 0], velocity[n, 1], even_factor, odd_factor)
     for i in range(9):
-        after[n, i] = equilibrium[i] + kept[i]
+        after[n, i] = equilibrium[i] + relaxed[i]

@@ -1,11 +1,11 @@
-"""Stream functions from noise and from waves, and their discrete curl.
+"""Stream functions from gradient noise and from Fourier modes, and their discrete curl.
 
-A stream function psi lives on the corners of the cells, [height + 1, width + 1], and on a wall it is zero. The velocity across a
-cell face is the difference of psi along it, and a cell's velocity is the mean over its two opposite faces:
+A stream function psi is given on the corners of the cells, [height + 1, width + 1], and is zero on walls. The velocity through a
+face of a cell is the difference of psi along the face. The velocity of a cell is the mean over two opposite faces:
 
-    u_x = mean_x (psi[y + 1] - psi[y]),      u_y = -mean_y (psi[x + 1] - psi[x]).
+    v_x = mean_x (psi[y + 1] - psi[y]),      v_y = -mean_y (psi[x + 1] - psi[x]).
 
-What flows into a cell flows out of it, and nothing crosses a wall, to rounding and whatever psi is.
+Up to rounding it has no divergence and no flow through walls, whatever psi is.
 """
 
 import warp as wp
@@ -20,7 +20,7 @@ SQRT_6 = wp.constant(2.449489742783178)
 
 @wp.func
 def fade(t: wp.float32) -> wp.float32:
-    """Perlin's quintic: 0 to 1 with zero slope and curvature at both ends, so the velocity is smooth."""
+    """Perlin's quintic: from 0 to 1 with zero first and second derivatives at both ends, so the velocity is smooth."""
     return t * t * t * (t * (t * 6.0 - 15.0) + 10.0)
 
 
@@ -39,15 +39,15 @@ def noise_nodes_kernel(
     # outputs
     nodes: wp.array4d[wp.float32],
 ):
-    """Value and gradient of one octave of noise at its lattice nodes, at one moment.
+    """Value and gradient (d/dx, d/dy) of one octave of noise at its nodes, at one time.
 
-    The noise is three-dimensional: (x, y, time). Along time it is evaluated here, which leaves a plane noise of value a and
-    gradient (gx, gy) per node. On a wall a = 0 and the gradient is normal to the wall, so the interpolant vanishes all along it.
+    The noise is a function of (x, y, time), interpolated here along time. On a wall the value is zero and the gradient is normal to
+    the wall, so the interpolated noise is zero along the wall.
     """
     n, j, i = wp.tid()
     ny = nodes.shape[2] - 1
     nx = nodes.shape[3] - 1
-    # The last node of a periodic axis is the first one.
+    # The last node of a periodic axis is its first node.
     jj = wp.where(periodic, j % ny, j)
     ii = wp.where(periodic, i % nx, i)
     slab = wp.floor(time)
@@ -57,7 +57,7 @@ def noise_nodes_kernel(
         state = absorb(absorb(absorb(absorb(start(seed[n]), octave), jj), ii), wp.int32(slab) + side)
         ahead = phase - wp.float32(side)
         weight = wp.where(side == 0, 1.0 - fade(phase), fade(phase))
-        # Gradients sqrt(6) times the values give the nodes and the middles of the cells the same variance.
+        # With gradients sqrt(6) times the values, the variance is the same at the nodes and at the centres of the noise cells.
         value = symmetric(state, 0) + SQRT_6 * symmetric(state, 3) * ahead
         node += weight * wp.vec3f(value, SQRT_6 * symmetric(state, 1), SQRT_6 * symmetric(state, 2))
     if not periodic:
@@ -76,7 +76,7 @@ def add_octave_kernel(
     # outputs
     psi: wp.array3d[wp.float32],
 ):
-    """Add one octave of noise to psi: every corner blends what the four nodes around it extrapolate to it."""
+    """Add one octave of noise to psi: a blend of the linear extrapolations from the four nodes around a corner."""
     n, y, x = wp.tid()
     ny = nodes.shape[2] - 1
     nx = nodes.shape[3] - 1
@@ -101,7 +101,7 @@ def add_octave_kernel(
 
 
 @wp.kernel
-def wave_amplitudes_kernel(
+def mode_amplitudes_kernel(
     seed: wp.array[wp.int64],
     component: wp.int32,
     ky: wp.array[wp.float32],
@@ -115,9 +115,9 @@ def wave_amplitudes_kernel(
     # outputs
     amplitude: wp.array3d[wp.float32],
 ):
-    """Amplitude k^exponent cos(phase + omega t) of every wave (q along y, p along x), phase random, omega ~ k^(2/3).
+    """Amplitudes k^exponent cos(phase + omega time) of the modes (q along y, p along x), random phase, omega = 2 pi k^(2/3).
 
-    k counts waves per shorter image side; k = 0 (no velocity) and what lies outside k_min to k_max is left out.
+    k is in periods per shorter image side. The amplitude is zero for k = 0 (no velocity) and outside k_min to k_max.
     """
     n, q, p = wp.tid()
     k = wp.sqrt(ky[q] * ky[q] + kx[p] * kx[p])
@@ -130,15 +130,15 @@ def wave_amplitudes_kernel(
 
 
 @wp.kernel
-def sum_waves_kernel(
+def sum_modes_kernel(
     amplitude: wp.array3d[wp.float32],
     basis: wp.array2d[wp.float32],
     # outputs
     field: wp.array3d[wp.float32],
 ):
-    """field[n, j, i] = sum_k amplitude[n, k, j] basis[k, i]: waves along the first axis become values along the last.
+    """field[n, j, i] = sum_k amplitude[n, k, j] basis[k, i].
 
-    Twice in a row, with the basis along y and then the one along x, it turns amplitudes [n, q, p] into a field [n, y, x].
+    Applied twice, with the bases along y and x, this turns amplitudes [n, q, p] into a field [n, y, x].
     """
     n, j, i = wp.tid()
     value = wp.float32(0.0)
@@ -153,7 +153,7 @@ def curl_kernel(
     # outputs
     velocity: wp.array4d[wp.float32],
 ):
-    """Cell velocities (u_x, u_y) from psi on the corners."""
+    """Velocities (v_x, v_y) of the cells from psi on their corners."""
     n, y, x = wp.tid()
     a = psi[n, y, x]
     b = psi[n, y, x + 1]
@@ -169,7 +169,7 @@ def row_energy_kernel(
     # outputs
     energy: wp.array2d[wp.float64],
 ):
-    """Sum of u_x^2 + u_y^2 over each row of cells."""
+    """Sum of v_x^2 + v_y^2 over each row of cells."""
     n, y = wp.tid()
     total = wp.float64(0.0)
     for x in range(velocity.shape[3]):
@@ -183,7 +183,7 @@ def normalise_kernel(
     # outputs
     velocity: wp.array4d[wp.float32],
 ):
-    """Scale both components of every image's field by one factor, so that the mean of (u_x^2 + u_y^2) / 2 is one."""
+    """Scale every field by one factor, so that the mean of (v_x^2 + v_y^2) / 2 is one."""
     n, y = wp.tid()
     height = velocity.shape[2]
     width = velocity.shape[3]

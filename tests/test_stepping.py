@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from lbm_warp.lattice import March
+from lbm_warp.sweeps import ALL, LEAST_BAND, Sweep, _phases
 
 from lbm_warp import AdvectionDiffusion, Schedule, SpectralTurbulence, lattice
 from lbm_warp.checks import InputError
-from lbm_warp.lattice import March
-from lbm_warp.sweeps import ALL, LEAST_BAND, Sweep, _phases
 
 SCHEDULE = Schedule.geometric(0.5, 3.0, 12)
 TEXTBOOK = pytest.mark.parametrize("collision", ["bgk", "trt", "central-moments"])
