@@ -10,7 +10,6 @@ from torch import nn
 from diffusion.network import MixedPrecision, NetworkConfig, UNet
 from diffusion.presets import preset
 from diffusion.training.estimate import iterations, memory, saved_bytes
-from lbm_warp import AdvectionDiffusion, Schedule
 from tests.runs import tiny_config
 
 CPU = torch.device("cpu")
@@ -53,22 +52,6 @@ def test_memory_of_a_run_adds_up() -> None:
     half = memory(config, CPU, "bf16")
     assert 0.3 * need.activations_per_image < half.activations_per_image < 0.9 * need.activations_per_image
     assert 0 < half.weight_copies < 0.6 * weights
-
-
-def test_iterations_are_those_of_the_march_counted_level_by_level() -> None:
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 40.0, 30), peclet=2.0)
-    march = operator.march(256, 256)
-    assert len(march.grids) == 4
-    counted = iterations(march)
-    for level in range(31):
-        work = 0.0
-        for index, grid in enumerate(march.grids[: march.grid[level] + 1]):
-            full = march.anchor[level] if index == march.grid[level] else grid.iterations
-            read_out = index == march.grid[level] and march.partial_theta[level] > 0
-            work += (full + read_out) / grid.factor**2
-        assert counted[level] == pytest.approx(work)
-    assert counted[0] == 0.0 and (np.diff(counted[1:]) > -1.0).all()
-    assert march.work <= counted[-1] <= march.work + 1.0
 
 
 def test_the_papers_schedule_costs_nine_percent_of_its_trajectory_on_average() -> None:
