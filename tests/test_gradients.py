@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import lbm_warp.lattice as lattice
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence
+from lbm_warp.planner import Scheme
 
 FLOWS = {
     "heat": {"peclet": 0.0},
@@ -23,7 +23,7 @@ def random(shape: tuple[int, ...], seed: int, device: torch.device, dtype: torch
 @pytest.mark.parametrize("boundary", ["wall", "periodic"])
 @pytest.mark.parametrize("flow", FLOWS)
 def test_gradcheck_in_float64(flow: str, boundary: str, device: torch.device) -> None:
-    """Finite differences of the operator and of a pair, every image at a level of its own."""
+    """Finite differences of the operator and of a pair; every image has another level."""
     operator = AdvectionDiffusion(Schedule.geometric(0.5, 3.5, 6), boundary=boundary, **FLOWS[flow])
     u0 = random((3, 1, 4, 5), 0, device).requires_grad_()
     level, seed = torch.tensor([0, 3, 6]), torch.tensor([1, 2, 3])
@@ -36,17 +36,14 @@ def test_gradcheck_in_float64(flow: str, boundary: str, device: torch.device) ->
     ("turbulence", "rate"), [(CurlNoise(), 0.0), (CurlNoise(), 3.0), (SpectralTurbulence(compressible=True), 0.0)]
 )
 def test_the_adjoint_is_the_transpose_through_hundreds_of_iterations_and_all_grids(
-    turbulence, rate: float, boundary: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    turbulence, rate: float, boundary: str, device: torch.device
 ) -> None:
     """<w, A u> = <A^T w, u> in float64, with levels on each of three grids in one batch."""
-    monkeypatch.setattr(lattice, "COARSEST_CELLS", 16)
-    monkeypatch.setattr(lattice, "CELLS_PER_PECLET", 4.0)
-    monkeypatch.setattr(lattice, "CELLS_PER_ROOT_OF_SOURCE", 4.0)
     schedule = Schedule(np.array([0.0, 1.0, 5.0, 12.0, 20.0, 40.0]))
-    operator = AdvectionDiffusion(schedule, 4.0, turbulence, boundary, turbulence_time=rate)
-    assert [grid.factor for grid in operator.march(64, 96).grids] == [1, 2, 4]
+    scheme = Scheme(min_cells=16, min_cells_per_peclet=4.0, min_cells_per_root_source=4.0)
+    operator = AdvectionDiffusion(schedule, 4.0, turbulence, boundary=boundary, turbulence_time=rate, scheme=scheme)
     level, seed = torch.tensor([5, 1, 4, 0, 3, 2]), torch.arange(6)
-    assert set(operator.march(64, 96).grid[level]) == {0, 1, 2}
+    assert set(operator.plan(64, 96).level_grid[level]) == {0, 1, 2}
     u, w = random((6, 2, 64, 96), 1, device), random((6, 2, 64, 96), 2, device)
     forward = (operator(u, level, seed) * w).sum(dim=(1, 2, 3))
     backward = (operator.adjoint(w, level, seed) * u).sum(dim=(1, 2, 3))
@@ -65,8 +62,8 @@ def test_backward_of_a_loss_is_the_adjoint(photograph: torch.Tensor, device: tor
         assert not operator(u0, 7, seed=3).requires_grad
 
 
-def test_a_blurred_picture_is_sharpened_by_descent(photograph: torch.Tensor) -> None:
-    """What gradients are for: the error against a corrupted picture falls when its source is adjusted."""
+def test_gradient_descent_recovers_a_sharper_image(photograph: torch.Tensor) -> None:
+    """The loss against a corrupted image falls, and the estimate of its source improves."""
     operator = AdvectionDiffusion(Schedule.geometric(0.5, 3.0, 4), 8.0)
     corrupted = operator(photograph, 4, seed=0)
     guess = corrupted.clone().requires_grad_()
@@ -81,8 +78,8 @@ def test_a_blurred_picture_is_sharpened_by_descent(photograph: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_results_have_the_type_of_the_images(dtype: torch.dtype, device: torch.device) -> None:
-    """Half precision is computed in float32 and rounded once; float64 agrees with float32 to its rounding."""
+def test_results_have_the_dtype_of_the_images(dtype: torch.dtype, device: torch.device) -> None:
+    """Half precision is computed in float32 and rounded once; float32 agrees with float64 up to rounding."""
     operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 5), 4.0)
     u0 = random((2, 3, 20, 20), 0, device, dtype)
     reference = operator(u0.double(), 5, seed=[1, 2])

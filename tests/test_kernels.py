@@ -1,4 +1,4 @@
-"""The kernels themselves: they build for a GPU on a machine without one, and their random numbers are what they should be."""
+"""The kernels: they compile for a GPU on a machine without one; CPU and CUDA kernels agree; random numbers are correct."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 import warp as wp
 
-from lbm_warp.interop import BLOCK, launch, launch_repeatedly
-from lbm_warp.kernels.advection_diffusion import advance_kernel, cpu_kernels, cuda_kernels
+from lbm_warp.interop import GRAPH_LAUNCHES, launch, launch_repeatedly
+from lbm_warp.kernels.advection_diffusion import count_steps_kernel, cpu_kernels, cuda_kernels
 from lbm_warp.random import normal
 
 MODULES = ["hashing", "turbulence", "populations"]
@@ -35,7 +35,7 @@ def test_every_kernel_builds_for_sm_90(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("dtype", [wp.float32, wp.float64])
 def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: bool, background: bool, tmp_path: Path) -> None:
-    for kernel in (*cuda_kernels(dtype, adjoint, background), advance_kernel):
+    for kernel in (*cuda_kernels(dtype, adjoint, background), count_steps_kernel):
         wp.compile_aot_module(kernel.module, device=None, arch=90, module_dir=tmp_path / kernel.key)
         built = [file for file in (tmp_path / kernel.key).rglob("*") if file.suffix in (".ptx", ".cubin")]
         assert built and any(kernel.key.encode() in file.read_bytes() for file in built)
@@ -46,7 +46,7 @@ def test_the_list_of_kernel_files_is_complete() -> None:
     assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "advection_diffusion"}
 
 
-def test_cpu_kernels_are_built_once_a_shape() -> None:
+def test_cpu_kernels_are_built_once_per_shape() -> None:
     shape = (1, 9, 7)
     kind = (wp.float32, False, False)
     assert cpu_kernels(*kind, False, *shape) is cpu_kernels(*kind, False, *shape)
@@ -92,41 +92,39 @@ def test_normal_numbers_do_not_depend_on_the_batch() -> None:
 
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
-def test_the_kernels_with_a_thread_a_cell_equal_those_with_a_thread_an_image(
-    adjoint: bool, background: bool, periodic: bool
-) -> None:
-    """What runs on CUDA, recorded and replayed on the CPU: images with iterations of their own, then a read-out."""
+def test_cuda_kernels_equal_cpu_kernels(adjoint: bool, background: bool, periodic: bool) -> None:
+    """The CUDA kernels, recorded and replayed on the CPU: images with different numbers of iterations, then a read-out."""
     generator = torch.Generator().manual_seed(0)
     u = torch.rand((4, 3, 9, 14), generator=generator, dtype=torch.float64)
     velocity = torch.randn((4, 2, 9, 14), generator=generator, dtype=torch.float64)
     theta = torch.rand(4, generator=generator, dtype=torch.float64) / 2
-    # More steps than a graph has, no steps, and an odd and an even number that begin elsewhere.
-    first, stop = (torch.tensor(v, dtype=torch.int32) for v in ([0, 3, 5, 2], [0, 3 + BLOCK + 9, 8, 8]))
+    # No iterations, more than there are launches in a graph, an odd and an even number.
+    first, stop = (torch.tensor(v, dtype=torch.int32) for v in ([0, 3, 5, 2], [0, 3 + GRAPH_LAUNCHES + 9, 8, 8]))
     settings = [0.05, 1.0 / 3.0, 0.5, 6, 9.5 if background else 0.0]
     results = []
     for repeat in range(3):
         a, b = u.clone(), u.clone()
         if repeat == 0:
             kernels = cpu_kernels(wp.float64, adjoint, background, periodic, *u.shape[1:])
-            jobs = torch.tensor([[n, 0, 9, 0, 0] for n in range(4)], dtype=torch.int32)
-            launch(kernels.march, (4,), batched=[jobs], inputs=[first, stop, velocity, *settings, 0, 1000, a, b])
-            marched = a.clone()
-            launch(kernels.read, (4,), batched=[theta, velocity], inputs=[settings[0], settings[-1]], outputs=[a, b])
-        else:  # The second replay finds its tensors elsewhere.
+            tiles = torch.tensor([[n, 0, 9, 0, 0] for n in range(4)], dtype=torch.int32)
+            launch(kernels.advance, (4,), batched=[tiles], inputs=[first, stop, velocity, *settings, 0, 1000, a, b])
+            advanced = a.clone()
+            launch(kernels.read_out, (4,), batched=[theta, velocity], inputs=[settings[0], settings[-1]], outputs=[a, b])
+        else:  # The second replay gets other tensors.
             kernels = cuda_kernels(wp.float64, adjoint, background)
             launch_repeatedly(
-                kernels.march,
+                kernels.advance,
                 (4, 9, 14),
                 tensors=[first, stop, velocity, a, b],
                 settings=[*u.shape[1:], *settings, periodic],
                 steps=int((stop - first).max()),
             )
-            marched = a.clone()
+            advanced = a.clone()
             constants = [settings[0], settings[-1], periodic]
-            launch(kernels.read, (4, 9, 14), batched=[theta, velocity], inputs=constants, outputs=[a, b])
-        results.append((marched, b))
+            launch(kernels.read_out, (4, 9, 14), batched=[theta, velocity], inputs=constants, outputs=[a, b])
+        results.append((advanced, b))
     for other in results[1:]:
-        for by_image, by_cell in zip(results[0], other, strict=True):
-            torch.testing.assert_close(by_cell, by_image, rtol=0, atol=1e-13)
+        for on_cpu, on_cuda in zip(results[0], other, strict=True):
+            torch.testing.assert_close(on_cuda, on_cpu, rtol=0, atol=1e-13)
     assert torch.equal(results[0][0][0], u[0])
     assert (results[0][0][1] - u[1]).abs().max() > 0.01

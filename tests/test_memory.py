@@ -1,4 +1,4 @@
-"""How much memory a call takes beyond its input."""
+"""The memory a call needs in addition to its input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbm_warp import AdvectionDiffusion, Schedule
 
 SHAPE = (32, 3, 128, 128)
 
-# The peak of the resident set is reset through /proc; a warm-up call has compiled the kernels and started the threads.
+# The peak of the resident set is reset through /proc, after a warm-up call that compiles the kernels and starts the threads.
 SCRIPT = f"""
 import torch
 from lbm_warp import AdvectionDiffusion, Schedule
@@ -45,7 +45,7 @@ for function in (call, adjoint):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_a_call_and_a_backward_pass_take_at_most_three_times_the_input_on_the_cpu() -> None:
-    """State, scratch and two thirds of an RGB image for the velocity: 2.7; the allocator and the threads may round a little up."""
+    """2.7 for state, scratch and velocity (two thirds of an RGB image), and a little for the allocator and the threads."""
     environment = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "PATH": ""}
     root = Path(__file__).parent.parent
     run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, env=environment, capture_output=True, text=True, check=True)

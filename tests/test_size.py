@@ -35,9 +35,7 @@ def test_a_size_is_written_in_many_forms(value: object, size: tuple[int, int], t
     assert Size.of(found.to_json()) == Size.of(str(found)) == found
 
 
-@pytest.mark.parametrize(
-    "value", [1, 0, -4, "1", "x", "", "16x", "16x1", "16 x 16", "3x4x5", (4, 4, 4), (), 4.0, True, None]
-)
+@pytest.mark.parametrize("value", [1, 0, -4, "1", "x", "", "16x", "16x1", "16 x 16", "3x4x5", (4, 4, 4), (), 4.0, True, None])
 def test_other_sizes_are_refused_in_one_line(value: object) -> None:
     with pytest.raises(ValueError, match=r"^size must be one number of pixels \(64\) or height x width \(96x128\)") as error:
         Size.of(value)

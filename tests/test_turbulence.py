@@ -7,7 +7,11 @@ import torch
 from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule, SpectralTurbulence, energy_spectrum, solenoidal
 
 DIVERGENCE_FREE = [CurlNoise(), CurlNoise(octaves=2, cells=5), SpectralTurbulence(), SpectralTurbulence(k_max=5.5, k_min=2.0)]
-ALL = [*DIVERGENCE_FREE, SpectralTurbulence(compressible=True)]
+COMPRESSIBLE = SpectralTurbulence(compressible=True)
+ALL = [*DIVERGENCE_FREE, COMPRESSIBLE]
+every_boundary = pytest.mark.parametrize("boundary", ["wall", "periodic"])
+every_turbulence = pytest.mark.parametrize("turbulence", ALL, ids=str)
+one_of_each = pytest.mark.parametrize("turbulence", [CurlNoise(), SpectralTurbulence(), COMPRESSIBLE], ids=str)
 
 
 def corner_divergence(v: torch.Tensor, boundary: str) -> torch.Tensor:
@@ -28,66 +32,66 @@ def corner_divergence(v: torch.Tensor, boundary: str) -> torch.Tensor:
     return (along_x[:, 1:] + along_x[:, :-1] + along_y[:, :, 1:] + along_y[:, :, :-1]) / 2
 
 
-@pytest.mark.parametrize("boundary", ["wall", "periodic"])
+@every_boundary
 @pytest.mark.parametrize("turbulence", DIVERGENCE_FREE, ids=str)
 def test_no_divergence_and_no_flow_through_walls(turbulence, boundary: str, device: torch.device) -> None:
-    """Zero to rounding, up to and across the border: the padded mirror cells would show any flow through a wall."""
+    """Zero up to rounding, at the border too: the mirror images beyond it would show a flow through a wall."""
     v = turbulence.velocity([3, 4], 48, 72, boundary=boundary, device=device)
     gradient = v.diff(dim=3).abs().max()
     assert gradient > 0.1
     assert corner_divergence(v, boundary).abs().max() < 1e-5 * gradient
+    compressible = COMPRESSIBLE.velocity(0, 48, 48, boundary=boundary, device=device)
+    assert corner_divergence(compressible, boundary).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("boundary", ["wall", "periodic"])
-def test_the_divergence_test_sees_a_compressible_field(boundary: str) -> None:
-    v = SpectralTurbulence(compressible=True).velocity(0, 48, 48, boundary=boundary)
-    assert corner_divergence(v, boundary).abs().max() > 0.1
+def test_generators_tell_whether_their_fields_have_divergence() -> None:
+    assert not any(turbulence.compressible for turbulence in DIVERGENCE_FREE)
+    field = torch.zeros((1, 2, 8, 8))
+    assert COMPRESSIBLE.compressible and GivenVelocity(field).compressible and not GivenVelocity(field, project=True).compressible
 
 
-@pytest.mark.parametrize("boundary", ["wall", "periodic"])
-@pytest.mark.parametrize("turbulence", ALL, ids=str)
-def test_unit_rms_each_image_for_itself(turbulence, boundary: str, device: torch.device) -> None:
+@every_boundary
+@every_turbulence
+def test_every_field_has_unit_rms(turbulence, boundary: str, device: torch.device) -> None:
     v = turbulence.velocity(torch.arange(5), 40, 33, boundary=boundary, device=device)
     assert v.shape == (5, 2, 40, 33) and v.device.type == device.type
-    # One component has unit rms: the mean over both components and all cells.
+    # Unit rms of a component: the mean over both components and all cells.
     torch.testing.assert_close(v.double().square().mean(dim=(1, 2, 3)).cpu(), torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("turbulence", ALL, ids=str)
-def test_one_seed_one_field_in_any_company(turbulence) -> None:
+@every_turbulence
+def test_one_seed_is_one_field_in_every_batch(turbulence) -> None:
     together = turbulence.velocity([7, -1, 2**62, 8, 7 + 2**32], 32, 32)
     for index, seed in enumerate([7, -1, 2**62, 8, 7 + 2**32]):
         torch.testing.assert_close(together[index], turbulence.velocity(seed, 32, 32)[0], rtol=0, atol=0)
-    flat = together.flatten(1)
-    correlation = torch.corrcoef(flat)
-    # A field has few large waves, so two of them are rarely quite uncorrelated; the same field twice would be at 1.
+    correlation = torch.corrcoef(together.flatten(1))
+    # A field has few large modes, so two fields are correlated a little; equal fields would have 1.
     assert (correlation - torch.eye(5)).abs().max() < 0.9
 
 
-@pytest.mark.parametrize("turbulence", ALL, ids=str)
+@every_turbulence
 def test_fields_of_many_seeds_have_no_common_part(turbulence) -> None:
-    """The mean of n independent fields falls as 1 / sqrt(n): rms 1/8 for 64 of them; twice that is far beyond chance."""
+    """The mean of 64 independent fields has rms 1 / sqrt(64); twice that is very unlikely."""
     v = turbulence.velocity(range(64), 32, 32)
     assert v.mean(dim=0).square().mean().sqrt() < 0.25
 
 
-@pytest.mark.parametrize("turbulence", [CurlNoise(), SpectralTurbulence(), SpectralTurbulence(compressible=True)], ids=str)
+@one_of_each
 def test_a_seed_is_the_same_flow_at_every_resolution(turbulence) -> None:
-    """Fields live on x / L: 128 px averaged down to 64 px is the 64 px field, up to the grid's own error."""
+    """Fields are functions of x / L: means over 2 x 2 pixels of the larger field are the smaller one, up to the grid's error."""
     fine = turbulence.velocity([1, 2], 128, 192)
     coarse = turbulence.velocity([1, 2], 64, 96)
     averaged = torch.nn.functional.avg_pool2d(fine, 2)
     assert (averaged - coarse).square().mean().sqrt() < 0.08
 
 
-@pytest.mark.parametrize("turbulence", [CurlNoise(), SpectralTurbulence(), SpectralTurbulence(compressible=True)], ids=str)
-def test_the_field_turns_smoothly_in_time(turbulence) -> None:
+@one_of_each
+def test_the_field_changes_smoothly_in_time(turbulence) -> None:
     now, soon, later = (turbulence.velocity(5, 48, 48, time=t) for t in (0.5, 0.501, 5.5))
     assert 0 < (soon - now).abs().max() < 0.1
     assert torch.corrcoef(torch.stack([now.flatten(), later.flatten()]))[0, 1] < 0.7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("turbulence", "boundary", "slope", "reach"),
     [
@@ -100,50 +104,48 @@ def test_the_field_turns_smoothly_in_time(turbulence) -> None:
     ids=str,
 )
 def test_energy_spectrum_follows_its_power_law(turbulence, boundary: str, slope: float, reach: tuple[int, int]) -> None:
-    """Mean of 16 fields: slope within 0.15 over the inertial range, between the largest eddies and the limit of the generator."""
+    """Mean of 16 fields: slope within 0.15 over the inertial range, from the largest eddies to the limit of the generator."""
     k, energy = energy_spectrum(turbulence.velocity(range(16), 256, 256, boundary=boundary), boundary)
     inertial = (k >= reach[0]) & (k <= reach[1])
     assert np.polyfit(k[inertial].log(), energy[inertial].log(), 1)[0] == pytest.approx(slope, abs=0.15)
 
 
-@pytest.mark.parametrize("boundary", ["wall", "periodic"])
-def test_the_energy_spectrum_finds_a_wave_where_it_is(boundary: str, device: torch.device) -> None:
-    """All the energy of a wave of m periods along the shorter side is at wavenumber m (Parseval)."""
+@every_boundary
+def test_the_energy_spectrum_of_one_mode(boundary: str, device: torch.device) -> None:
+    """All the energy of a mode with m periods along the shorter side is at wavenumber m (Parseval)."""
     size, m = 32, 5
     y = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
-    wave = torch.sin(2 * torch.pi * m * y) if boundary == "periodic" else torch.cos(2 * torch.pi * m * y)
+    mode = torch.sin(2 * torch.pi * m * y) if boundary == "periodic" else torch.cos(2 * torch.pi * m * y)
     velocity = torch.zeros((1, 2, size, 2 * size), dtype=torch.float64, device=device)
-    velocity[0, 0] = wave[:, None]
-    if boundary == "wall":  # what flows along x must vanish at walls across x
+    velocity[0, 0] = mode[:, None]
+    if boundary == "wall":  # v_x is zero at the walls at both ends of x
         velocity[0, 0] *= torch.sin(torch.pi * (torch.arange(2 * size, device=device) + 0.5) / (2 * size))
     k, energy = energy_spectrum(velocity, boundary)
     assert energy.sum() == pytest.approx(velocity.square().sum(dim=1).mean().item() / 2, rel=1e-12)
     assert int(k[energy.argmax()]) == m and energy.max() > (1 - 1e-12) * energy.sum()
 
 
-def test_scale_limits_are_kept() -> None:
-    """A periodic field holds no energy outside k_min to k_max waves per side."""
+def test_k_min_and_k_max_limit_the_spectrum() -> None:
+    """A periodic field has no energy outside k_min to k_max."""
     v = SpectralTurbulence(k_min=3.0, k_max=9.0).velocity([1, 2], 64, 64, boundary="periodic").double()
     energy = torch.fft.fft2(v).abs().square().sum(dim=(0, 1))
-    waves = torch.fft.fftfreq(64, 1 / 64, dtype=torch.float64)
-    k = torch.hypot(waves[:, None], waves[None])
+    periods = torch.fft.fftfreq(64, 1 / 64, dtype=torch.float64)
+    k = torch.hypot(periods[:, None], periods[None])
     inside = (k >= 3.0 - 1e-6) & (k <= 9.0 + 1e-6)
     assert energy[~inside].sum() < 1e-10 * energy[inside].sum()
     assert energy[(k >= 3.0) & (k < 4.0)].sum() > 0.05 * energy.sum()
 
 
-@pytest.mark.parametrize("boundary", ["wall", "periodic"])
+@every_boundary
 @pytest.mark.parametrize("size", [(24, 36), (17, 20)])
-def test_the_projection_takes_out_the_divergence_and_nothing_else(
-    boundary: str, size: tuple[int, int], device: torch.device
-) -> None:
-    """Divergence zero to rounding, fields without any unchanged, what is taken out orthogonal to what is left."""
+def test_the_projection_removes_the_divergence_and_nothing_else(boundary: str, size: tuple[int, int], device: torch.device) -> None:
+    """No divergence up to rounding; no change of fields without divergence; the removed part is orthogonal to the rest."""
     field = torch.randn((3, 2, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     projected = solenoidal(field, boundary)
     assert corner_divergence(projected, boundary).abs().max() < 1e-12 < 1.0 < corner_divergence(field, boundary).abs().max()
     torch.testing.assert_close(solenoidal(projected, boundary), projected, rtol=0, atol=1e-12)
-    taken = field - projected
-    assert abs((taken * projected).sum().item()) < 1e-9 * (taken * taken).sum().item()
+    removed = field - projected
+    assert abs((removed * projected).sum().item()) < 1e-9 * removed.square().sum().item()
     curl = CurlNoise().velocity(1, *size, boundary=boundary, device=device).double()
     torch.testing.assert_close(solenoidal(curl, boundary), curl, rtol=0, atol=1e-6)
 
@@ -157,7 +159,7 @@ def test_given_velocities_are_used_as_they_are(photograph: torch.Tensor) -> None
     assert torch.equal(given, expected)
     one = AdvectionDiffusion(schedule, 8.0, GivenVelocity(field[:1]))(images, 5, seed=0)
     assert torch.equal(one[0], expected[0]) and torch.equal(one[1], expected[0])
-    compressible = SpectralTurbulence(compressible=True).velocity(3, 128, 128)
+    compressible = COMPRESSIBLE.velocity(3, 128, 128)
     flat = torch.full((1, 1, 128, 128), 0.5)
     spread = [
         AdvectionDiffusion(schedule, 2.0, GivenVelocity(compressible, project))(flat, 5, seed=0).std().item()
@@ -178,7 +180,7 @@ def test_given_velocities_are_used_as_they_are(photograph: torch.Tensor) -> None
         (lambda: GivenVelocity(np.zeros((1, 2, 8, 8))), "got ndarray"),
         (lambda: GivenVelocity(torch.full((1, 2, 8, 8), 7.0)), "at most 6 V in each component, got 7 V"),
         (lambda: GivenVelocity(torch.full((1, 2, 8, 8), torch.nan)), "must be finite"),
-        (lambda: GivenVelocity(torch.zeros(2, 2, 8, 8)).velocity([1, 2, 3], 8, 8), r"need \[3, 2, 8, 8\]"),
+        (lambda: GivenVelocity(torch.zeros(2, 2, 8, 8)).velocity([1, 2, 3], 8, 8), r"need \[3, 2, 8, 8\] or \[1, 2, 8, 8\]"),
         (lambda: GivenVelocity(torch.zeros(1, 2, 8, 8)).velocity(0, 8, 9), r"need \[1, 2, 8, 9\]"),
         (lambda: solenoidal(torch.zeros(1, 2, 8, 8), "open"), "boundary must be one of"),
         (lambda: CurlNoise().velocity(0, 8, 8, boundary="open"), "boundary must be one of wall, periodic, got 'open'"),
