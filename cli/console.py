@@ -1,12 +1,17 @@
-"""What the commands share towards the person in front of them: arguments, devices, errors of one line."""
+"""What all commands share: parsing, devices, signals, and errors of one line."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -16,33 +21,49 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lbm_warp.checks import InputError
 
-Config = TypeVar("Config")
+Options = TypeVar("Options")
+# Environment variable of a command that another one started: it ends when its standard input does.
+CHILD = "BEYOND_BLUR_CHILD"
 
 
-def run(
-    command: Callable[[Config], None],
-    config: type[Config],
-    module: str,
-    default: Callable[[Sequence[str]], Config] | None = None,
-    subcommand: str | None = None,
-) -> None:
-    """Parse the command line into ``config`` and run ``command`` on it; bad input ends in one line and exit code 2.
-
-    ``default`` makes the options that are in force unless given, where they depend on the command line itself; ``subcommand`` is
-    the one that options without a subcommand before them belong to. Of the processes that a launcher started on a machine, the
-    first speaks.
-    """
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-    description = sys.modules[command.__module__].__doc__
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
+def run(*given: object, subcommand: str | None = None) -> None:
+    """Stand-in until the other commands call ``_run``: the calls as they were, and as they will be."""
+    if isinstance(given[0], str):
+        return _run(*given)
+    command, config, name, default = (*given, None)[:4]
     words = sys.argv[1:]
     if subcommand is not None and (not words or (words[0].startswith("-") and words[0] not in ("-h", "--help"))):
         words.insert(0, subcommand)
+
+    def parse(args: Sequence[str], **shown: object) -> object:
+        return tyro.cli(config, args=args, **(shown | {"config": ()}), **({} if default is None else {"default": default(args)}))
+
+    return _run(name, command, parse, words)
+
+
+def _run(
+    name: str, command: Callable[[Options], object], parse: Callable[..., Options], arguments: Sequence[str] | None = None
+) -> None:
+    """Parse a command line and run the command; bad input ends in one line on standard error and exit code 2.
+
+    Of the processes that a launcher started on a machine, only the first one prints.
+
+    Args:
+        name: the command, such as ``train``.
+        command: called with the options.
+        parse: ``tyro.cli`` with the type of the options bound, or a function that takes the same arguments.
+        arguments: the command line; that of this process by default.
+    """
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
+    prog = f"beyond-blur {name}" if _is_script() else f"python -m cli.{name}"
+    description = sys.modules[command.__module__].__doc__
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if CHILD in os.environ:
+        stop_with_parent()
     try:
-        start = {} if default is None else {"default": default(words)}
-        prog = f"python -m cli.{module}"
-        options = tyro.cli(config, prog=prog, description=description, args=words, console_outputs=speaks, **start)
+        options = parse(args=words, prog=prog, description=description, console_outputs=speaks, config=(tyro.conf.DisallowNone,))
         start_warp()
         with logging_redirect_tqdm():
             command(options)
@@ -56,6 +77,17 @@ def run(
     if speaks:
         print(message, file=sys.stderr)
     sys.exit(code)
+
+
+def command_line() -> str:
+    """The command line of this process, to be typed again."""
+    module = f"cli.{Path(sys.argv[0]).stem}"
+    return shlex.join([*(["beyond-blur"] if _is_script() else ["python", "-m", module]), *sys.argv[1:]])
+
+
+def _is_script() -> bool:
+    """Whether this process was started as ``beyond-blur COMMAND``, or as ``python -m cli COMMAND``."""
+    return sys.argv[0].endswith(("beyond-blur", os.path.join("cli", "__main__.py")))
 
 
 def pick_device(name: str) -> torch.device:
@@ -86,7 +118,7 @@ def check_compiler() -> None:
 
 
 def start_warp() -> None:
-    """Start Warp without its banner, and without its native warning about a missing driver, which no CPU user needs."""
+    """Start Warp without its banner, and without its native warning about a missing driver, which CPU users do not need."""
     wp.config.log_level = wp.LOG_WARNING
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -97,3 +129,38 @@ def start_warp() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def stop_with_parent() -> None:
+    """Send SIGTERM to this process when its standard input ends: when the process at the other end of the pipe is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Interruption:
+    """A block in which SIGINT and SIGTERM are noted instead of raised, so that long work ends between two steps and saves."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+
+    def came(self) -> bool:
+        """Whether a signal has arrived."""
+        return self._came

@@ -115,6 +115,20 @@ class Train:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    # Stand-ins for what the options become.
+    process_name = property(lambda self: self.process)
+    pictures = property(lambda self: self)
+
+    def resolve(self, data: str, channels: int) -> RunConfig:
+        return resolve(self, data, channels)
+
+    def check(self) -> None:
+        check(self)
+
+
+def parse(args: Sequence[str], **shown: object) -> Train:
+    return tyro.cli(Train, args=args, default=defaults(args), **shown)
+
 
 def defaults(arguments: Sequence[str]) -> Train:
     """The options in force unless given: those of the preset that the command line names, or that suits the data it names.

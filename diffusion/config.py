@@ -81,6 +81,10 @@ class RunConfig:
         self.network.check_size(self.size)
         self.training.validate()
 
+    def to_json(self) -> dict[str, Any]:
+        """Stand-in: what config.json holds, but for its format number."""
+        return asdict(self)
+
     def build_network(self) -> UNet:
         """The network with fresh weights, which depend on torch's global seed."""
         return UNet(self.channels, self.network, self.process.levels)
