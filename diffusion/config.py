@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +86,11 @@ class RunConfig:
         """Stand-in: what config.json holds, but for its format number."""
         return asdict(self)
 
+    def difference(self, other: RunConfig) -> str | None:
+        """The first value in which ``other`` differs, in words; None if the two are equal."""
+        here, there = _flat(self.to_json()), _flat(other.to_json())
+        return next((f"{name} is {there[name]}, not {value}" for name, value in here.items() if there[name] != value), None)
+
     def build_network(self) -> UNet:
         """The network with fresh weights, which depend on torch's global seed."""
         return UNet(self.channels, self.network, self.process.levels)
@@ -135,3 +141,11 @@ def _build(kind: type[Part], values: Any, path: Path) -> Part:
         raise InputError(f"{path}: {error}") from None
     except TypeError as error:
         raise InputError(f"{path}: {kind.__name__} has an entry of the wrong type ({error})") from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries of nested objects under names such as ``network.width``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
