@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lbm_warp.checks import InputError
 
 Options = TypeVar("Options")
+# Environment variable of a command that another one started: it ends when its standard input does.
+CHILD = "BEYOND_BLUR_CHILD"
 
 
 def run(
@@ -42,6 +45,8 @@ def run(
     prog = f"beyond-blur {name}" if _is_script() else f"python -m cli.{name}"
     description = sys.modules[command.__module__].__doc__
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if CHILD in os.environ:
+        stop_with_parent()
     try:
         options = parse(args=words, prog=prog, description=description, console_outputs=speaks, config=(tyro.conf.DisallowNone,))
         start_warp()
@@ -109,6 +114,17 @@ def start_warp() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def stop_with_parent() -> None:
+    """Send SIGTERM to this process when its standard input ends, that is when the process at the other end of the pipe is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Interruption:

@@ -1,103 +1,102 @@
-"""Long work in processes of its own, several at a time."""
+"""Command lines in processes of their own, several at a time."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-from collections import deque
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from threading import Thread
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from cli import console
-from cli.train import Interruption
-from diffusion.training.ranks import one_line
-
-Task = TypeVar("Task")
-DIED = "its process was killed, as happens when memory runs out; try fewer --jobs"
 
 
-def side_by_side(call: Callable[[Task, str], bool], tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[tuple[Task, str]]:
-    """Call ``call(task, device)`` for all tasks, as many at a time as there are devices.
+class Job(NamedTuple):
+    """Commands that are carried out one after the other, until one fails."""
 
-    SIGINT and SIGTERM reach the calls as SIGTERM, once, and no more are begun; so does the end of this process, whatever it was.
-    What they print is not shown, a bar counts the tasks. The threads of the CPU are shared out.
+    name: str
+    commands: Sequence[Sequence[str]]
+    """Arguments of Python, such as ``["-m", "cli.train"]``; ``--device`` is added. The commands start with ``console.run``."""
+    log: Path
+    """File that their output is added to, unless there is only one job at a time; the terminal then shows it."""
+
+
+def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[Job, str]]:
+    """Carry out jobs, as many at a time as there are devices, with equal shares of the CPU's threads.
+
+    After SIGINT or SIGTERM no more commands are started. However this process ends, commands that are still running get SIGTERM.
 
     Args:
-        call: a function of a module; returns False if it was interrupted.
-        tasks: what to call it with; sent to another process.
-        devices: one for every call at a time; the same one may be there more than once.
+        jobs: what to do.
+        devices: a device for every job at a time; the same one may occur more than once.
 
     Yields:
-        Every task that has ended, and in a line what went wrong, empty if nothing did; none of those that were interrupted.
+        Every job that has ended, and one line about what went wrong, empty if nothing did; no job that was interrupted.
     """
-    context = multiprocessing.get_context("spawn")
+    shown, closed, free = len(devices) == 1, Event(), SimpleQueue()
+    for device in devices:
+        free.put(device)
     threads = max(1, torch.get_num_threads() // len(devices))
-    waiting, free = deque(tasks), deque(devices)
-    working: dict[Connection, tuple[multiprocessing.process.BaseProcess, Task, str]] = {}
-    stopping = False
-    with tqdm(total=len(tasks), desc="runs", unit="run") as progress, Interruption() as interruption:
+    # A log gets a line of a progress bar every half minute.
+    environment = {console.CHILD: "1", "OMP_NUM_THREADS": str(threads)} | ({} if shown else {"TQDM_MININTERVAL": "30"})
+
+    def work(job: Job) -> str | None:
+        device = free.get()
         try:
-            while working or (waiting and not stopping):
-                while waiting and free and not stopping:
-                    task, device = waiting.popleft(), free.popleft()
-                    here, there = context.Pipe(duplex=False)
-                    process = context.Process(target=_work, args=(call, task, device, threads, there))
-                    _start(process)
-                    there.close()
-                    working[here] = (process, task, device)
-                for here in wait(working, timeout=0.2):
-                    process, task, device = working.pop(here)
-                    free.append(device)
-                    try:
-                        complete, problem = here.recv()
-                    except EOFError:
-                        complete, problem = False, "" if stopping else DIED
-                    process.join()
-                    if complete or problem:
-                        progress.update()
-                        yield task, problem
-                if interruption.came() and not stopping:
-                    stopping = True
-                    for process, _, _ in working.values():
-                        process.terminate()
+            return carry_out(job, device, environment, shown, lambda: closed.is_set() or interruption.came())
         finally:
-            for process, _, _ in working.values():
-                process.terminate()
-            for process, _, _ in working.values():
-                process.join()
+            free.put(device)
+
+    with (
+        console.Interruption() as interruption,
+        tqdm(total=len(jobs), desc="runs", unit="run", disable=shown) as progress,
+        ThreadPoolExecutor(len(devices)) as pool,
+    ):
+        try:
+            results = {pool.submit(work, job): job for job in jobs}
+            for result in as_completed(results):
+                if (problem := result.result()) is not None:
+                    progress.update()
+                    yield results[result], problem
+        finally:
+            closed.set()
 
 
-def _start(process: multiprocessing.process.BaseProcess) -> None:
-    """Start a process that does not hear Ctrl-C, which a terminal sends to all: it is told to stop by this one."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, handler)
+def carry_out(job: Job, device: str, environment: dict[str, str], shown: bool, stop: Callable[[], bool]) -> str | None:
+    """Carry out a job until ``stop()``; returns one line about what went wrong, empty if nothing did, or None if it was stopped."""
+    for command in job.commands:
+        if stop():
+            return None
+        if shown and command is job.commands[0]:
+            print(f"\n{job.name}", flush=True)
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, *command, "--device", device]
+        with open(os.devnull if shown else job.log, "ab") as log:
+            output = None if shown else log
+            # The end of the block closes the standard input of the process, which ends the process, and waits for it.
+            with subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=output, stderr=output, env=os.environ | environment
+            ) as process:
+                while process.poll() is None and not stop():
+                    time.sleep(0.1)
+        if process.returncode and stop():
+            return None
+        if process.returncode < 0:
+            return f"its process was killed (signal {-process.returncode}), as happens when memory runs out; try fewer --jobs"
+        if process.returncode:
+            return "its message is above" if shown else f"{last_line(job.log)}; see {job.log}"
+    return ""
 
 
-def _work(call: Callable[[Task, str], bool], task: Task, device: str, threads: int, result: Connection) -> None:
-    """A call in a process of its own: says whether it is complete, and what went wrong."""
-    with open(os.devnull, "w") as nowhere:
-        for stream in (1, 2):
-            os.dup2(nowhere.fileno(), stream)
-    Thread(target=_stop_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    console.start_warp()
-    try:
-        outcome = call(task, device), ""
-    except Exception as error:
-        outcome = False, one_line(error)
-    result.send(outcome)
-
-
-def _stop_with_parent() -> None:
-    """Wait until the process that started this one is gone, then stop this one."""
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
+def last_line(log: Path) -> str:
+    """The last line of a log: what the command said about its end."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return next(filter(None, reversed(lines)), "no message").removeprefix("error: ")

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cli import figures
+from cli import figures, render
 from cli.evaluate import distance_name
 from diffusion.data.splits import OTHER_HALF, whole_and_half
 from diffusion.files import whole_file, write_json
+from diffusion.size import Size
 
-STRIP = "strip.png"
+SHOWN = 12  # samples of a run in samples.png
 
 
 class Score(NamedTuple):
@@ -92,15 +93,15 @@ def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], ru
     write_json(written[0], found)
     if scoring is None:
         return written[:1]
-    points = [point for point in points if point.reports]
-    title = f"{whole_and_half(settings['data'])[0]}, {settings['size']} x {settings['size']} pixels"
+    points, size = [point for point in points if point.reports], Size.of(settings["size"])
+    title = f"{whole_and_half(settings['data'])[0]}, {size.height} x {size.width} pixels"
     about = caption(settings, scoring, points, len(reports), runs)
     with whole_file(written[1]) as aside:
         aside.write_text(f"# {title}\n\n{table(points, scoring)}\n\n{about}\n", encoding="utf-8")
     figures.save_figure(written[2], figures.sweep_curves(panels(points, scoring), title, about))
-    rows = {(point.called, point.peclet): next(iter(point.reports)) for point in points}
-    strips = [(f"{process}\nPe = {value:g}", read_strip(run / STRIP)) for (process, value), run in rows.items()]
-    figures.save_figure(written[3], figures.labelled_strips(strips, f"{title}: the same sample numbers of every run"))
+    first = {f"{point.called}\nPe = {point.peclet:g}": next(iter(point.reports)) for point in points}
+    strips = [(name, first_samples(last_grid(run, settings["training"]["images"]), size)) for name, run in first.items()]
+    figures.save_figure(written[3], figures.rows(strips, f"{title}: the same sample numbers of every run"))
     return written
 
 
@@ -151,18 +152,23 @@ def caption(settings: Mapping[str, Any], scoring: Mapping[str, Any], points: Seq
         f"({scoring['features']['name']} features, k = {scoring['k']}).",
         f"Mean and standard deviation over {seeds} seeds." if seeds > 1 else "One seed.",
         "Floor: real pictures, one half as samples of the other.",
-        *([f"At Pe = 0 {enumeration(still)} {'are' if len(still) > 1 else 'is'} ihd."] if still else []),
+        *([f"At Pe = 0 these processes are ihd: {', '.join(still)}."] if still else []),
         *([f"{finished} of {runs} runs are finished."] if finished < runs else []),
     ]
     return " ".join(sentences)
 
 
-def enumeration(words: Sequence[str]) -> str:
-    """Words as in a sentence: a, b and c."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def last_grid(run: Path, images: int) -> Path:
+    """The grid of samples that cli.train writes at the end of a training of so many images."""
+    return run / "samples" / f"{images:09d}.png"
 
 
-def read_strip(path: Path) -> np.ndarray:
-    """Pictures side by side as one, uint8 [H, W, 3]."""
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+def first_samples(grid: Path, size: Size) -> np.ndarray:
+    """The first twelve samples of a grid that cli.train wrote, side by side, uint8 [H, W, 3]."""
+    with Image.open(grid) as picture:
+        sheet = np.asarray(picture.convert("RGB"))
+    # As render.save_grid draws it: samples enlarged to 64 pixels, with gaps of 4.
+    height, width = (side + 4 for side in render.enlarged(np.zeros((*size, 3), np.uint8), 64).shape[:2])
+    places = [divmod(number, sheet.shape[1] // width) for number in range(SHOWN)]
+    cells = [sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] for row, column in places]
+    return np.hstack(cells)

@@ -1,13 +1,16 @@
-"""Train, sample and score one run for every Peclet number, everything else equal: a table and plots of what the flow does."""
+"""Train, sample and score one run for every process, Peclet number and seed, everything else equal; draw a table and plots.
+
+All options of cli.train can be given too, and hold for every run; python -m cli.train --help lists them.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,294 +19,233 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cli import console, evaluate, render, summary, train
-from cli.evaluate import Evaluate
-from cli.jobs import side_by_side
+from cli import console, summary, train
+from cli.jobs import Job, side_by_side
 from cli.summary import Point
-from cli.train import Train
-from diffusion.config import RunConfig, fingerprint
-from diffusion.data.splits import OTHER_HALF, numbers_of, whole_and_half
-from diffusion.files import read_json, write_json
-from diffusion.process import PROCESSES, ForwardProcess, named_process
-from diffusion.sampling.pipeline import Pipeline
-from diffusion.training.ranks import Ranks, one_line
+from diffusion.config import RunConfig, load_config
+from diffusion.data.splits import OTHER_HALF, whole_and_half
+from diffusion.evaluation.scoring import EvaluationConfig, ScoringConfig, open_reference
+from diffusion.files import read_json
+from diffusion.process import PROCESSES, named_process
+from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError, check_integer, check_number
 
-SHOWN = 12
-# What is left of a process without its flow.
+# The process that the others become without their flow.
 STILL = "ihd"
 
 
 @dataclass(frozen=True)
-class Sweep(Train):
-    """Options of ``python -m cli.sweep``: those of cli.train hold for all runs, but for what is varied; then how to score."""
+class Sweep:
+    """Options of ``python -m cli.sweep``, beside those of cli.train."""
 
-    process: tuple[str, ...] = ()
+    process: tuple[str, ...] = ("beyond-blur",)
     """Each at every Peclet number: beyond-blur, beyond-blur-curl, structured-noise; at Pe = 0 alone any that cli.train knows."""
     peclet: tuple[float, ...] = ()
     """The values, each >= 0, such as 0 0.05 0.1. At 0 processes that differ in nothing but their flow are one run, called ihd."""
     seeds: int = 1
-    """Trainings of each, with seeds from --seed on: the results are their mean and standard deviation."""
+    """Runs of each, with seeds from --seed on; the results are their mean and standard deviation."""
+    seed: int = 0
+    """The first seed."""
     split: Literal["all", "even", "odd"] = "even"
     """Pictures to learn: those of even or odd number, scored against the others; or all, scored against all."""
-    num: int | None = None
-    """Samples of a run; as many as there are pictures to score them against, at most 10,000, if left out."""
-    features: str | None = None
-    """inception, digits, pixels, or a TorchScript file (*.pt: it is run!); digits for the digits, else inception."""
-    inception: Path | None = None
-    """Where inception-2015-12-05.pt is, if not under BEYOND_BLUR_DATA, ./data or torch's hub cache."""
-    k: int = 5
-    """Neighbours that set the size of a neighbourhood, for precision, recall, density and coverage."""
-    cache: Path | None = None
-    """Folder where features of real pictures are kept; ~/.cache/beyond-blur if left out."""
     jobs: int = 1
-    """Runs at a time, each in a process of its own. They share the CPU's threads and, with --device auto, the GPUs."""
+    """Runs at a time. They share the threads of the CPU and, with --device auto, the GPUs."""
     dry_run: bool = False
     """Print the runs and what the first of them takes as JSON, and write nothing."""
     out: Path | None = None
-    """Folder of the runs and the results; sweeps/<data> if left out. The same command goes on with what is missing."""
-    arguments: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """The command line, which is read again for every process: one has values of its own unless they are given."""
+    """Folder of the runs and the results; sweeps/<data> by default. The same command goes on with what is missing."""
+    scoring: Annotated[ScoringConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ScoringConfig)
+
+    def validate(self) -> None:
+        """Raise InputError if a value is out of its range, or does not go with another."""
+        check_integer("--seeds", self.seeds, 1)
+        check_integer("--jobs", self.jobs, 1)
+        self.scoring.validate()
+        for name, example in (("peclet", "0 0.05 0.1"), ("process", ", ".join(PROCESSES))):
+            values = getattr(self, name)
+            if not values:
+                raise InputError(f"--{name}: name at least one, such as {example}")
+            if twice := [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]:
+                raise InputError(f"--{name} names {', '.join(twice)} more than once")
+        for value in self.peclet:
+            check_number("--peclet", value, 0.0)
+        for name in self.process:
+            if named_process(name).peclet == 0.0 and max(self.peclet) > 0.0:
+                flowing = ", ".join(name for name, process in PROCESSES.items() if process.peclet > 0.0)
+                raise InputError(f"{name} has no flow, so it takes --peclet 0 alone; processes with a flow: {flowing}")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("a sweep starts its own processes (--jobs); leave out torchrun or accelerate launch")
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A training, and the scoring of its samples."""
 
-    training: Train
-    evaluation: Evaluate
+    folder: Path
     config: RunConfig
-    asked: str
-    """Hash of everything that the scores depend on."""
+    training: list[str]
+    """Arguments of cli.train."""
+    scoring: list[str]
+    """Arguments of cli.evaluate."""
+    asked: tuple[Any, ...]
+    """What the scores depend on beside the run: reference, k, seed and number of samples, as they stand in metrics.json."""
 
     @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.evaluation.run
+    def job(self) -> Job:
+        """The commands that carry it out."""
+        commands = [["-m", "cli.train", *self.training], ["-m", "cli.evaluate", *self.scoring]]
+        return Job(self.folder.name, commands, self.folder / "log.txt")
 
     def report(self) -> dict[str, Any] | None:
         """What metrics.json holds; None if the run is not finished, or was scored in another way than is asked for."""
         try:
             report = read_json(self.folder / "metrics.json")
-        except (InputError, FileNotFoundError):
+            scored = (report["reference"], report["k"], report["samples"]["seed"], report["scores"]["samples"])
+            finished = scored == self.asked and load_config(self.folder) == self.config
+        except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
-        return report if report.get("sweep") == self.asked and (self.folder / summary.STRIP).is_file() else None
+        return report if finished and summary.last_grid(self.folder, self.config.training.images).is_file() else None
 
 
 class Plan(NamedTuple):
     """All runs of a sweep, and where they go."""
 
     folder: Path
-    curves: dict[str, dict[float, list[Run]]]
-    """By process and Peclet number those of every seed. At Pe = 0 a run may be on several curves."""
+    device: str
+    points: dict[tuple[str, float], list[Run]]
+    """By process and Peclet number the runs of every seed. At Pe = 0 several processes may have the same runs."""
 
     def runs(self) -> list[Run]:
-        """All runs, each once, the first seed of every value first."""
-        points = [runs for curve in self.curves.values() for runs in curve.values()]
-        return list({run.folder: run for same_seed in zip(*points, strict=True) for run in same_seed}.values())
+        """All runs, each once, the first seed of every point first."""
+        return list({run.folder: run for same_seed in zip(*self.points.values(), strict=True) for run in same_seed}.values())
 
-    def found(self) -> list[Point]:
-        """What is known by now."""
-        return [
-            Point(name, runs[0].training.process, value, {run.folder: report for run in runs if (report := run.report())})
-            for name, curve in self.curves.items()
-            for value, runs in curve.items()
+    def write_summary(self) -> list[Path]:
+        """Write down what is known by now; returns the files."""
+        settings = self.runs()[0].config.to_json()
+        del settings["process_name"], settings["process"], settings["training"]["seed"]
+        found = [
+            Point(process, runs[0].config.process_name, peclet, {run.folder: report for run in runs if (report := run.report())})
+            for (process, peclet), runs in self.points.items()
         ]
-
-    def settings(self) -> dict[str, Any]:
-        """What all runs have in common, and every process but for its Peclet number."""
-        runs = self.runs()
-        common = {name: value for name, value in asdict(runs[0].config).items() if name not in ("process_name", "process")}
-        del common["training"]["seed"]
-        processes = {run.training.process: asdict(run.config.process) for run in runs}
-        for values in processes.values():
-            del values["peclet"]
-        return json.loads(json.dumps(common | {"processes": processes}))
+        return summary.write(self.folder, settings, found, len(self.runs()))
 
 
-def defaults(arguments: Sequence[str]) -> Sweep:
-    """The options in force unless given, as for cli.train; of several processes for the first.
+def sweep(parsed: tuple[Sweep, list[str]]) -> None:
+    """Carry out the runs that are not finished; whenever one is, write down what is known.
 
-    Raises:
-        InputError: if the command line names a preset or a process there is not.
+    Args:
+        parsed: the options of the sweep, and the other arguments, which are those of cli.train.
     """
-    known = vars(train.defaults(arguments))
-    varied = {"process": (known["process"],), "peclet": (), "split": Sweep.split}
-    return Sweep(**known | varied, arguments=tuple(arguments))
-
-
-def sweep(options: Sweep) -> None:
-    """Carry out the runs that are not finished; whenever one is, write down what is known."""
-    check(options)
-    plan = planned(options)
-    runs = plan.runs()
+    options, training = parsed
+    options.validate()
+    plan = planned(options, training)
+    runs = {run.folder.name: run for run in plan.runs()}
     if options.dry_run:
-        takes = train.plan(runs[0].training, Ranks(console.pick_device(options.device)))
-        print(json.dumps({"runs": [run.folder.name for run in runs]} | takes, indent=2))
+        first = train.parse(next(iter(runs.values())).training)
+        print(json.dumps({"runs": list(runs)} | train.plan(first, Ranks(console.pick_device(plan.device))), indent=2))
         return
     check_same_sweep(plan)
-    todo = [run for run in runs if run.report() is None]
+    todo = [run for run in runs.values() if run.report() is None]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished -> {plan.folder}")
-    written = summary.write(plan.folder, plan.settings(), plan.found(), len(runs))
+    written = plan.write_summary()
+    for run in todo:
+        # It may be that of a training that was not complete.
+        (run.folder / "metrics.json").unlink(missing_ok=True)
     failed = {}
-    finished = 0
-    for run, problem in one_by_one(todo, options.device) if options.jobs == 1 else side_by_side(carry_out, todo, devices(options)):
+    for job, problem in side_by_side([run.job for run in todo], devices(plan.device, options.jobs)):
+        if not problem and runs[job.name].report() is None:
+            problem = "its training was interrupted"
         if problem:
-            failed[run.folder.name] = problem
-            tqdm.write(f"{run.folder.name}: {problem}", file=sys.stderr)
+            failed[job.name] = problem
+            tqdm.write(f"{job.name}: {problem}", file=sys.stderr)
         else:
-            finished += 1
-            written = summary.write(plan.folder, plan.settings(), plan.found(), len(runs))
+            written = plan.write_summary()
     if len(written) > 1:
         print("\n" + written[1].read_text(encoding="utf-8"))
     print("wrote " + ", ".join(str(path) for path in written))
     if failed:
         name, problem = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; {name}: {problem}; the same command tries again")
-    if finished < len(todo):
+    if any(run.report() is None for run in todo):
         print(f"interrupted and saved; the same command goes on with {plan.folder}")
 
 
-# Which runs
-
-
-def check(options: Sweep) -> None:
-    """Raise InputError if a value is out of its range, or does not go with another; the pictures are not looked at."""
-    for name, lowest in (("seeds", 1), ("jobs", 1), ("k", 1), ("num", 2)):
-        if getattr(options, name) is not None:
-            check_integer(f"--{name}", getattr(options, name), lowest)
-    for name, example in (("peclet", "0 0.05 0.1"), ("process", ", ".join(PROCESSES))):
-        values = getattr(options, name)
-        if not values:
-            raise InputError(f"--{name}: name at least one, such as {example}")
-        twice = [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]
-        if twice:
-            raise InputError(f"--{name} names {', '.join(twice)} more than once")
-    for value in options.peclet:
-        check_number("--peclet", value, 0.0)
-    for name in options.process:
-        if named_process(name).peclet == 0.0 and max(options.peclet) > 0.0:
-            flowing = ", ".join(name for name, process in PROCESSES.items() if process.peclet > 0.0)
-            raise InputError(f"{name} has no flow, so it takes --peclet 0 alone; processes with a flow: {flowing}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("a sweep starts its own processes (--jobs); leave out torchrun or accelerate launch")
-
-
-def planned(options: Sweep) -> Plan:
-    """The runs of a sweep. All they need is looked at here, before the first of them begins.
+def planned(options: Sweep, training: Sequence[str]) -> Plan:
+    """The runs of a sweep. All that they need is looked at here, before the first of them begins.
 
     Raises:
         InputError: if options do not fit a process, or pictures or features are missing or too few.
     """
-    chosen = {name: of_process(options, name) for name in dict.fromkeys((*options.process, STILL))}
-    for name in options.process:
-        train.check(chosen[name])
-    device = console.pick_device(options.device)
-    dataset = train.open_pictures(options)
+
+    def arguments(process: str, peclet: float, *more: str) -> list[str]:
+        return [*training, "--split", options.split, "--process", process, "--peclet", number(peclet), *more]
+
+    chosen = [train.parse(arguments(process, max(options.peclet))) for process in options.process]
+    for choice in chosen:
+        choice.check()
+    data, size, root = chosen[0].data, str(chosen[0].size), chosen[0].pictures.data_root
+    device = console.pick_device(chosen[0].device)
+    dataset = train.open_pictures(chosen[0])
     folder = options.out or Path("sweeps") / Path(whole_and_half(dataset.name)[0]).stem
-    reference = evaluate.open_pictures(options.data, options.size, options.data_root, dataset.channels)
-    split = OTHER_HALF[options.split]
-    evaluation = Evaluate(
-        run=folder,
-        data=options.data,
-        data_root=options.data_root,
-        split=split,
-        num=options.num or min(len(numbers_of(split, reference.count)), evaluate.DEFAULT_NUM),
-        features=options.features,
-        inception=options.inception,
-        k=options.k,
-        device=options.device,
-        cache=options.cache,
-    )
-    evaluate.check_enough(reference, "a set of samples", evaluation.num, options.k)
-    pictures = evaluate.fingerprint(reference, evaluate.extractor_for(reference, evaluation, device))
 
-    def run(process: str, peclet: float, number: int) -> Run:
-        if peclet == 0.0 and without_flow(chosen[process]) == without_flow(chosen[STILL]):
-            process = STILL
-        seed = options.training.seed + number
-        place = folder / f"{process}-Pe{np.format_float_positional(peclet, trim='-')}-seed{seed}"
-        settings = replace(chosen[process], peclet=peclet, training=replace(options.training, seed=seed), out=place)
-        config = train.resolve(settings, dataset.name, dataset.channels)
-        facts = [fingerprint(config, {}), pictures, split, evaluation.num, options.k, evaluation.seed]
-        asked = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        return Run(settings, replace(evaluation, run=place), config, asked)
+    scoring = EvaluationConfig(**vars(options.scoring), split=OTHER_HALF[options.split], size=size, data_root=root)
+    reference = open_reference(data, scoring, device, dataset.channels)
+    reference.check_enough("a set of samples", reference.num)
+    asked = (reference.facts(), scoring.k, scoring.seed, reference.num)
 
-    values = sorted(options.peclet)
-    curves = {name: {value: [run(name, value, n) for n in range(options.seeds)] for value in values} for name in options.process}
-    return Plan(folder, curves)
+    def run(process: str, peclet: float, seed: int) -> Run:
+        process = STILL if peclet == 0.0 and is_still(process) else process
+        place = folder / f"{process}-Pe{number(peclet)}-seed{seed}"
+        line = arguments(process, peclet, "--seed", str(seed), "--out", str(place))
+        config = train.parse(line).resolve(dataset.name, dataset.channels)
+        return Run(place, config, line, [str(place), "--data", data, *as_arguments(scoring)], asked)
+
+    seeds = range(options.seed, options.seed + options.seeds)
+    points = [(process, peclet) for process in options.process for peclet in sorted(options.peclet)]
+    return Plan(folder, chosen[0].device, {point: [run(*point, seed) for seed in seeds] for point in points})
 
 
-def of_process(options: Sweep, process: str) -> Train:
-    """The options of cli.train for one of the processes: its own values, unless the command line gives others."""
-    arguments = options.arguments
-    given = tyro.cli(Sweep, args=arguments, default=defaults([*arguments, "--process", process]))
-    return Train(**{option.name: getattr(given, option.name) for option in fields(Train)} | {"process": process, "peclet": 0.0})
+def number(value: float) -> str:
+    """A Peclet number in the fewest digits, without an exponent."""
+    return np.format_float_positional(value, trim="-")
 
 
-def without_flow(options: Train) -> ForwardProcess:
-    """What is left of a process at Pe = 0, where its flow does nothing."""
+def is_still(process: str) -> bool:
+    """Whether a process is ihd where Pe = 0, and its flow does nothing."""
     still = PROCESSES[STILL]
-    process = ForwardProcess(**{value.name: getattr(options, value.name) for value in fields(ForwardProcess)})
-    return replace(process, peclet=0.0, turbulence=still.turbulence, offset=still.offset, transport=still.transport)
+    flow = {"peclet": still.peclet, "turbulence": still.turbulence, "offset": still.offset, "transport": still.transport}
+    return replace(named_process(process), **flow) == still
+
+
+def as_arguments(options: object) -> list[str]:
+    """The command line that gives the values of a dataclass of options."""
+    given = {name.replace("_", "-"): str(value) for name, value in vars(options).items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", value)]
+
+
+def devices(device: str, jobs: int) -> list[str]:
+    """A device for every run at a time: all GPUs in turn if there are several and none is named."""
+    count = torch.cuda.device_count()
+    return [f"cuda:{job % count}" if device == "auto" and count > 1 else device for job in range(jobs)]
 
 
 def check_same_sweep(plan: Plan) -> None:
-    """Raise InputError if the folder holds a sweep of other settings."""
-    path = plan.folder / "sweep.json"
-    if not path.exists():
-        return
-    there, here = flat(read_json(path).get("settings")), flat(plan.settings())
-    for name, value in here.items():
-        if there.get(name, value) != value:
-            raise InputError(f"{plan.folder} holds a sweep with {name} = {there[name]}, not {value}; choose another --out")
+    """Raise InputError if the folder holds a run that differs in more than process, Peclet number and seed."""
+    planned = {run.config.process_name: run.config for run in plan.runs()}
+    for path in plan.folder.glob("*/config.json"):
+        there = load_config(path.parent)
+        here = planned.get(there.process_name, next(iter(planned.values())))
+        same = here.process_name == there.process_name
+        process = replace(here.process, peclet=there.process.peclet) if same else there.process
+        training = replace(here.training, seed=there.training.seed)
+        here = replace(here, process_name=there.process_name, process=process, training=training)
+        if difference := here.difference(there):
+            raise InputError(f"{plan.folder} holds another sweep ({difference}); choose another --out")
 
 
-def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Entries of nested objects under names such as ``network.width``."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {path: entry for key in value for path, entry in flat(value[key], f"{name}.{key}" if name else key).items()}
-
-
-# Carrying out
-
-
-def one_by_one(runs: Sequence[Run], device: str) -> Iterator[tuple[Run, str]]:
-    """Carry out runs until one is interrupted: each of the others, and what went wrong, empty if nothing did."""
-    for number, run in enumerate(runs, 1):
-        print(f"\nrun {number} of {len(runs)}, {run.folder.name}")
-        try:
-            if not carry_out(run, device):
-                return
-        except (InputError, OSError) as error:
-            yield run, one_line(error)
-        else:
-            yield run, ""
-
-
-def devices(options: Sweep) -> list[str]:
-    """A device for every job: all GPUs in turn where there are several, and it is left open which."""
-    count = torch.cuda.device_count()
-    if options.device != "auto" or count < 2:
-        return [options.device] * options.jobs
-    return [f"cuda:{job % count}" for job in range(options.jobs)]
-
-
-def carry_out(run: Run, device: str) -> bool:
-    """Train a run, or go on with it, keep its first samples, score it; returns whether it is complete, and not interrupted."""
-    if not train.carry_out(run.training, Ranks(console.pick_device(device))):
-        return False
-    # If there is one, it was scored in another way, or is damaged.
-    (run.folder / "metrics.json").unlink(missing_ok=True)
-    pipeline = Pipeline.from_pretrained(run.folder, device=console.pick_device(device))
-    first = [render.to_pixels(image) for image in pipeline.sample(SHOWN, run.evaluation.seed)]
-    render.save_image(run.folder / summary.STRIP, render.grid(first, SHOWN, gap=max(1, run.config.size // 32)))
-    report = evaluate.assess(replace(run.evaluation, device=device))
-    # Last: a run that has it is finished.
-    write_json(run.folder / "metrics.json", report | {"sweep": run.asked})
-    return True
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``python -m cli.sweep``."""
+    console.run("sweep", sweep, partial(tyro.cli, Sweep, return_unknown_args=True), arguments)
 
 
 if __name__ == "__main__":
-    console.run(sweep, Sweep, "sweep", defaults)
+    main()

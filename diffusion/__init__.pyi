@@ -2,6 +2,8 @@ from .config import RunConfig as RunConfig
 from .config import TrainingConfig as TrainingConfig
 from .data import ImageDataset as ImageDataset
 from .data import open_dataset as open_dataset
+from .evaluation import EvaluationConfig as EvaluationConfig
+from .evaluation import evaluate as evaluate
 from .network import NetworkConfig as NetworkConfig
 from .network import UNet as UNet
 from .presets import PRESETS as PRESETS

@@ -1,4 +1,4 @@
-"""The evaluate command, from pictures to a table and a JSON file."""
+"""Evaluation as a library call and as a command: from pictures to scores, a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from accelerate import PartialState
 from PIL import Image
 from torch import nn
 
-from cli import console, evaluate
-from diffusion import Pipeline
+import diffusion
+from cli import evaluate
+from diffusion import EvaluationConfig, Pipeline
+from diffusion.evaluation import scoring
 from diffusion.evaluation.features import open_features
 from diffusion.files import load_tensors, save_tensors
 from diffusion.training.loop import train
+from lbm_warp.checks import InputError
 from tests.runs import SIZE, stripes, tiny_config
 from tests.test_metrics import counted
 
@@ -60,10 +63,9 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
     def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cli.evaluate", *map(str, arguments)])
+        code = 0
         try:
-            console.run(evaluate.evaluate, evaluate.Evaluate, "evaluate")
-            code = 0
+            evaluate.main([str(word) for word in arguments])
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         return code, *capsys.readouterr()
@@ -87,7 +89,8 @@ def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
     code, out, _ = call(run, "--data", data, "--num", 30, "--seed", 4, "--features", "pixels", "--k", 3)
     assert code == 0 and "samples" in out and "floor" in out and "precision" in out and str(run / "metrics.json") in out
     found = report(run / "metrics.json")
-    assert found["samples"] == {"source": str(run), "seed": 4} and found["reference"] == {"data": str(data), "split": "all"}
+    assert found["samples"] == {"source": str(run), "seed": 4} and len(found["reference"].pop("fingerprint")) == 64
+    assert found["reference"] == {"data": str(data), "split": "all"}
     assert found["features"] == {"name": "pixels", "sha256": None, "dimension": SIZE**2}
     assert (found["size"], found["channels"], found["k"]) == (SIZE, 1, 3)
 
@@ -109,20 +112,21 @@ def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
     assert scores["colour_spread"] == pytest.approx(spreads[0] / spreads[1])
 
 
-def test_the_batch_changes_nothing(call: Call, run: Path, data: Path) -> None:
-    options = (run, "--data", data, "--num", 13, "--features", "pixels", "--cache")
-    assert call(*options, "one", "--out", "one.json")[0] == call(*options, "two", "--out", "two.json", "--batch", 5)[0] == 0
-    one, two = report(Path("one.json")), report(Path("two.json"))
-    # A pixel on the edge between two bytes may fall either way.
-    assert one["scores"]["frechet_distance"] == pytest.approx(two["scores"]["frechet_distance"], rel=1e-3)
-    assert one["floor"] == two["floor"]
-
-
-def test_a_run_makes_as_many_samples_as_there_are_reference_pictures(call: Call, run: Path, data: Path) -> None:
-    assert call(run, "--data", data, "--split", "odd", "--features", "pixels", "--out", "m.json")[0] == 0
+def test_the_library_finds_what_the_command_finds(call: Call, run: Path, data: Path) -> None:
+    """In batches of another size, of a run folder as of a pipeline, and of a run of a name that the Hub might have."""
+    code, _, _ = call(run, "--data", data, "--split", "odd", "--features", "pixels", "--out", "m.json")
     found = report(Path("m.json"))
-    assert (found["scores"]["samples"], found["scores"]["reference"]) == (20, 20)
+    assert code == 0 and (found["scores"]["samples"], found["scores"]["reference"]) == (20, 20)
     assert (found["floor"]["samples"], found["floor"]["reference"]) == (20, 20)
+    config = EvaluationConfig(split="odd", features="pixels", batch=7, cache=Path("other"))
+    for samples, name in ((run, str(run)), (Pipeline.from_pretrained(run), "pipeline")):
+        again = json.loads(json.dumps(diffusion.evaluate(samples, str(data), config, device="cpu")))
+        assert again["samples"] == {"source": name, "seed": 0}
+        # A pixel on the edge between two bytes may fall either way.
+        assert again["scores"]["frechet_distance"] == pytest.approx(found["scores"]["frechet_distance"], rel=1e-3)
+        assert all(again[name] == found[name] for name in ("reference", "size", "channels", "features", "k", "floor"))
+    with pytest.raises(InputError, match="nobody/nothing: no such run folder, and not to be had from the Hub"):
+        diffusion.evaluate("nobody/nothing")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "npz"])
@@ -179,8 +183,8 @@ def test_reference_features_are_kept_and_only_good_ones_taken(
     call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
-    measure = evaluate.measure
-    monkeypatch.setattr(evaluate, "measure", lambda source, *rest: measured.append(source.name) or measure(source, *rest))
+    measure = scoring.measure
+    monkeypatch.setattr(scoring, "measure", lambda source, *rest: measured.append(source.name) or measure(source, *rest))
     np.savez("samples.npz", PICTURES[:9].transpose(0, 2, 3, 1))
 
     def again(*options: object) -> list[str]:
@@ -223,7 +227,7 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
     pixels = ("--features", "pixels")
     for arguments, message in (
         (["nowhere"], "nowhere: no such run folder, folder or .zip of images, or .npz file"),
-        (["good.npz"], "good.npz: not a run folder, so name the data to compare its images with: --data NAME"),
+        (["good.npz"], "good.npz: not a run, so name the real pictures to compare its images with: --data NAME"),
         (["empty", "--data", data], "empty: no image files"),
         (["text.npz", "--data", data], "text.npz: not an .npz file with an array arr_0"),
         (["cut.npz", "--data", data], "cut.npz: not an .npz file with an array arr_0"),
@@ -233,19 +237,22 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
         (["floats.npz", "--data", data], "floats.npz: arr_0 is float64 [9, 8, 8, 3]; expected uint8 [N, H, W, C]"),
         (["channels.npz", "--data", data], "channels.npz: arr_0 is uint8 [9, 8, 8, 4]"),
         (["good.npz", "--data", "nothing"], "nothing: no such folder or archive"),
-        (["good.npz", "--data", data, "--num", "42", *pixels], "good.npz has 41 images, fewer than --num 42"),
+        (["good.npz", "--data", data, "--num", "42", *pixels], "good.npz has 41 images, fewer than num = 42"),
         (["good.npz", "--data", data, "--num", "5", *pixels], "good.npz has 5 images, too few for k = 5: at least 6 are needed"),
         (["good.npz", "--data", data, "--k", "20", *pixels], f"each half of {data} has 20 images, too few for k = 20"),
-        (["good.npz", "--data", data, "--k", "0", *pixels], "--k must be at least 1, got 0"),
-        (["good.npz", "--data", data, "--batch", "0"], "--batch must be at least 1, got 0"),
-        (["good.npz", "--data", data, "--num", "1"], "--num must be at least 2, got 1"),
-        (["good.npz", "--data", data, "--size", "1"], "--size must be at least 2, got 1"),
-        (["good.npz", "--data", data, "--seed", "-1"], "--seed must be from 0"),
+        (["good.npz", "--data", data, "--k", "0", *pixels], "k must be at least 1, got 0"),
+        (["good.npz", "--data", data, "--batch", "0"], "batch must be at least 1, got 0"),
+        (["good.npz", "--data", data, "--num", "1"], "num must be at least 2, got 1"),
+        (
+            ["good.npz", "--data", data, "--size", "1"],
+            "size must be one number of pixels (64) or height x width (96x128), each at least 2; got '1'",
+        ),
+        (["good.npz", "--data", data, "--seed", "-1"], "seed must be from 0"),
         (["good.npz", "--data", data, "--features", "vgg"], "features 'vgg': expected inception, digits, pixels"),
         (["good.npz", "--data", data, "--features", "no.pt"], "no.pt: no such file"),
         (["good.npz", "--data", data, "--inception", "no.pt"], "no.pt: no such file"),
         (["good.npz", "--data", data, "--device", "tpu"], "--device tpu: expected auto, cpu, cuda or cuda:N"),
-        ([run, "--data", data, "--size", "16"], f"--size 16: the images of {run} have 8 x 8 pixels"),
+        ([run, "--data", data, "--size", "16"], f"size 16: the images of {run} have size 8"),
         ([run], "stripes: no such folder or archive"),
     ):
         code, _, err = call(*arguments)
@@ -302,12 +309,12 @@ def test_a_run_whose_samples_are_not_finite_is_refused(call: Call, run: Path, da
 RANK = """
 import sys, numpy as np, torch
 from accelerate import PartialState
-from cli.evaluate import measure, open_npz, open_features
+from diffusion.evaluation.scoring import measure, open_npz, open_features
 from diffusion.files import save_tensors
 from pathlib import Path
 state = PartialState(cpu=True)
 assert state.num_processes == 2
-measured = measure(open_npz(Path("all.npz"), None), np.arange(41), open_features("pixels", state.device), 7, state, state.device)
+measured = measure(open_npz(Path("all.npz"), None), np.arange(41), open_features("pixels", state.device), 7, state.device)
 if state.is_main_process:
     save_tensors(Path("two.safetensors"), vars(measured))
 """
@@ -326,8 +333,8 @@ def test_two_ranks_measure_what_one_does(call: Call, run: Path, data: Path, tmp_
         assert done.returncode == 0, done.stderr[-2000:]
 
     launch("rank.py")
-    state = PartialState(cpu=True)
-    one = evaluate.measure(evaluate.open_npz(Path("all.npz"), None), np.arange(41), open_features("pixels", CPU), 64, state, CPU)
+    PartialState(cpu=True)
+    one = scoring.measure(scoring.open_npz(Path("all.npz"), None), np.arange(41), open_features("pixels", CPU), 64, CPU)
     two = load_tensors(tmp_path / "two.safetensors")
     assert torch.equal(two["features"], one.features) and torch.equal(two["colours"], one.colours)
 

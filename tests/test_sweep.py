@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +19,13 @@ import torch
 import tyro
 from PIL import Image
 
-from cli import console, evaluate, jobs, summary, sweep
+from cli import evaluate, render, summary, sweep, train
+from cli.jobs import Job
 from diffusion import Pipeline
-from diffusion.config import load_config
+from diffusion.config import load_config, save_config
+from diffusion.files import write_json
 from diffusion.process import PROCESSES, ForwardProcess, named_process
-from lbm_warp.checks import InputError
+from diffusion.size import Size
 from tests.runs import SIZE, stripes
 
 ROOT = Path(__file__).parent.parent
@@ -36,154 +36,85 @@ COMMON = ("--data", "data", "--size", SIZE, *TRAINING, "--features", "pixels", "
 SMALL = (*COMMON, "--k", 3, "--out", "out")
 PAIR = (*SMALL, "--process", "beyond-blur", "structured-noise", "--peclet", 0.1, 0, "--seeds", 2)
 NAMES = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("ihd-Pe0", "beyond-blur-Pe0.1", "structured-noise-Pe0.1")]
+HEADS = {
+    "frechet_distance": ("Frechet distance", 2),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "density": ("density", 3),
+    "coverage": ("coverage", 3),
+    "colour_drift": ("colour drift [1/255]", 2),
+}
 Call = Callable[..., tuple[int, str, str]]
-
-
-def save_data(folder: Path) -> None:
-    folder.mkdir()
-    for index, picture in enumerate(PICTURES):
-        Image.fromarray(picture[0]).save(folder / f"{index:03}.png")
-
-
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["cli.sweep", *map(str, arguments)])
-    try:
-        console.run(sweep.sweep, sweep.Sweep, "sweep", sweep.defaults)
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data and a whole sweep: two processes at two Peclet numbers, two seeds each."""
-    folder = tmp_path_factory.mktemp("sweep")
-    save_data(folder / "data")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(folder)
-        assert run_command(monkeypatch, *PAIR) == 0
-    return folder
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh working folder with the data."""
     monkeypatch.chdir(tmp_path)
-    save_data(tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    for index, picture in enumerate(PICTURES):
+        Image.fromarray(picture[0]).save(tmp_path / "data" / f"{index:03}.png")
     return tmp_path
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a copy of the finished sweep."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run the command; returns exit code, standard output and standard error."""
-    return lambda *arguments: (run_command(monkeypatch, *arguments), *capsys.readouterr())
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            sweep.main([str(word) for word in arguments])
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def swept(place: Path) -> Path:
+    """A working folder with the data and a whole sweep, as if it had been carried out: two processes at two Peclet numbers."""
+    for run in planned(*PAIR).runs():
+        finish(run)
+    return place
 
 
 @pytest.fixture
 def carried_out(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the runs that are carried out."""
+    """Names of the runs that would be carried out. The sweep ends as if it was interrupted at once."""
     names: list[str] = []
-    carry_out = sweep.carry_out
-    monkeypatch.setattr(sweep, "carry_out", lambda run, device: names.append(run.folder.name) or carry_out(run, device))
+
+    def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> list[tuple[Job, str]]:
+        names.extend(job.name for job in jobs)
+        return []
+
+    monkeypatch.setattr(sweep, "side_by_side", side_by_side)
     return names
 
 
 def planned(*arguments: object) -> sweep.Plan:
-    words = tuple(map(str, arguments))
-    return sweep.planned(tyro.cli(sweep.Sweep, args=words, default=sweep.defaults(words)))
+    return sweep.planned(*tyro.cli(sweep.Sweep, args=[str(word) for word in arguments], return_unknown_args=True))
+
+
+def finish(run: sweep.Run) -> None:
+    """Write the files of a run as cli.train and cli.evaluate leave them, with scores made up."""
+    save_config(run.folder, run.config)
+    reference, k, seed, num = run.asked
+    generator = np.random.default_rng(list(run.folder.name.encode()))
+    scores, floor = ({"samples": num, "reference": 20} | {name: generator.uniform() for name in HEADS} for _ in range(2))
+    facts = {"reference": reference, "features": {"name": "pixels"}, "k": k, "scores": scores, "floor": floor}
+    write_json(run.folder / "metrics.json", {"samples": {"source": str(run.folder), "seed": seed}} | facts)
+    samples = torch.from_numpy(generator.uniform(size=(36, 1, SIZE, SIZE)))
+    render.save_grid(summary.last_grid(run.folder, run.config.training.images), samples)
 
 
 def found(folder: Path) -> dict:
     return json.loads((folder / "out" / "sweep.json").read_text())
 
 
-def logs(folder: Path) -> dict[str, bytes]:
-    """The logs of all trainings: they grow with every step."""
-    return {path.parent.name: path.read_bytes() for path in folder.glob("out/*/metrics.jsonl")}
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# What there is
-
-
-def test_every_run_is_an_ordinary_run_of_its_name(finished: Path) -> None:
-    assert sorted(path.name for path in (finished / "out").iterdir() if path.is_dir()) == sorted(NAMES)
-    for name in NAMES:
-        process, peclet, seed = re.fullmatch(r"(.+)-Pe(.+)-seed(\d)", name).groups()
-        config = load_config(finished / "out" / name)
-        assert (config.process_name, config.process.peclet, config.training.seed) == (process, float(peclet), int(seed))
-        assert config.data == "data[even]" and config.training.images == 48 and config.network.width == 8
-        # Only pictures of even number were seen: the prior is a bank of all that were.
-        assert len(Pipeline.from_pretrained(finished / "out" / name).prior.thumbnails) == 21
-    still, flowing = (load_config(finished / "out" / name).process for name in NAMES[:2])
-    assert (flowing.turbulence, flowing.offset) == ("compressible", 9.5) and still == ForwardProcess(levels=6)
-
-
-def test_the_scores_are_those_of_cli_evaluate(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything left out that a run folder knows: the pictures of odd number are found from its name for the data."""
-    name = NAMES[1]
-    options = ("--data", "data", "--num", 15, "--features", "pixels", "--k", 3, "--cache", "other", "--out", "one.json")
-    monkeypatch.setattr(sys, "argv", ["cli.evaluate", str(copy / "out" / name), *map(str, options)])
-    console.run(evaluate.evaluate, evaluate.Evaluate, "evaluate")
-    one, whole = json.loads(Path("one.json").read_text()), found(copy)
-    assert one["reference"]["split"] == "odd" and one["scores"]["reference"] == 20
-    assert whole["runs"][name] == one["scores"] and whole["scoring"]["floor"] == one["floor"]
-    assert whole["scoring"]["reference"] == one["reference"] and whole["scoring"]["k"] == 3
-
-
-def test_means_and_deviations_in_json_and_table(finished: Path) -> None:
-    whole, lines = found(finished), (finished / "out" / "sweep.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    heads = ["Frechet distance", "precision", "recall", "density", "coverage", "colour drift [1/255]"]
-    assert rows[0] == ["process", "Pe", *heads]
-    assert [row[:2] for row in rows[2:]] == [["ihd", "0"], ["beyond-blur", "0.1"], ["structured-noise", "0.1"], ["floor", ""]]
-    scores = ["frechet_distance", "precision", "recall", "density", "coverage", "colour_drift"]
-    for row in rows[2:-1]:
-        for score, cell in zip(scores, row[2:], strict=True):
-            values = [whole["runs"][f"{row[0]}-Pe{row[1]}-seed{seed}"][score] for seed in (0, 1)]
-            digits = 2 if score in ("frechet_distance", "colour_drift") else 3
-            assert cell == f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-    assert rows[-1][2] == f"{whole['scoring']['floor']['frechet_distance']:.2f}"
-    # Curves: at Pe = 0 both have the same runs.
-    points = {(point["process"], point["peclet"]): point for point in whole["points"]}
-    assert list(points) == [(process, value) for process in ("beyond-blur", "structured-noise") for value in (0.0, 0.1)]
-    assert points["beyond-blur", 0.0]["runs"] == points["structured-noise", 0.0]["runs"] == ["ihd-Pe0-seed0", "ihd-Pe0-seed1"]
-    assert points["structured-noise", 0.1]["runs"] == [f"structured-noise-Pe0.1-seed{seed}" for seed in (0, 1)]
-    for point in points.values():
-        values = [whole["runs"][name]["recall"] for name in point["runs"]]
-        assert point["mean"]["recall"] == pytest.approx(statistics.mean(values))
-        assert point["standard_deviation"]["recall"] == pytest.approx(statistics.stdev(values))
-    caption = "\n".join(lines)
-    for words in ("48 images", "even number", "15 samples", "20 pictures of odd number", "pixels features, k = 3", "2 seeds"):
-        assert words in caption
-    assert "At Pe = 0 beyond-blur and structured-noise are ihd." in caption and "finished" not in caption
-
-
-def test_pictures(finished: Path) -> None:
-    """The strips hold the samples that cli.sample draws; the plots are not empty."""
-    for name in NAMES[:2]:
-        images = Pipeline.from_pretrained(finished / "out" / name).sample(12)
-        expected = (images.clamp(0, 1) * 255).round().to(torch.uint8).numpy()[:, 0]
-        strip = summary.read_strip(finished / "out" / name / "strip.png")
-        assert strip.shape == (SIZE + 2, 12 * (SIZE + 1) + 1, 3)
-        for number, image in enumerate(expected):
-            left = 1 + number * (SIZE + 1)
-            # A pixel on the edge between two bytes may fall either way.
-            assert np.abs(strip[1:-1, left : left + SIZE, 0].astype(int) - image).max() <= 1
-    for name, height in (("sweep.png", 900), ("samples.png", 400)):
-        with Image.open(finished / "out" / name) as picture:
-            assert picture.height > height and len(np.unique(np.asarray(picture.convert("L")))) > 20
 
 
 # Which runs
@@ -203,14 +134,13 @@ def test_processes_without_their_flow_are_one(device: torch.device) -> None:
 def test_values_are_the_processes_own_unless_given(place: Path) -> None:
     both = ("--process", "beyond-blur", "beyond-blur-curl", "--peclet", 0, 2, *COMMON)
     plan = planned(*both)
-    one, other = (plan.curves[name][2.0][0].config.process for name in ("beyond-blur", "beyond-blur-curl"))
+    one, other = (plan.points[name, 2.0][0].config.process for name in ("beyond-blur", "beyond-blur-curl"))
     assert (one.turbulence, one.offset, other.turbulence, other.offset) == ("compressible", 9.5, "curl-noise", 0.0)
     assert plan.folder == Path("sweeps/data")
     # Given, even as what is the first one's own, they hold for all.
     plan = planned(*both, "--offset", "9.5", "--noise", "0.02")
-    for name in ("beyond-blur", "beyond-blur-curl"):
-        for runs in plan.curves[name].values():
-            assert (runs[0].config.process.offset, runs[0].config.process.noise) == (9.5, 0.02)
+    for runs in plan.points.values():
+        assert (runs[0].config.process.offset, runs[0].config.process.noise) == (9.5, 0.02)
     assert len(plan.runs()) == 3
 
 
@@ -220,9 +150,18 @@ def test_only_processes_that_differ_in_their_flow_alone_share_a_run(place: Path)
         f"{name}-Pe0-seed{seed}" for seed in (5, 6) for name in ("soft", "ihd", "ddpm")
     ]
     assert [run.config.training.seed for run in plan.runs()] == [5, 5, 5, 6, 6, 6]
-    every = planned("--peclet", 0, "--split", "all", *COMMON).runs()[0]
-    assert (every.config.data, every.evaluation.split) == ("data", "all")
-    assert planned("--peclet", 0, "--split", "odd", *COMMON).runs()[0].evaluation.split == "even"
+
+
+@pytest.mark.parametrize(("split", "name", "other"), [("all", "data", "all"), ("odd", "data[odd]", "even")])
+def test_the_commands_of_a_run_say_what_it_is(place: Path, split: str, name: str, other: str) -> None:
+    run = planned("--peclet", 0.05, "--split", split, "--keep-every", 16, *SMALL).runs()[0]
+    training = train.parse(run.training)
+    assert training.out == run.folder == Path("out/beyond-blur-Pe0.05-seed0") and training.pictures.split == split
+    assert training.resolve(name, 1) == run.config and "--keep-every" in run.training
+    scoring = tyro.cli(evaluate.Evaluate, args=run.scoring)
+    assert scoring.samples == str(run.folder) and scoring.data == "data" and scoring.evaluation.split == other
+    assert (scoring.evaluation.num, scoring.evaluation.k, scoring.evaluation.features) == (15, 3, "pixels")
+    assert run.asked[1:] == (3, 0, 15)
 
 
 def test_a_dry_run_writes_nothing(call: Call, place: Path) -> None:
@@ -234,101 +173,110 @@ def test_a_dry_run_writes_nothing(call: Call, place: Path) -> None:
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert sweep.devices(sweep.Sweep(jobs=3)) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert sweep.devices(sweep.Sweep(jobs=3, device="cuda:1")) == ["cuda:1"] * 3
+    assert sweep.devices("auto", 3) == ["cuda:0", "cuda:1", "cuda:0"] and sweep.devices("cuda:1", 3) == ["cuda:1"] * 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert sweep.devices(sweep.Sweep(jobs=2)) == ["auto"] * 2
+    assert sweep.devices("auto", 2) == ["auto"] * 2
+
+
+# What there is
+
+
+def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried_out: list[str]) -> None:
+    code, out, _ = call(*PAIR)
+    assert code == 0 and "6 runs, 6 of them finished" in out and carried_out == []
+    whole, lines = found(swept), (swept / "out" / "sweep.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[0] == ["process", "Pe", *(title for title, _ in HEADS.values())]
+    assert [row[:2] for row in rows[2:]] == [["ihd", "0"], ["beyond-blur", "0.1"], ["structured-noise", "0.1"], ["floor", ""]]
+    for row in rows[2:-1]:
+        for (score, (_, digits)), cell in zip(HEADS.items(), row[2:], strict=True):
+            values = [whole["runs"][f"{row[0]}-Pe{row[1]}-seed{seed}"][score] for seed in (0, 1)]
+            assert cell == f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    assert rows[-1][2] == f"{whole['scoring']['floor']['frechet_distance']:.2f}"
+    # Curves: at Pe = 0 both have the same runs.
+    points = {(point["process"], point["peclet"]): point for point in whole["points"]}
+    assert list(points) == [(process, value) for process in ("beyond-blur", "structured-noise") for value in (0.0, 0.1)]
+    assert points["beyond-blur", 0.0]["runs"] == points["structured-noise", 0.0]["runs"] == ["ihd-Pe0-seed0", "ihd-Pe0-seed1"]
+    assert points["structured-noise", 0.1]["runs"] == [f"structured-noise-Pe0.1-seed{seed}" for seed in (0, 1)]
+    for point in points.values():
+        values = [whole["runs"][name]["recall"] for name in point["runs"]]
+        assert point["mean"]["recall"] == pytest.approx(statistics.mean(values))
+        assert point["standard_deviation"]["recall"] == pytest.approx(statistics.stdev(values))
+    caption = "\n".join(lines)
+    for words in ("48 images", "even number", "15 samples", "20 pictures of odd number", "pixels features, k = 3", "2 seeds"):
+        assert words in caption
+    assert "At Pe = 0 these processes are ihd: beyond-blur, structured-noise." in caption and "finished" not in caption
+    for name, height in (("sweep.png", 900), ("samples.png", 400)):
+        with Image.open(swept / "out" / name) as picture:
+            assert picture.height > height and len(np.unique(np.asarray(picture.convert("L")))) > 20
+    # Fewer values are a part of the same sweep.
+    assert call(*SMALL, "--peclet", "0.1")[0] == 0 and carried_out == []
+    assert list(found(swept)["runs"]) == ["beyond-blur-Pe0.1-seed0"]
+
+
+@pytest.mark.parametrize("size", [Size(8, 8), Size(80, 96), Size(8, 24)])
+def test_the_first_samples_of_a_grid(tmp_path: Path, size: Size) -> None:
+    """Samples of one grey level each are found in their order."""
+    levels = torch.arange(36) * 7 / 255
+    render.save_grid(tmp_path / "grid.png", levels[:, None, None, None].expand(-1, 1, *size))
+    shown = summary.first_samples(tmp_path / "grid.png", size)
+    cells = np.split(shown, 12, axis=1)
+    assert [int(cell[-1, -1, 0]) for cell in cells] == [int(cell[40, 40, 0]) for cell in cells] == [7 * n for n in range(12)]
 
 
 # Going on
 
 
-def test_what_is_finished_is_read_back(call: Call, copy: Path, carried_out: list[str]) -> None:
-    before = found(copy), logs(copy)
-    assert call(*PAIR)[0] == 0 and carried_out == [] and (found(copy), logs(copy)) == before
-    # One that was lost is carried out again, and no other; so is the scoring of one whose results are damaged.
-    shutil.rmtree(copy / "out" / NAMES[1])
-    (copy / "out" / NAMES[2] / "metrics.json").write_text('{"sweep": ')
-    code, out, _ = call(*PAIR)
-    assert code == 0 and carried_out == NAMES[1:3] and "6 runs, 4 of them finished" in out
-    whole = found(copy)
-    for name, scores in before[0]["runs"].items():
-        assert whole["runs"][name]["frechet_distance"] == pytest.approx(scores["frechet_distance"], rel=1e-6)
-    after = logs(copy)
-    assert {name: after[name] for name in NAMES if name != NAMES[1]} == {n: log for n, log in before[1].items() if n != NAMES[1]}
-    # Fewer values are a part of the same sweep.
-    carried_out.clear()
-    assert call(*SMALL, "--peclet", "0.1")[0] == 0 and carried_out == []
-    assert list(found(copy)["runs"]) == ["beyond-blur-Pe0.1-seed0"]
+LOST = {
+    "damaged scores": lambda folder, run: (run / "metrics.json").write_text('{"scores": '),
+    "no scores": lambda folder, run: (run / "metrics.json").write_text('{"scores": []}'),
+    "no configuration": lambda folder, run: (run / "config.json").unlink(),
+    "half trained": lambda folder, run: (run / "samples" / "000000048.png").rename(run / "samples" / "000000040.png"),
+    "other pictures": lambda folder, run: Image.fromarray(PICTURES[1, 0] // 2).save(folder / "data" / "001.png"),
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_what_is_not_finished_is_carried_out(call: Call, swept: Path, carried_out: list[str], what: str) -> None:
+    run = swept / "out" / NAMES[1]
+    LOST[what](swept, run)
+    code, out, _ = call(*SMALL, "--peclet", 0.1, 0)
+    assert code == 0 and carried_out == (NAMES[:2] if what == "other pictures" else NAMES[1:2])
+    # Its old scores are gone before it begins: it may end half-way.
+    assert not (run / "metrics.json").exists() and "interrupted and saved; the same command goes on with out" in out
+    # What is known is there already.
+    whole = found(swept)
+    assert set(whole["runs"]) == set(NAMES[:2]) - set(carried_out) and whole["points"][1]["mean"]["recall"] is None
+    if whole["runs"]:
+        assert "1 of 2 runs are finished." in (swept / "out" / "sweep.md").read_text()
 
 
 @pytest.mark.parametrize("other", [("--k", 2), ("--num", 12), ("--features", "digits")])
-def test_other_scores_are_computed_without_training(call: Call, copy: Path, carried_out: list[str], other: tuple) -> None:
-    before = logs(copy)
-    options = (*SMALL, "--peclet", "0.1", *other)
-    code, out, _ = call(*options)
-    assert code == 0 and carried_out == ["beyond-blur-Pe0.1-seed0"] and "0 of them finished" in out and logs(copy) == before
-    whole = found(copy)
-    assert {
-        "--k": whole["scoring"]["k"],
-        "--num": whole["runs"][NAMES[1]]["samples"],
-        "--features": whole["scoring"]["features"]["name"],
-    }[other[0]] == other[1]
-    assert call(*options)[0] == 0 and carried_out == ["beyond-blur-Pe0.1-seed0"]
-
-
-def test_other_pictures_to_score_against_are_noticed(call: Call, copy: Path, carried_out: list[str]) -> None:
-    Image.fromarray(PICTURES[1, 0] // 2).save(copy / "data" / "001.png")
-    assert call(*SMALL, "--peclet", "0.1")[0] == 0 and carried_out == ["beyond-blur-Pe0.1-seed0"]
-
-
-def test_a_sweep_that_is_interrupted_between_runs_goes_on(
-    call: Call, place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_that_were_scored_in_another_way_are_scored_again(
+    call: Call, swept: Path, carried_out: list[str], other: tuple
 ) -> None:
-    carry_out = sweep.carry_out
-
-    def interrupted(run: sweep.Run, device: str) -> bool:
-        if run.folder.name == NAMES[1]:
-            raise KeyboardInterrupt
-        return carry_out(run, device)
-
-    monkeypatch.setattr(sweep, "carry_out", interrupted)
-    options = (*SMALL, "--peclet", "0", "0.1")
-    code, _, err = call(*options)
-    assert code == 130 and err.endswith("interrupted\n")
-    # What is known is there already.
-    assert list(found(place)["runs"]) == NAMES[:1] and found(place)["points"][1]["mean"]["recall"] is None
-    assert "1 of 2 runs are finished." in (place / "out" / "sweep.md").read_text()
-    assert (place / "out" / "sweep.png").exists() and (place / "out" / "samples.png").exists()
-    # In the middle of a training: it says so and ends well.
-    monkeypatch.setattr(sweep, "carry_out", lambda run, device: False)
-    code, out, _ = call(*options)
-    assert code == 0 and "interrupted and saved; the same command goes on with out" in out
-    monkeypatch.setattr(sweep, "carry_out", carry_out)
-    assert call(*options)[0] == 0
-    whole, expected = found(place)["runs"], found(finished)["runs"]
-    assert list(whole) == NAMES[:2]
-    for name, scores in whole.items():
-        assert scores["frechet_distance"] == pytest.approx(expected[name]["frechet_distance"], rel=1e-6)
+    code, out, _ = call(*SMALL, "--peclet", 0.1, *other)
+    assert code == 0 and carried_out == NAMES[1:2] and "1 runs, 0 of them finished" in out
 
 
-def test_a_run_that_fails_does_not_stop_the_others(call: Call, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    carry_out = sweep.carry_out
-    for name in NAMES[:2]:
-        (copy / "out" / name / "metrics.json").unlink()
+def test_a_run_that_fails_does_not_stop_the_others(call: Call, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails, one that ends too early, and one that does not."""
+    runs = {run.folder.name: run for run in planned(*PAIR).runs()}
+    for name in NAMES[:3]:
+        (swept / "out" / name / "metrics.json").unlink()
 
-    def failing(run: sweep.Run, device: str) -> bool:
-        if run.folder.name == NAMES[0]:
-            raise InputError("the loss is not finite\nat all")
-        return carry_out(run, device)
+    def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[Job, str]]:
+        assert [job.name for job in jobs] == NAMES[:3] and devices == ["cpu"] * 3
+        yield jobs[0], "the loss is not finite"
+        yield jobs[1], ""
+        finish(runs[jobs[2].name])
+        yield jobs[2], ""
 
-    monkeypatch.setattr(sweep, "carry_out", failing)
-    code, out, err = call(*PAIR)
-    message = "error: 1 of 6 runs failed; ihd-Pe0-seed0: the loss is not finite at all; the same command tries again\n"
-    assert code == 2 and err.endswith(message) and "5 of 6 runs are finished" in out
-    assert set(found(copy)["runs"]) == set(NAMES[1:])
-    monkeypatch.setattr(sweep, "carry_out", carry_out)
-    assert call(*PAIR)[0] == 0 and set(found(copy)["runs"]) == set(NAMES)
+    monkeypatch.setattr(sweep, "side_by_side", side_by_side)
+    code, out, err = call(*PAIR, "--jobs", 3)
+    assert code == 2 and "4 of 6 runs are finished" in out and set(found(swept)["runs"]) == set(NAMES[2:])
+    assert f"{NAMES[1]}: its training was interrupted\n" in err
+    assert err.endswith(f"error: 2 of 6 runs failed; {NAMES[0]}: the loss is not finite; the same command tries again\n")
 
 
 # Bad input
@@ -337,16 +285,17 @@ def test_a_run_that_fails_does_not_stop_the_others(call: Call, copy: Path, monke
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (("--network.width", 16), "network.width = 8, not 16"),
-        (("--images", 56), "training.images = 48, not 56"),
-        (("--split", "odd"), "data = data[even], not data[odd]"),
-        (("--noise", "0.02"), "processes.beyond-blur.noise = 0.01, not 0.02"),
+        (("--network.width", 16), "network.width is 8, not 16"),
+        (("--images", 56), "training.images is 48, not 56"),
+        (("--split", "odd"), "data is data[even], not data[odd]"),
+        (("--noise", "0.02"), "process.noise is 0.01, not 0.02"),
+        (("--process", "beyond-blur-curl", "--levels", 7, "--ema", 0.9), "training.ema is 0.999, not 0.9"),
     ],
 )
-def test_a_folder_of_another_sweep_is_refused(call: Call, copy: Path, other: tuple, message: str) -> None:
-    before = files(copy)
+def test_a_folder_of_another_sweep_is_refused(call: Call, swept: Path, other: tuple, message: str) -> None:
+    before = files(swept)
     code, _, err = call(*SMALL, "--peclet", "0.2", *other)
-    assert code == 2 and err == f"error: out holds a sweep with {message}; choose another --out\n" and files(copy) == before
+    assert code == 2 and err == f"error: out holds another sweep ({message}); choose another --out\n" and files(swept) == before
 
 
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +314,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         (["--peclet", "inf"], "--peclet must be at least 0, got inf"),
         (["--seeds", "0", *zero], "--seeds must be at least 1, got 0"),
         (["--jobs", "0", *zero], "--jobs must be at least 1, got 0"),
-        (["--num", "1", *zero], "--num must be at least 2, got 1"),
+        (["--num", "1", *zero], "num must be at least 2, got 1"),
         (["--num", "3", *zero], "a set of samples has 3 images, too few for k = 3: at least 4 are needed"),
         (["--k", "20", *zero], "each half of data has 20 images, too few for k = 20: at least 21 are needed"),
         (["--features", "vgg", *zero], "features 'vgg': expected inception, digits, pixels"),
@@ -384,71 +333,85 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
     assert files(place) == before
 
 
-def test_help_shows_the_options_of_training_too(call: Call) -> None:
+def test_help_says_where_the_other_options_are(call: Call) -> None:
     code, out, _ = call("--help")
-    assert code == 0 and all(f"--{name}" in out for name in ("peclet", "seeds", "jobs", "network.width", "learning-rate", "split"))
-    assert "--arguments" not in out
+    assert code == 0 and all(f"--{name}" in out for name in ("peclet", "seeds", "jobs", "split", "num"))
+    assert "All options of cli.train can be given too" in " ".join(out.split())
 
 
-# Several at a time
+# As a whole
 
 
-def task_of(kind: str, device: str) -> bool:
-    """For other processes: what can become of a task."""
-    if kind == "fails":
-        raise InputError("as it\nshould")
-    if kind == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return kind == "succeeds"
-
-
-@pytest.mark.slow
-def test_what_becomes_of_jobs(capfd: pytest.CaptureFixture[str]) -> None:
-    kinds = ["succeeds", "fails", "dies", "is interrupted"]
-    ended: Sequence[tuple[str, str]] = list(jobs.side_by_side(task_of, kinds, ["cpu"] * 3))
-    assert dict(ended) == {"succeeds": "", "fails": "as it should", "dies": jobs.DIED}
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the processes of a sweep need."""
+    for name, value in {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.slow
-def test_jobs_find_what_one_process_finds(call: Call, place: Path, finished: Path) -> None:
-    code, _, err = call(*SMALL, "--peclet", "0", "0.1", "--jobs", 2)
-    assert code == 0 and "runs: 100%" in err and "training" not in err and "sampling" not in err
-    whole, expected = found(place), found(finished)
-    assert set(whole["runs"]) == set(NAMES[:2]) and whole["scoring"] == expected["scoring"]
-    for name, scores in whole["runs"].items():
-        assert scores["frechet_distance"] == pytest.approx(expected["runs"][name]["frechet_distance"], rel=1e-3)
+def test_a_sweep_as_a_whole(call: Call, place: Path, environment: None) -> None:
+    """One run in the terminal; then two more at a time, which leave that one as it is."""
+    assert call(*SMALL, "--peclet", 0.1)[0] == 0
+    first = files(place / "out" / NAMES[1])
+    assert call(*SMALL, "--peclet", 0, 0.1, 0.2, "--jobs", 2)[0] == 0
+    assert files(place / "out" / NAMES[1]) == first and "log.txt" not in first
+    whole, names = found(place), [NAMES[0], NAMES[1], "beyond-blur-Pe0.2-seed0"]
+    assert list(whole["runs"]) == names and "training" in (place / "out" / NAMES[0] / "log.txt").read_text()
+    for name, process, peclet in zip(names, ("ihd", "beyond-blur", "beyond-blur"), (0.0, 0.1, 0.2), strict=True):
+        run = place / "out" / name
+        config, pipeline = load_config(run), Pipeline.from_pretrained(run)
+        assert (config.process_name, config.process.peclet, config.data) == (process, peclet, "data[even]")
+        # Only pictures of even number were seen: the prior is a bank of all that were.
+        assert len(pipeline.prior.thumbnails) == 21
+        # The samples shown are those that cli.sample draws. A pixel on the edge between two bytes may fall either way.
+        expected = (pipeline.sample(12).clamp(0, 1) * 255).round().numpy()[:, 0]
+        shown = summary.first_samples(summary.last_grid(run, 48), Size(SIZE, SIZE))
+        cells = [cell[8::8, 8::8, 0].astype(int) for cell in np.split(shown, 12, axis=1)]
+        assert np.abs(np.stack(cells) - expected).max() <= 1
+    still, flowing = (load_config(place / "out" / name).process for name in NAMES[:2])
+    assert (flowing.turbulence, flowing.offset) == ("compressible", 9.5) and still == ForwardProcess(levels=6)
+    # The scores are those of cli.evaluate, which finds the other half from the name of the run's data.
+    options = ("--num", 15, "--features", "pixels", "--k", 3, "--cache", "other", "--out", "one.json", "--device", "cpu")
+    evaluate.main([f"out/{NAMES[1]}", "--data", "data", *map(str, options)])
+    one = json.loads(Path("one.json").read_text())
+    assert one["reference"]["split"] == "odd" and one["scores"]["reference"] == 20
+    assert whole["scoring"] == {name: one[name] for name in ("reference", "features", "k", "floor")}
+    assert whole["runs"][NAMES[1]]["frechet_distance"] == pytest.approx(one["scores"]["frechet_distance"], rel=1e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_jobs_stop_with_checkpoints(place: Path, how: signal.Signals) -> None:
-    """However the command ends, Ctrl-C to all of its processes included, its jobs write a checkpoint and end too."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    options = [*map(str, SMALL), "--peclet", "0", "0.1", "--jobs", "2", "--checkpoint-every", str(10**9), "--images", str(10**9)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.sweep", *options],
-        env=environment,
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def test_runs_are_saved_however_a_sweep_ends(place: Path, environment: None) -> None:
+    """Killed, told to end, or by Ctrl-C to all of its processes: its runs write a checkpoint and end, and the next one goes on."""
+    saved = [0]
+    for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        code, out, err = end(place, how)
+        saved.append(min(int(max(run.glob("checkpoints/*.safetensors")).stem) for run in place.glob("out/*/")))
+        assert saved[-1] > saved[-2] and found(place)["runs"] == {}
+        if how != signal.SIGKILL:
+            assert code == 0 and "interrupted and saved; the same command goes on with out" in out
+            assert "Traceback" not in err and "error" not in err
+
+
+def end(place: Path, how: signal.Signals) -> tuple[int, str, str]:
+    """Start a long sweep, and end it when both of its runs have trained for a while."""
+    options = (*SMALL, "--peclet", 0, 0.1, "--jobs", 2, "--checkpoint-every", 10**9, "--images", 10**9)
+
+    def lines() -> list[int]:
+        return [len(path.read_text().splitlines()) for path in sorted(place.glob("out/*/metrics.jsonl"))]
+
+    before = lines() or [0, 0]
+    words = [sys.executable, "-m", "cli.sweep", *map(str, options)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        wait_until(lambda: len(logs(place)) == 2 and all(logs(place).values()))
-        if how == signal.SIGINT:
-            os.killpg(process.pid, how)
-        else:
-            process.send_signal(how)
+        wait_until(lambda: len(lines()) == 2 and all(now > then for now, then in zip(lines(), before, strict=True)))
+        (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
         out, err = process.communicate(timeout=60)
         wait_until(lambda: not there_are_processes(process.pid))
     finally:
         if there_are_processes(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    assert len(list(place.glob("out/*/checkpoints/*.safetensors"))) == 2 and found(place)["runs"] == {}
-    if how != signal.SIGKILL:
-        assert process.returncode == 0 and "interrupted and saved; the same command goes on with out" in out
-        assert "Traceback" not in err and "error" not in err
+    return process.returncode, out, err
 
 
 def there_are_processes(group: int) -> bool:

@@ -2,3 +2,5 @@ from .features import FeatureExtractor as FeatureExtractor
 from .features import open_features as open_features
 from .metrics import Scores as Scores
 from .metrics import score as score
+from .scoring import EvaluationConfig as EvaluationConfig
+from .scoring import evaluate as evaluate

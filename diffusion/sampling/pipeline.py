@@ -118,7 +118,7 @@ class Pipeline(
         """
         # The mixin's own method would read config.json first and pass parts of it to the constructor, unchecked.
         folder = Path(folder_or_id)
-        if not folder.is_dir() and _is_model_id(str(folder_or_id)):
+        if not folder.is_dir() and is_model_id(str(folder_or_id)):
             try:
                 folder = Path(
                     snapshot_download(
@@ -384,7 +384,7 @@ def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _is_model_id(name: str) -> bool:
+def is_model_id(name: str) -> bool:
     """Whether a name that is no folder is a model on the Hub: owner/name, unless there is a local folder called owner."""
     owner, slash, rest = name.partition("/")
     return bool(slash) and "/" not in rest and rest not in ("", ".", "..") and not Path(owner).is_dir()

@@ -1,0 +1,314 @@
+"""Scores of a run, or of samples from anywhere, against real pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather
+from tqdm import tqdm
+
+from diffusion.data.dataset import open_dataset, spread
+from diffusion.data.images import fit
+from diffusion.data.splits import OTHER_HALF, Split, numbers_of, whole_and_half
+from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
+from diffusion.evaluation.metrics import Measurement, check_features, score
+from diffusion.files import load_tensors, save_tensors
+from diffusion.sampling.pipeline import Pipeline, is_model_id
+from diffusion.size import Size
+from lbm_warp.checks import InputError, check_integer
+
+MOST_SAMPLES = 10_000  # of a run, unless told
+PROBES = 2048  # pictures that a fingerprint looks at
+CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How samples are compared with real pictures."""
+
+    num: int | None = None
+    """Number of samples; by default all of a folder or file, and of a run as many as the reference has, at most 10,000."""
+    features: str | None = None
+    """inception, digits, pixels, or a TorchScript file (*.pt, which is run); by default digits for digits, else inception."""
+    inception: Path | None = None
+    """The file inception-2015-12-05.pt; looked for in BEYOND_BLUR_DATA, ./data and torch's hub cache by default."""
+    k: int = 5
+    """Nearest neighbours that set the radius of a neighbourhood, for precision, recall, density and coverage."""
+    cache: Path | None = None
+    """Folder where the features of real pictures are kept; ~/.cache/beyond-blur by default."""
+
+    def validate(self) -> None:
+        """Raise InputError if a value is out of its range."""
+        check_integer("k", self.k, 1)
+        if self.num is not None:
+            check_integer("num", self.num, 2)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(ScoringConfig):
+    """How samples are made or read, and compared with real pictures."""
+
+    split: Split | None = None
+    """Pictures to compare with: all, or those of even or odd number; by default those that a run was not trained on, else all."""
+    seed: int = 0
+    """Seed of a run's samples, as for cli.sample."""
+    size: str | None = None
+    """Size to compare at in pixels, such as 64 or 96x128; by default that of the run or .npz file, else that of the data."""
+    batch: int = 64
+    """Images at a time; the result does not depend on it."""
+    data_root: Path | None = None
+    """Folder of named data sets; by default the environment variable BEYOND_BLUR_DATA, or ./data."""
+
+    def validate(self) -> None:
+        """Raise InputError if a value is out of its range."""
+        super().validate()
+        check_integer("seed", self.seed, 0, 2**63 - 1)
+        check_integer("batch", self.batch, 1)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images by number."""
+
+    name: str
+    size: Size
+    channels: int
+    count: int | None
+    """Number of images; None for a run, which makes any number."""
+    read: Callable[[np.ndarray], torch.Tensor]
+    """Called as ``read(index)``: the images of these numbers, uint8 [len(index), channels, height, width]."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real pictures, how samples are compared with them, and in which features."""
+
+    pictures: ImageSource
+    config: EvaluationConfig
+    extractor: FeatureExtractor
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the features depend on: number and size of the pictures, up to 2,048 of them, and the extractor."""
+        probes = self.pictures.read(spread(self.pictures.count, PROBES)).numpy()
+        facts = [CACHE_FORMAT, self.pictures.count, *probes.shape, self.extractor.name, self.extractor.sha256]
+        return hashlib.sha256(json.dumps(facts).encode() + probes.tobytes()).hexdigest()
+
+    def numbers(self, split: Split | None = None) -> np.ndarray:
+        """Numbers of the pictures that samples are compared with, or of those of another split, int64."""
+        return numbers_of(split or self.config.split, self.pictures.count)
+
+    @property
+    def num(self) -> int:
+        """Number of samples of a run: as many as pictures that they are compared with, at most 10,000, or ``config.num``."""
+        return self.config.num or min(len(self.numbers()), MOST_SAMPLES)
+
+    def facts(self) -> dict[str, str]:
+        """What metrics.json says of the reference."""
+        return {"data": self.pictures.name, "split": self.config.split, "fingerprint": self.fingerprint}
+
+    def check_enough(self, samples: str, count: int) -> None:
+        """Raise InputError unless both halves of the pictures, and ``count`` samples, are more than k images."""
+        k = self.config.k
+        for name, have in ((f"each half of {self.pictures.name}", self.pictures.count // 2), (samples, count)):
+            if have <= k:
+                raise InputError(f"{name} has {have} images, too few for k = {k}: at least {k + 1} are needed")
+
+
+def evaluate(
+    samples: Pipeline | Path | str,
+    data: str | None = None,
+    config: EvaluationConfig | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> dict[str, Any] | None:
+    """Score samples against real pictures, and real pictures as if they were samples.
+
+    Call it in one process, or in each process that torchrun or accelerate launch started: they share the work.
+
+    Args:
+        samples: a run (its folder, ``owner/name`` on the Hugging Face Hub, or a pipeline), or samples of any model: a folder or
+            .zip of images, or an .npz file (arr_0, uint8 [N, H, W, C]).
+        data: name of the real pictures, as for :func:`diffusion.open_dataset`; by default those that the run was trained on.
+        config: how to compare them.
+        device: where to sample and to compute features; by default CUDA where there is one. Launched processes take one each.
+
+    Returns:
+        On rank 0 what metrics.json holds, on the others None. ``scores`` and ``floor`` have the entries of
+        :class:`diffusion.evaluation.Scores`; the floor is one half of the real pictures as samples of the other half.
+
+    Raises:
+        InputError: if a value is out of its range, or samples, pictures or features are missing, damaged or too few.
+    """
+    config = config or EvaluationConfig()
+    config.validate()
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    state = PartialState(cpu=device.type == "cpu")
+    device = state.device if state.num_processes > 1 else device
+    source, reference = open_sources(samples, data, config, device)
+    if source.count is None:
+        index = np.arange(reference.num)
+    else:
+        index = spread(source.count, config.num or source.count)
+    if len(index) < (config.num or 0):
+        raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
+    reference.check_enough(source.name, len(index))
+
+    real = measure_reference(reference, device)
+    generated = measure(source, index, reference.extractor, config.batch, device)
+    if not state.is_main_process:
+        return None
+    scores = score(generated.to(device), real[reference.numbers()].to(device), config.k)
+    held = "even" if reference.config.split == "even" else "odd"
+    others = reference.numbers(OTHER_HALF[held])
+    others = others[spread(len(others), len(index))]
+    floor = score(real[others].to(device), real[reference.numbers(held)].to(device), config.k)
+    extractor = reference.extractor
+    return {
+        "samples": {"source": source.name, "seed": config.seed if source.count is None else None},
+        "reference": reference.facts(),
+        "size": source.size.to_json(),
+        "channels": source.channels,
+        "features": {"name": extractor.name, "sha256": extractor.sha256, "dimension": real.features.shape[1]},
+        "k": config.k,
+        "scores": asdict(scores),
+        "floor": asdict(floor),
+    }
+
+
+def open_sources(
+    samples: Pipeline | Path | str, data: str | None, config: EvaluationConfig, device: torch.device
+) -> tuple[ImageSource, Reference]:
+    """The samples and the reference, of one size and number of channels; arguments and errors as for :func:`evaluate`."""
+    source, split = None, "all"
+    if is_run(samples):
+        source, trained_on = open_run(samples, config.seed, device)
+        trained_data, trained_half = whole_and_half(trained_on)
+        data, split = data or trained_data, OTHER_HALF[trained_half]
+        if config.size is not None and Size.of(config.size) != source.size:
+            raise InputError(f"size {config.size}: the images of {source.name} have size {source.size}")
+    elif not Path(samples).exists():
+        raise InputError(f"{samples}: no such run folder, folder or .zip of images, or .npz file")
+    elif data is None:
+        raise InputError(f"{samples}: not a run, so name the real pictures to compare its images with: --data NAME")
+    elif Path(samples).suffix.lower() == ".npz":
+        source = open_npz(Path(samples), config.size)
+    config = replace(config, split=config.split or split, size=str(source.size) if source else config.size)
+    reference = open_reference(data, config, device, source.channels if source else None)
+    pictures = reference.pictures
+    return source or open_pictures(str(samples), str(pictures.size), None, pictures.channels), reference
+
+
+def open_reference(data: str, config: EvaluationConfig, device: torch.device, channels: int | None = None) -> Reference:
+    """The real pictures called ``data``, with the features that ``config`` names or that suit them.
+
+    Raises:
+        InputError: if there is nothing of that name, or a file of it is missing or damaged.
+    """
+    pictures = open_pictures(data, config.size, config.data_root, channels)
+    features = config.features or ("digits" if data == "digits" else "inception")
+    return Reference(pictures, config, open_features(features, device, config.inception))
+
+
+def is_run(samples: Pipeline | Path | str) -> bool:
+    """Whether a run makes the samples: a pipeline, a run folder, or owner/name on the Hub."""
+    if isinstance(samples, Pipeline):
+        return True
+    return (Path(samples) / "config.json").exists() or (not Path(samples).exists() and is_model_id(str(samples)))
+
+
+def open_run(run: Pipeline | Path | str, seed: int, device: torch.device) -> tuple[ImageSource, str]:
+    """The images that a run makes from a seed, and the name of the data it was trained on."""
+    pipeline = run if isinstance(run, Pipeline) else Pipeline.from_pretrained(run, device=device)
+    config, name = pipeline.config, "pipeline" if run is pipeline else str(run)
+    source = ImageSource(name, Size.of(config.size), config.channels, None, lambda index: to_uint8(pipeline.sample(index, seed)))
+    return source, config.data
+
+
+def open_pictures(data: str, size: str | None, root: Path | None, channels: int | None = None) -> ImageSource:
+    """A data set, or a folder or archive of images."""
+    dataset = open_dataset(data, size and Size.of(size).height, root, grey=None if channels is None else channels == 1)
+
+    def read(index: np.ndarray) -> torch.Tensor:
+        return to_uint8(torch.from_numpy(np.stack([dataset[number] for number in index.tolist()])))
+
+    return ImageSource(data, Size.of(dataset.size), dataset.channels, len(dataset), read)
+
+
+def open_npz(path: Path, size: str | None) -> ImageSource:
+    """Images in the form that many samplers write: ``arr_0``, uint8 [N, H, W, C], C 1 or 3.
+
+    Raises:
+        InputError: if the file is damaged, or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images = archive["arr_0"]
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not an .npz file with an array arr_0 ({error})") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or min(images.shape[:3]) < 2:
+        raise InputError(f"{path}: arr_0 is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C], C 1 or 3")
+    target = Size.of(size or images.shape[1:3])
+
+    def read(index: np.ndarray) -> torch.Tensor:
+        chosen = images[index].transpose(0, 3, 1, 2).astype(np.float32) / 255.0
+        return to_uint8(torch.from_numpy(np.stack([fit(image, target.height) for image in chosen])))
+
+    return ImageSource(str(path), target, images.shape[3], len(images), read)
+
+
+def measure(source: ImageSource, index: np.ndarray, extractor: FeatureExtractor, batch: int, device: torch.device) -> Measurement:
+    """Features and colours of the images number ``index``, on the CPU, in this order whatever the number of ranks.
+
+    Raises:
+        InputError: if an image or its features are not finite.
+    """
+    state = PartialState()
+    # Gathering needs shares of equal length: the last rank goes on with images from the start, which are cut off.
+    share = -(-len(index) // state.num_processes)
+    mine = index[(state.process_index * share + np.arange(share)) % len(index)]
+    features, colours = [], []
+    with tqdm(total=share, desc=source.name, unit="img", leave=False, disable=not state.is_main_process) as progress:
+        for start in range(0, share, batch):
+            try:
+                images = source.read(mine[start : start + batch]).to(device)
+                features.append(extractor(images))
+                check_features(features[-1], 0)
+            except InputError as error:
+                raise InputError(f"{source.name}: {error}") from None
+            colours.append(images.double().mean(dim=(2, 3)))
+            progress.update(len(images))
+    return Measurement(*(gather(torch.cat(parts))[: len(index)].cpu() for parts in (features, colours)))
+
+
+def measure_reference(reference: Reference, device: torch.device) -> Measurement | None:
+    """Features and colours of all real pictures, from the cache if they are there, else measured and kept there.
+
+    On a cache hit only rank 0 gets them, the others None.
+    """
+    measured, path, pictures, extractor = None, Path(), reference.pictures, reference.extractor
+    main = PartialState().is_main_process
+    if main:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        path = (reference.config.cache or caches / "beyond-blur") / f"{reference.fingerprint}.safetensors"
+        with suppress(InputError, TypeError):  # missing or damaged
+            measured = Measurement(**load_tensors(path))
+    [cached] = broadcast_object_list([measured is not None])
+    if not cached:
+        measured = measure(pictures, np.arange(pictures.count), extractor, reference.config.batch, device)
+        if main:
+            save_tensors(path, vars(measured), {"data": pictures.name, "features": extractor.name})
+    return measured
