@@ -8,7 +8,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +20,8 @@ from accelerate.utils import broadcast_object_list, gather
 from tqdm import tqdm
 
 from cli import console
-from diffusion.data.dataset import open_dataset, spread
+from diffusion.data.dataset import OTHER_HALF, as_floats, evenly_spaced, numbers_of, open_dataset, whole_and_half
 from diffusion.data.images import fit
-from diffusion.data.splits import OTHER_HALF, numbers_of, whole_and_half
 from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
 from diffusion.evaluation.metrics import Measurement, check_features, score
 from diffusion.files import load_tensors, save_tensors, write_json
@@ -32,7 +30,6 @@ from lbm_warp.checks import InputError, check_integer
 
 DEFAULT_NUM = 10_000
 PROBES = 2048
-READERS = 4
 CACHE_FORMAT = 1
 
 
@@ -46,6 +43,8 @@ class Evaluate:
     """Real pictures to compare with, named as for cli.train; the run's own if left out."""
     data_root: Path | None = None
     """Where named data sets lie; the environment variable BEYOND_BLUR_DATA or ./data if left out."""
+    data_cache: Path | None = None
+    """Folder where prepared pictures are kept; ~/.cache/beyond-blur/data if left out."""
     split: Literal["all", "even", "odd"] | None = None
     """Pictures that are the reference: all, or those of even or odd number, for a model that was trained on the others; those that
     a run was not trained on (cli.train --split), or else all, if left out."""
@@ -134,7 +133,7 @@ def assess(options: Evaluate) -> dict[str, Any] | None:
     scores = score(generated.to(device), real[chosen].to(device), options.k)
     held = "even" if split == "even" else "odd"
     half, other = (numbers_of(name, reference.count) for name in (held, OTHER_HALF[held]))
-    floor = score(real[other[spread(len(other), len(index))]].to(device), real[half].to(device), options.k)
+    floor = score(real[other[evenly_spaced(len(other), len(index))]].to(device), real[half].to(device), options.k)
     return {
         "samples": {"source": samples.name, "seed": options.seed if samples.count is None else None},
         "reference": {"data": reference.name, "split": split},
@@ -173,7 +172,7 @@ def sample_numbers(samples: Source, num: int | None, reference: int) -> np.ndarr
         return np.arange(num or min(reference, DEFAULT_NUM))
     if num is not None and num > samples.count:
         raise InputError(f"{samples.name} has {samples.count} images, fewer than --num {num}")
-    return spread(samples.count, num or samples.count)
+    return evenly_spaced(samples.count, num or samples.count)
 
 
 def open_sources(options: Evaluate, device: torch.device) -> tuple[Source, Source, Literal["all", "even", "odd"]]:
@@ -190,16 +189,16 @@ def open_sources(options: Evaluate, device: torch.device) -> tuple[Source, Sourc
         data, trained_half = whole_and_half(trained_on)
         if options.size not in (None, samples.size):
             raise InputError(f"--size {options.size}: the images of {path} have {samples.size} x {samples.size} pixels")
-        reference = open_pictures(options.data or data, samples.size, options.data_root, samples.channels)
+        reference = open_pictures(options.data or data, samples.size, options, samples.channels)
         return samples, reference, options.split or OTHER_HALF[trained_half]
     split = options.split or "all"
     if options.data is None:
         raise InputError(f"{path}: not a run folder, so name the data to compare its images with: --data NAME")
     if path.suffix.lower() == ".npz":
         samples = open_npz(path, options.size)
-        return samples, open_pictures(options.data, samples.size, options.data_root, samples.channels), split
-    reference = open_pictures(options.data, options.size, options.data_root)
-    return open_pictures(str(path), reference.size, None, reference.channels), reference, split
+        return samples, open_pictures(options.data, samples.size, options, samples.channels), split
+    reference = open_pictures(options.data, options.size, options)
+    return open_pictures(str(path), reference.size, options, reference.channels), reference, split
 
 
 def open_run(folder: Path, seed: int, device: torch.device) -> tuple[Source, str]:
@@ -213,16 +212,15 @@ def open_run(folder: Path, seed: int, device: torch.device) -> tuple[Source, str
     return Source(str(folder), config.size, config.channels, None, read), config.data
 
 
-def open_pictures(data: str, size: int | None, root: Path | None, channels: int | None = None) -> Source:
+def open_pictures(data: str, size: int | None, options: Evaluate, channels: int | None = None) -> Source:
     """A data set, or a folder or archive of images."""
-    dataset = open_dataset(data, size, root, grey=None if channels is None else channels == 1)
+    grey = None if channels is None else channels == 1
+    dataset = open_dataset(data, size, options.data_root, grey=grey, cache=options.data_cache)
 
     def read(index: np.ndarray) -> torch.Tensor:
-        with ThreadPoolExecutor(READERS) as pool:
-            images = list(pool.map(dataset.__getitem__, index.tolist()))
-        return to_uint8(torch.from_numpy(np.stack(images)))
+        return to_uint8(torch.from_numpy(as_floats(dataset.pixels[index])))
 
-    return Source(data, dataset.size, dataset.channels, len(dataset), read)
+    return Source(data, dataset.size.to_json(), dataset.channels, len(dataset), read)
 
 
 def open_npz(path: Path, size: int | None) -> Source:
@@ -289,7 +287,7 @@ def measure_once(
 
 def fingerprint(reference: Source, extractor: FeatureExtractor) -> str:
     """A hash of what a measurement depends on: size and number of the pictures, up to 2,048 spread over them, the extractor."""
-    probes = reference.read(spread(reference.count, PROBES)).numpy()
+    probes = reference.read(evenly_spaced(reference.count, PROBES)).numpy()
     facts = [CACHE_FORMAT, reference.count, *probes.shape, extractor.name, extractor.sha256]
     return hashlib.sha256(json.dumps(facts).encode() + probes.tobytes()).hexdigest()
 

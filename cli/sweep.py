@@ -22,7 +22,7 @@ from cli.jobs import side_by_side
 from cli.summary import Point
 from cli.train import Train
 from diffusion.config import RunConfig, fingerprint
-from diffusion.data.splits import OTHER_HALF, numbers_of, whole_and_half
+from diffusion.data.dataset import OTHER_HALF, numbers_of, whole_and_half
 from diffusion.files import read_json, write_json
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.sampling.pipeline import Pipeline
@@ -201,20 +201,23 @@ def planned(options: Sweep) -> Plan:
     device = console.pick_device(options.device)
     dataset = train.open_pictures(options)
     folder = options.out or Path("sweeps") / Path(whole_and_half(dataset.name)[0]).stem
-    reference = evaluate.open_pictures(options.data, options.size, options.data_root, dataset.channels)
     split = OTHER_HALF[options.split]
     evaluation = Evaluate(
         run=folder,
         data=options.data,
         data_root=options.data_root,
+        data_cache=options.data_cache,
         split=split,
-        num=options.num or min(len(numbers_of(split, reference.count)), evaluate.DEFAULT_NUM),
+        num=options.num,
         features=options.features,
         inception=options.inception,
         k=options.k,
         device=options.device,
         cache=options.cache,
     )
+    reference = evaluate.open_pictures(options.data, options.size, evaluation, dataset.channels)
+    if evaluation.num is None:
+        evaluation = replace(evaluation, num=min(len(numbers_of(split, reference.count)), evaluate.DEFAULT_NUM))
     evaluate.check_enough(reference, "a set of samples", evaluation.num, options.k)
     pictures = evaluate.fingerprint(reference, evaluate.extractor_for(reference, evaluation, device))
 

@@ -19,14 +19,14 @@ from torch import nn
 
 from cli import console, render
 from diffusion.config import RunConfig, TrainingConfig
-from diffusion.data.dataset import ImageDataset, open_dataset
+from diffusion.data.dataset import ImageDataset, ImageStream, find_source, name_of_half, open_dataset, whole_and_half
 from diffusion.data.loader import default_workers
-from diffusion.data.splits import half, name_of_half, whole_and_half
 from diffusion.network import NetworkConfig
 from diffusion.presets import PRESETS, preset, preset_for
 from diffusion.process import ForwardProcess, named_process
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.prior import Prior
+from diffusion.size import Size
 from diffusion.training.estimate import iterations, memory, meta_network
 from diffusion.training.loop import train
 from diffusion.training.ranks import Ranks
@@ -51,6 +51,8 @@ class Train:
     hub) or ffhq, afhq, lsun-church, cifar10, mnist (a local copy, or else the hub's)."""
     data_root: Path | None = None
     """Where named data sets lie; the environment variable BEYOND_BLUR_DATA or ./data if left out."""
+    data_cache: Path | None = None
+    """Folder where prepared pictures are kept; ~/.cache/beyond-blur/data if left out."""
     size: int = 16
     """Side of the training images in pixels; by default 16 for digits, 28 mnist, 32 cifar10, 128 ffhq and lsun-church, else 64."""
     grey: bool = False
@@ -183,8 +185,9 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object]:
         channels = 1 if options.grey else next(config.channels for config in PRESETS.values() if config.data == options.data)
         name = name_of_half(options.data, options.split)
     else:
-        dataset = open_pictures(options)
-        name, channels = dataset.name, dataset.channels
+        size = Size.of(options.size)
+        whole, _, _, channels = find_source(options.data, size, options.data_root, options.grey or None, options.stream)
+        name = name_of_half(whole, options.split)
     config = resolve(options, name, channels)
     operator = config.process.operator(config.size)
     lattice = operator is not None and operator.solver == "lattice"
@@ -252,10 +255,17 @@ def carry_out(options: Train, ranks: Ranks) -> bool:
     return complete
 
 
-def open_pictures(options: Train) -> ImageDataset:
+def open_pictures(options: Train) -> ImageDataset | ImageStream:
     """The data set that the options name, or the half of it that they ask for."""
-    dataset = open_dataset(options.data, options.size, options.data_root, grey=options.grey or None, stream=options.stream)
-    return half(dataset, options.split)
+    return open_dataset(
+        options.data,
+        options.size,
+        options.data_root,
+        grey=options.grey or None,
+        stream=options.stream,
+        split=options.split,
+        cache=options.data_cache,
+    )
 
 
 def default_folder(data: str, process: str) -> Path:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from diffusion.config import RunConfig
-from diffusion.data.dataset import spread
+from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors
 from diffusion.process import QUANTUM, ForwardProcess
 from diffusion.rng import below
@@ -47,14 +47,14 @@ class Prior:
             device: where to compute.
         """
         count = len(dataset)
-        probe = torch.stack([torch.from_numpy(dataset[i]) for i in spread(count, PROBES).tolist()]).to(device)
+        probe = torch.stack([torch.from_numpy(dataset[i]) for i in evenly_spaced(count, PROBES).tolist()]).to(device)
         size = probe.shape[-1]
         noise = max(process.scales()[1][-1], QUANTUM)
         for side in range(1, size + 1):
             difference = probe - _resized(_resized(probe, side), size)
             if _faded(difference, process).amax() < noise:
                 break
-        kept = tqdm(spread(count, BANK).tolist(), desc="prior", unit="img", leave=False)
+        kept = tqdm(evenly_spaced(count, BANK).tolist(), desc="prior", unit="img", leave=False)
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], side) for i in kept]))
 
     def draw(self, seed: torch.Tensor, size: int, process: ForwardProcess, device: torch.device) -> torch.Tensor:

@@ -62,7 +62,7 @@ def train(
             None is what accelerate launch was told, fp32 without.
         accumulate: pieces that a process's share of a batch is trained in, one after the other, to save memory.
         compile: hand the network to torch.compile.
-        workers: processes that read pictures; 0 reads in threads.
+        workers: processes that read pictures ahead; 0 reads in this one.
         checkpoint_every: images between checkpoints.
         keep_every: images between checkpoints that are kept for good; None keeps the last two.
         should_stop: asked after every step, in every process; on True the run is checkpointed and left.
@@ -141,7 +141,7 @@ def train(
         with progress, reading as queue:
             while state.images < training.images:
                 with ranks.together():
-                    u0 = torch.from_numpy(next(queue))
+                    u0 = next(queue)
                 before = state.images
                 trainer.step(u0, log)
                 progress.update(state.images - before)
