@@ -41,6 +41,7 @@ class Images(Sequence[np.ndarray]):
     """Images by number: `images[i]` is float32 [channels, height, width] in [0, 1]."""
 
     pixels: np.ndarray
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -105,7 +106,7 @@ class ImageStream(Images):
             if len(self.damaged) > allowed(_HEAD) or not self._spares:
                 raise DataError(f"{self.name}: {len(self.damaged)} damaged images, too many to go on; the last: {error}") from None
             warnings.warn(f"{error} (another image takes its place)", stacklevel=2)
-            return self._spares[zlib.crc32(row.content or b"") % len(self._spares)]
+            return self._spares[zlib.crc32(row[1] or b"") % len(self._spares)]
 
     @cached_property
     def _spares(self) -> list[np.ndarray]:

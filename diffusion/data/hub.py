@@ -116,8 +116,9 @@ class Stream:
 
     def _rows(self, table: Any) -> Iterator[Row]:
         with _hub_errors(self.location, "the stream broke off", "check the network; a run goes on from its last checkpoint"):
-            for row in table:
-                [image] = row.values()
+            # Plainly iterated, the library gives each of torch's worker processes an order of its own.
+            for row in table.iter(batch_size=1):
+                [[image]] = row.values()
                 content, path = (image or {}).get("bytes"), (image or {}).get("path")
                 # Rows have no numbers that survive the shuffling.
                 yield f"{self.location}, {Path(path or '').name or hashlib.sha256(content or b'').hexdigest()[:12]}", content
@@ -143,7 +144,7 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Rows | Stream]:
         raise DataError(f"{location}: sets of the hub need the datasets library; install it: {INSTALL}") from None
     parts = re.fullmatch(r"([^@:]+)(?:@([^@:]+))?(?::([\w.]+))?", data)
     place, config, split = parts.groups() if parts else ("", None, None)
-    folder = Path(place).expanduser() if place and Path(place).expanduser().is_dir() else None
+    folder = Path(place).expanduser().resolve() if place and Path(place).expanduser().is_dir() else None
     if not (folder or "/" in place) or (folder and config):
         raise DataError(f"{location}: expected hf:owner/name, hf:owner/name@config:split or hf:FOLDER with parquet files")
     if folder and not any(folder.rglob("*.parquet")):
@@ -167,7 +168,7 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Rows | Stream]:
     if stream and table.info.builder_name in _OF_FILES:
         raise DataError(f"{location}: its images are single files, which cannot be streamed; leave out --stream")
     if folder:
-        place, location = folder.resolve().name, location.replace(place, str(folder.resolve()), 1)
+        place, location = folder.name, location.replace(place, str(folder), 1)
     # In this order: other operations on a table decode its images.
     images = table.cast_column(image, Image(decode=False)).select_columns(image)
     if stream:

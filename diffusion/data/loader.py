@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def batches(
         num_workers=workers,
         # Forked processes share the data set.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        worker_init_fn=_leave_signals_to_training,
+        worker_init_fn=partial(_prepare_worker, os.getpid()),
         # Otherwise the loader draws from torch's global generator.
         generator=torch.Generator(),
     )
@@ -167,15 +167,18 @@ def _floats(loader: DataLoader) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(as_floats(pixels.numpy()))
 
 
-def _leave_signals_to_training(worker: int) -> None:
-    """Prepare a worker: signals to all processes are for the training to answer, which saves first and then ends its workers."""
+def _prepare_worker(parent: int, worker: int) -> None:
+    """Signals to all processes are for the training to answer, which saves first and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_when_told, daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_when_told() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
+def _end_with(parent: int) -> None:
+    """End this process when its parent says so, or is gone."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
