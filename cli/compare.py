@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cli import console, figures, render
 from cli.corrupt import PHOTOGRAPH, held
 from diffusion.corruption import Corruption
-from diffusion.data.dataset import spread
+from diffusion.data.dataset import evenly_spaced
 from diffusion.data.images import read_image, resize_shorter
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.size import Size
@@ -65,7 +65,7 @@ def compare(options: Compare) -> None:
     processes = {name: replace(named_process(name), levels=options.levels) for name in options.processes}
     path = options.image or PHOTOGRAPH
     u0 = torch.from_numpy(resize_shorter(read_image(path), options.size))[None].to(device)
-    columns = spread(options.levels + 1, options.columns).tolist()
+    columns = evenly_spaced(options.levels + 1, options.columns).tolist()
 
     rows, film = [], []
     with tqdm(total=len(processes) * (options.levels + 1), desc="corrupting", unit="level") as progress:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cli import console, figures, render
 from diffusion.corruption import Corruption, flow_operator
-from diffusion.data.dataset import spread
+from diffusion.data.dataset import evenly_spaced
 from diffusion.data.images import read_image, resize_shorter
 from diffusion.files import write_json
 from diffusion.process import TURBULENCE, named_process
@@ -223,9 +223,9 @@ def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
         moments=corruption.trajectory(u0, torch.tensor([options.seed])),
         captions={
             k: f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}"
-            for k in spread(options.levels + 1, options.columns).tolist()
+            for k in evenly_spaced(options.levels + 1, options.columns).tolist()
         },
-        frames=set(spread(options.levels + 1, options.film.frames).tolist()) if options.film.video else set(),
+        frames=set(evenly_spaced(options.levels + 1, options.film.frames).tolist()) if options.film.video else set(),
         flow=flow_operator(process, sigma) if process.peclet > 0.0 else None,
         flow_seed=seeds(options.seed, "flow"),
         record={"process": asdict(process), "sigma_px": sigma.tolist(), "signal": signal.tolist(), "noise": noise.tolist()},

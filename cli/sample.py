@@ -311,7 +311,7 @@ def _numbers(seeds: tuple[str, ...]) -> list[int]:
 def _picture(path: Path, pipeline: Pipeline) -> torch.Tensor:
     """The picture in the run's size and channels, float32 [C, H, W]."""
     config = pipeline.config
-    return torch.from_numpy(fit(read_image(path, "L" if config.channels == 1 else "RGB"), config.size.height))
+    return torch.from_numpy(fit(read_image(path, "L" if config.channels == 1 else "RGB"), config.size))
 
 
 def _read(files: Sequence[Path]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cli import figures, render
 from cli.evaluate import distance_name
-from diffusion.data.splits import OTHER_HALF, whole_and_half
+from diffusion.data.dataset import OTHER_HALF, whole_and_half
 from diffusion.files import whole_file, write_json
 from diffusion.size import Size
 

@@ -23,7 +23,7 @@ from cli import console, summary, train
 from cli.jobs import Job, side_by_side
 from cli.summary import Point
 from diffusion.config import RunConfig, load_config
-from diffusion.data.splits import OTHER_HALF, whole_and_half
+from diffusion.data.dataset import OTHER_HALF, whole_and_half
 from diffusion.evaluation.scoring import EvaluationConfig, ScoringConfig, open_reference
 from diffusion.files import read_json
 from diffusion.process import PROCESSES, named_process
@@ -182,12 +182,18 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     chosen = [train.parse(arguments(process, max(options.peclet))) for process in options.process]
     for choice in chosen:
         choice.check()
-    data, size, root = chosen[0].data, str(chosen[0].size), chosen[0].pictures.data_root
+    data, pictures = chosen[0].data, chosen[0].pictures
     device = console.pick_device(chosen[0].device)
     dataset = train.open_pictures(chosen[0])
     folder = options.out or Path("sweeps") / Path(whole_and_half(dataset.name)[0]).stem
 
-    scoring = EvaluationConfig(**vars(options.scoring), split=OTHER_HALF[options.split], size=size, data_root=root)
+    scoring = EvaluationConfig(
+        **vars(options.scoring),
+        split=OTHER_HALF[options.split],
+        size=chosen[0].size,
+        data_root=pictures.data_root,
+        data_cache=pictures.data_cache,
+    )
     reference = open_reference(data, scoring, device, dataset.channels)
     reference.check_enough("a set of samples", reference.num)
     asked = (reference.facts(), scoring.k, scoring.seed, reference.num)

@@ -16,8 +16,7 @@ from torch import nn
 
 from cli import console, render
 from diffusion.config import RunConfig, TrainingConfig
-from diffusion.data.dataset import ImageDataset, open_dataset
-from diffusion.data.splits import half, name_of_half, whole_and_half
+from diffusion.data.dataset import ImageDataset, ImageStream, find_source, name_of_half, open_dataset, whole_and_half
 from diffusion.network import NetworkConfig
 from diffusion.presets import PRESETS, preset, preset_for
 from diffusion.process import ForwardProcess, named_process
@@ -59,6 +58,8 @@ class PictureOptions:
 
     data_root: Path | None = None
     """Folder of named data sets; by default the environment variable BEYOND_BLUR_DATA, or ./data."""
+    data_cache: Path | None = None
+    """Folder of prepared pictures; ~/.cache/beyond-blur/data by default."""
     grey: bool = False
     """Turn colour pictures to grey."""
     stream: bool = False
@@ -154,12 +155,10 @@ def run(options: Train) -> None:
 def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
     """What ``--dry-run`` prints, on rank 0. Pictures are read only where no preset tells how many channels they have."""
     channels = {config.data: config.channels for config in PRESETS.values()}.get(options.data)
+    name, how = options.data, options.pictures
     if channels is None:
-        dataset = open_pictures(options)
-        config = options.resolve(dataset.name, dataset.channels)
-    else:
-        name = name_of_half(options.data, options.pictures.split)
-        config = options.resolve(name, 1 if options.pictures.grey else channels)
+        name, _, _, channels = find_source(name, Size.of(options.size), how.data_root, how.grey or None, how.stream)
+    config = options.resolve(name_of_half(name, how.split), 1 if how.grey else channels)
     iterations = config.corruption().iterations()
     images = -(-config.training.batch // (ranks.count * options.execution.accumulate))
     need = memory(config, ranks.device, options.execution.precision or ranks.precision)
@@ -218,11 +217,18 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         print(f"interrupted and saved; the same command goes on with {folder}")
 
 
-def open_pictures(options: Train) -> ImageDataset:
+def open_pictures(options: Train) -> ImageDataset | ImageStream:
     """The data set that the options name, or the half of it that they ask for."""
     how = options.pictures
-    dataset = open_dataset(options.data, Size.of(options.size).height, how.data_root, grey=how.grey or None, stream=how.stream)
-    return half(dataset, how.split)
+    return open_dataset(
+        options.data,
+        options.size,
+        how.data_root,
+        grey=how.grey or None,
+        stream=how.stream,
+        split=how.split,
+        cache=how.data_cache,
+    )
 
 
 def default_folder(data: str, process: str) -> Path:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data.images import fit, read_image, read_square, resize_shorter
+from diffusion.data.images import fit, read_image, resize_shorter
+from diffusion.size import Size
 from tests.pictures import check, chw, fails
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
 COLOUR = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [255, 255, 255], [0, 0, 0]]], dtype=np.uint8)
 ALPHA = np.array([[0, 64, 128], [192, 254, 255]], dtype=np.uint8)
+SIXTEEN = np.array([[0, 1, 255], [256, 40000, 65535]], dtype=np.uint16)
+RED = chw(np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8))
 
 
 def over_white(levels: np.ndarray, alpha: np.ndarray = ALPHA) -> np.ndarray:
@@ -24,19 +28,20 @@ def over_white(levels: np.ndarray, alpha: np.ndarray = ALPHA) -> np.ndarray:
     return chw(levels) * opacity + 1 - opacity
 
 
+def whitened(levels: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The image with white at some pixels."""
+    result = levels.copy()
+    result[where] = 255
+    return chw(result)
+
+
 # Kinds of images
-
-
-def test_one_bit(tmp_path: Path) -> None:
-    Image.fromarray(GREY > 127).save(tmp_path / "a.png")
-    check(read_image(tmp_path / "a.png"), (GREY > 127).astype(np.float32)[None])
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm"])
 def test_grey(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(GREY).save(path)
-    check(read_image(path), chw(GREY))
+    Image.fromarray(GREY).save(tmp_path / f"a.{suffix}")
+    check(read_image(tmp_path / f"a.{suffix}"), chw(GREY))
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "tga"])
@@ -45,103 +50,68 @@ def test_colour(tmp_path: Path, suffix: str) -> None:
     check(read_image(tmp_path / f"a.{suffix}"), chw(COLOUR))
 
 
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        (Image.fromarray(GREY > 127), {}, (GREY > 127).astype(np.float32)[None]),
+        (Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]), {}, over_white(GREY)),
+        (Image.fromarray(np.dstack([COLOUR, ALPHA])), {}, over_white(COLOUR)),
+        (Image.fromarray(np.dstack([COLOUR, np.full_like(ALPHA, 255)])), {}, chw(COLOUR)),
+        (Image.fromarray(GREY), {"transparency": 51}, whitened(GREY, GREY == 51)),
+        (Image.fromarray(COLOUR), {"transparency": (10, 20, 30)}, whitened(COLOUR, (COLOUR == (10, 20, 30)).all(2))),
+        (Image.fromarray(GREY > 127), {"transparency": 0}, np.ones((1, 2, 3))),
+        (Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)), {}, np.full((1, 2, 2), 200 / 65535)),
+    ],
+    ids=["1-bit", "grey-alpha", "colour-alpha", "opaque", "grey-key", "colour-key", "1-bit-key", "dark-16-bit-stays-dark"],
+)
+def test_kinds_of_png(tmp_path: Path, image: Image.Image, options: dict, expected: np.ndarray) -> None:
+    image.save(tmp_path / "a.png", **options)
+    check(read_image(tmp_path / "a.png"), expected, 1e-6)
+
+
 def test_forced_modes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(COLOUR).save(path)
     check(read_image(path, "RGB"), chw(COLOUR))
     luma = np.array([[0.299, 0.587, 0.114], [(2.99 + 11.74 + 3.42) / 255, 1, 0]])
     check(read_image(path, "L"), luma[None], 1e-6)
-
-    sixteen = np.array([[0, 1000], [30000, 65535]], dtype=np.uint16)
-    Image.fromarray(sixteen).save(path)
-    check(read_image(path, "RGB"), np.repeat((sixteen / np.float32(65535))[None], 3, axis=0))
-    check(read_image(path, "L"), (sixteen / np.float32(65535))[None])
+    Image.fromarray(SIXTEEN).save(path)
+    for mode, channels in (("RGB", 3), ("L", 1)):
+        check(read_image(path, mode), np.repeat((SIXTEEN / np.float32(65535))[None], channels, axis=0))
 
 
 def test_palette(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8)).convert("P")
     image.putpalette([200, 10, 20, 0, 100, 250, 7, 8, 9])
-    colours = np.array([[200, 10, 20], [0, 100, 250], [7, 8, 9]], dtype=np.uint8)
-    expected = colours[[[0, 1], [2, 1]]]
+    expected = np.array([[200, 10, 20], [0, 100, 250], [7, 8, 9]], dtype=np.uint8)[[[0, 1], [2, 1]]]
 
     image.save(tmp_path / "opaque.png")
     check(read_image(tmp_path / "opaque.png"), chw(expected))
-
     image.save(tmp_path / "partial.png", transparency=bytes([255, 51, 0]))
     with Image.open(tmp_path / "partial.png") as written:
         assert written.mode == "P"
-    alpha = np.array([[255, 51], [0, 51]])
-    check(read_image(tmp_path / "partial.png"), over_white(expected, alpha), 1e-6)
-
+    check(read_image(tmp_path / "partial.png"), over_white(expected, np.array([[255, 51], [0, 51]])), 1e-6)
     image.save(tmp_path / "index.gif", transparency=2)
     check(read_image(tmp_path / "index.gif"), over_white(expected, np.array([[255, 255], [0, 255]])))
-
     # Palettes count as colour, and Pillow stores these few greys as one.
     Image.fromarray(GREY).save(tmp_path / "grey.gif")
     check(read_image(tmp_path / "grey.gif"), np.repeat(chw(GREY), 3, axis=0))
 
 
-def test_alpha(tmp_path: Path) -> None:
-    Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]).save(tmp_path / "la.png")
-    check(read_image(tmp_path / "la.png"), over_white(GREY), 1e-6)
-
-    Image.fromarray(np.dstack([COLOUR, ALPHA])).save(tmp_path / "rgba.png")
-    check(read_image(tmp_path / "rgba.png"), over_white(COLOUR), 1e-6)
-
-    Image.fromarray(np.dstack([COLOUR, np.full_like(ALPHA, 255)])).save(tmp_path / "opaque.png")
-    check(read_image(tmp_path / "opaque.png"), chw(COLOUR))
-
-
-def test_transparent_colour_key(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "grey.png", transparency=51)
-    whitened = GREY.copy()
-    whitened[GREY == 51] = 255
-    check(read_image(tmp_path / "grey.png"), chw(whitened))
-
-    Image.fromarray(COLOUR).save(tmp_path / "rgb.png", transparency=(10, 20, 30))
-    whitened = COLOUR.copy()
-    whitened[1, 0] = 255
-    check(read_image(tmp_path / "rgb.png"), chw(whitened))
-
-    Image.fromarray(GREY > 127).save(tmp_path / "bit.png", transparency=0)
-    check(read_image(tmp_path / "bit.png"), np.ones((1, 2, 3)))
-
-
-SIXTEEN = np.array([[0, 1, 255], [256, 40000, 65535]], dtype=np.uint16)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_grey(tmp_path: Path, suffix: str) -> None:
-    Image.fromarray(SIXTEEN).save(tmp_path / f"a.{suffix}")
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [
+        ("png", Image.fromarray(SIXTEEN).save),
+        ("tif", Image.fromarray(SIXTEEN).save),
+        ("tif", Image.frombytes("I;16B", (3, 2), SIXTEEN.astype(">u2").tobytes()).save),
+        ("tif", Image.fromarray(SIXTEEN.astype(np.int32)).save),
+        ("pgm", lambda path: path.write_bytes(b"P5 3 2 65535\n" + SIXTEEN.astype(">u2").tobytes())),
+    ],
+    ids=["png", "tif", "big-endian", "integer", "pgm"],
+)
+def test_16_bit_grey(tmp_path: Path, suffix: str, write: Callable[[Path], object]) -> None:
+    write(tmp_path / f"a.{suffix}")
     check(read_image(tmp_path / f"a.{suffix}"), (SIXTEEN / np.float32(65535))[None])
-
-
-def test_16_bit_pgm(tmp_path: Path) -> None:
-    (tmp_path / "a.pgm").write_bytes(b"P5 3 2 65535\n" + SIXTEEN.astype(">u2").tobytes())
-    check(read_image(tmp_path / "a.pgm"), (SIXTEEN / np.float32(65535))[None])
-
-
-def test_dark_16_bit_grey_stays_dark(tmp_path: Path) -> None:
-    Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)).save(tmp_path / "a.png")
-    check(read_image(tmp_path / "a.png"), np.full((1, 2, 2), 200 / 65535), 1e-9)
-
-
-def test_big_endian_16_bit_grey(tmp_path: Path) -> None:
-    path = tmp_path / "a.tif"
-    Image.frombytes("I;16B", (3, 2), SIXTEEN.astype(">u2").tobytes()).save(path)
-    with Image.open(path) as written:
-        assert written.mode == "I;16B"
-    check(read_image(path), (SIXTEEN / np.float32(65535))[None])
-
-
-def test_integer_tiff(tmp_path: Path) -> None:
-    path = tmp_path / "a.tif"
-    Image.fromarray(SIXTEEN.astype(np.int32)).save(path)
-    check(read_image(path), (SIXTEEN / np.float32(65535))[None])
-    for wrong in (-1, 65536):
-        Image.fromarray(np.array([[0, 1], [2, wrong]], dtype=np.int32)).save(path)
-        with fails(path, wrong, "65535"):
-            read_image(path)
 
 
 @pytest.mark.parametrize(("top", "scale"), [(0.5, 1), (1, 1), (1.5, 255), (255, 255), (256, 65535), (65535, 65535)])
@@ -151,10 +121,13 @@ def test_float_tiff(tmp_path: Path, top: float, scale: int) -> None:
     check(read_image(tmp_path / "a.tif"), values[None] / scale)
 
 
-@pytest.mark.parametrize("wrong", [-0.1, 65536, np.nan, np.inf, -np.inf])
-def test_float_tiff_out_of_range(tmp_path: Path, wrong: float) -> None:
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+@pytest.mark.parametrize("wrong", [-1, 65536, np.nan, np.inf, -np.inf])
+def test_values_out_of_range(tmp_path: Path, kind: type, wrong: float) -> None:
+    if kind is np.int32 and not np.isfinite(wrong):
+        return
     path = tmp_path / "a.tif"
-    Image.fromarray(np.array([[0, 1], [0.5, wrong]], dtype=np.float32)).save(path)
+    Image.fromarray(np.array([[0, 1], [2, wrong]], dtype=kind)).save(path)
     with fails(path, f"{wrong:g}" if np.isfinite(wrong) else "NaN or infinite"):
         read_image(path)
 
@@ -167,38 +140,34 @@ def test_cmyk(tmp_path: Path) -> None:
     check(read_image(tmp_path / "a.tif"), chw(expected))
     # Adobe stores the inks of a JPEG inverted; a solid colour survives the compression.
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    check(read_image(tmp_path / "a.jpg"), chw(np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)), 2 / 255)
+    check(read_image(tmp_path / "a.jpg"), RED, 2 / 255)
 
 
-def test_ycbcr(tmp_path: Path) -> None:
-    Image.new("YCbCr", (16, 16), (76, 85, 255)).save(tmp_path / "a.tif", compression="tiff_lzw")
-    check(read_image(tmp_path / "a.tif"), chw(np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)), 2 / 255)
+# Red: in CIE L*a*b* 54.3, 80.8, 69.9 under D50, with L* stored as 255 / 100 and a*, b* offset by 128.
+@pytest.mark.parametrize(
+    ("mode", "values", "options", "tolerance"),
+    [("YCbCr", (76, 85, 255), {"compression": "tiff_lzw"}, 2), ("LAB", (round(54.3 * 2.55), 128 + 81, 128 + 70), {}, 6)],
+)
+def test_other_colour_spaces(tmp_path: Path, mode: str, values: tuple[int, ...], options: dict, tolerance: int) -> None:
+    Image.new(mode, (16, 16), values).save(tmp_path / "a.tif", **options)
+    check(read_image(tmp_path / "a.tif"), RED, tolerance / 255)
 
 
-def test_lab(tmp_path: Path) -> None:
-    # CIE L*a*b* of sRGB red under D50: 54.3, 80.8, 69.9; Pillow stores L* as 255 / 100 and offsets a*, b* by 128.
-    path = tmp_path / "a.tif"
-    Image.new("LAB", (2, 2), (round(54.3 * 2.55), 128 + 81, 128 + 70)).save(path)
-    with Image.open(path) as written:
-        assert written.mode == "LAB"
-    check(read_image(path), chw(np.full((2, 2, 3), (255, 0, 0), dtype=np.uint8)), 6 / 255)
-
-
-@pytest.mark.parametrize(("mode", "values"), [("HSV", (0, 255, 254)), ("YCbCr", (76, 85, 255))])
+@pytest.mark.parametrize(("mode", "values"), [("HSV", (0, 255, 255)), ("YCbCr", (76, 85, 255))])
 def test_modes_without_a_common_format(monkeypatch: pytest.MonkeyPatch, mode: str, values: tuple[int, ...]) -> None:
     # Pillow writes no HSV file, and decodes most YCbCr files to RGB: the opened image is put in place of a file.
-    monkeypatch.setattr(Image, "open", lambda file, formats: Image.new(mode, (2, 2), values))
-    check(read_image(io.BytesIO()), chw(np.full((2, 2, 3), (254, 0, 0), dtype=np.uint8)))
+    monkeypatch.setattr(Image, "open", lambda file, formats: Image.new(mode, (16, 16), values))
+    check(read_image(io.BytesIO()), RED, 1 / 255)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
 def test_first_frame(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
-    first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+    first, second = Image.new("RGB", (16, 16), (255, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 255))
     first.save(path, save_all=True, append_images=[second], lossless=True)
     with Image.open(path) as written:
         assert written.n_frames == 2
-    check(read_image(path), chw(np.full((4, 4, 3), (255, 0, 0), dtype=np.uint8)))
+    check(read_image(path), RED)
 
 
 # What each EXIF orientation asks for, as the stored image made upright.
@@ -240,10 +209,9 @@ def test_open_file(tmp_path: Path) -> None:
 
 
 def test_missing_and_folder(tmp_path: Path) -> None:
-    with fails(tmp_path / "no.png", "no such file"):
-        read_image(tmp_path / "no.png")
-    with fails(tmp_path, "folder"):
-        read_image(tmp_path)
+    for path, *words in ((tmp_path / "no.png", tmp_path / "no.png", "no such file"), (tmp_path, tmp_path, "folder")):
+        with fails(*words):
+            read_image(path)
     with fails("two lines.png"):
         read_image("two\nlines.png")
 
@@ -319,10 +287,28 @@ def test_too_small(tmp_path: Path, shape: tuple[int, int]) -> None:
 # Resizing
 
 
-def test_fit_crops_the_centre() -> None:
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [
+        (6, slice(None), slice(2, 8)),
+        ((6, 10), slice(None), slice(None)),
+        ((6, 5), slice(None), slice(2, 7)),
+        ((2, 10), slice(2, 4), slice(None)),
+        ("3x10", slice(1, 4), slice(None)),
+    ],
+)
+def test_fit_crops_the_centre_to_the_aspect(size: object, rows: slice, columns: slice) -> None:
     image = np.random.default_rng(0).random((3, 6, 10), dtype=np.float32)
-    check(fit(image, 6), image[:, :, 2:8])
-    check(fit(image.transpose(0, 2, 1), 6), image.transpose(0, 2, 1)[:, 2:8])
+    check(fit(image, size), image[:, rows, columns])
+    sides = Size.of(size)
+    check(fit(image.transpose(0, 2, 1), Size(sides.width, sides.height)), image.transpose(0, 2, 1)[:, columns, rows])
+
+
+def test_fit_to_an_aspect_is_cropping_and_then_resizing() -> None:
+    image = np.random.default_rng(0).random((1, 24, 90), dtype=np.float32)
+    # Twelve rows a third of the height each, and as wide as high by 3 to 2: 36 of the 90 columns.
+    check(fit(image, (8, 12)), fit(image[:, :, 27:63], (8, 12)))
+    assert fit(image, (100, 3)).shape == (1, 100, 3) and fit(image, (2, 1000)).shape == (1, 2, 1000)
 
 
 def test_fit_averages_when_shrinking() -> None:
@@ -354,15 +340,6 @@ def test_resizing_stays_in_range_and_keeps_constants() -> None:
         assert resized.dtype == np.float32
         assert resized.min() == 0 and resized.max() == 1
         check(fit(np.full((3, 16, 16), 0.3, dtype=np.float32), size), np.full((3, size, size), 0.3), 1e-6)
-
-
-def test_read_square_crops_resizes_and_rounds(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    with open(tmp_path / "a.png", "rb") as file:
-        square = read_square(file, 4, "L", "a.png")
-    assert square.dtype == np.uint8 and square.shape == (1, 4, 4)
-    check(square.astype(np.float32) / 255, fit(read_image(tmp_path / "a.png", "L"), 4), 0.5001 / 255)
 
 
 def test_resize_shorter_keeps_the_aspect() -> None:

@@ -7,7 +7,6 @@ import pytest
 import scipy.linalg
 import torch
 
-from diffusion.data.dataset import spread
 from diffusion.evaluation import metrics
 from diffusion.evaluation.metrics import (
     Gaussian,
@@ -242,11 +241,6 @@ def test_scores_thin_the_larger_set_for_neighbours_alone() -> None:
     assert scores.frechet_distance == pytest.approx(frechet_distance(*fitted), rel=1e-12)
     expected = counted(reference.features.double().numpy()[np.linspace(0, 60, 20).round().astype(int)], samples.features.numpy(), 3)
     assert (scores.precision, scores.recall, scores.density, scores.coverage) == pytest.approx(expected, abs=1e-12)
-
-
-def test_places_are_evenly_spread() -> None:
-    assert spread(5, 9).tolist() == [0, 1, 2, 3, 4]
-    assert spread(101, 5).tolist() == [0, 25, 50, 75, 100]
 
 
 def test_colours_by_hand() -> None:

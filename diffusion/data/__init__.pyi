@@ -1,5 +1,11 @@
 from .dataset import ImageDataset as ImageDataset
+from .dataset import ImageStream as ImageStream
+from .dataset import evenly_spaced as evenly_spaced
 from .dataset import open_dataset as open_dataset
 from .images import DataError as DataError
+from .images import fit as fit
 from .images import read_image as read_image
+from .images import resize_shorter as resize_shorter
 from .loader import batches as batches
+from .loader import default_workers as default_workers
+from .sources import Source as Source

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion.size import Size
+
 
 @dataclass(frozen=True)
 class Known:
@@ -16,7 +18,7 @@ class Known:
     names: tuple[str, ...]
     """Names of local copies, best first, as patterns. One that says its size (ffhq-64x64.zip) serves for images up to that."""
     size: int
-    """Side of the images unless another is asked for."""
+    """Side of the images [pixels] unless another is asked for."""
     hub: str
     """The set on the Hugging Face hub."""
     instructions: str
@@ -67,19 +69,29 @@ KNOWN = {
         "download train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz (60,000 images, 10 MB, CC BY-SA 3.0) from "
         "https://ossci-datasets.s3.amazonaws.com/mnist/ and put them into {folder}/mnist",
     ),
+    "fashion-mnist": Known(
+        ("fashion-mnist", "fashion-mnist.zip", "fashion-mnist-*x*.zip", "FashionMNIST/raw", "FashionMNIST"),
+        28,
+        "zalando-datasets/fashion_mnist",
+        "install Debian's package (apt install dataset-fashion-mnist), or download train-images-idx3-ubyte.gz and "
+        "train-labels-idx1-ubyte.gz (60,000 images, 26 MB, MIT licence) from https://github.com/zalandoresearch/fashion-mnist "
+        "and put them into {folder}/fashion-mnist",
+    ),
 }
+# Where packages of Debian put data sets.
+SYSTEM = Path("/usr/share/datasets")
 
 
 def folders(root: Path | None) -> list[Path]:
-    """Where local copies are looked for: `root`, the folder that BEYOND_BLUR_DATA names, ./data."""
-    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data") if folder]
+    """Where local copies are looked for: `root`, the folder that BEYOND_BLUR_DATA names, ./data, /usr/share/datasets."""
+    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", SYSTEM) if folder]
 
 
-def find(name: str, size: int, root: Path | None) -> Path | None:
-    """The best local copy of the known set `name` for images of side `size`; of several sizes the smallest that is enough."""
+def find(name: str, size: Size, root: Path | None) -> Path | None:
+    """The best local copy of the known set `name` for images of this size; of several sizes the smallest that is enough."""
     for folder in folders(root):
         for pattern in KNOWN[name].names:
-            copies = [(side, path) for path in folder.glob(pattern) if (side := _side(path)) >= size]
+            copies = [(side, path) for path in folder.glob(pattern) if (side := _side(path)) >= max(size)]
             if copies:
                 return min(copies)[1]
     return None

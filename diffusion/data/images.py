@@ -14,6 +14,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffusion.size import Size
 from lbm_warp.checks import InputError
 
 Image.init()
@@ -63,21 +64,17 @@ def read_image(
     return pixels if mode is None else with_channels(pixels, CHANNELS[mode])
 
 
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Crop the central square of `image` [C, H, W] and resize it to [C, size, size]; float32 in [0, 1], both."""
-    _, height, width = image.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return _resample(image[:, top : top + side, left : left + side], size, size)
+def fit(image: np.ndarray, size: int | Size) -> np.ndarray:
+    """Crop the central rectangle of `image` [C, H, W] that has the aspect of `size`, and resize it to `size`.
 
-
-def read_square(file: BinaryIO, size: int, mode: Literal["L", "RGB"], name: str) -> np.ndarray:
-    """Read one image as training takes it: `fit` to `size` and rounded to 8-bit levels, uint8 [C, size, size].
-
-    Raises:
-        DataError: As `read_image`.
+    Both are float32 in [0, 1]. A side that does not come out whole is rounded to the nearest pixel.
     """
-    return np.rint(fit(read_image(file, mode, name), size) * 255).astype(np.uint8)
+    target = Size.of(size)
+    _, height, width = image.shape
+    rows = min(height, max(1, round(width * target.height / target.width)))
+    columns = min(width, max(1, round(height * target.width / target.height)))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return _resample(image[:, top : top + rows, left : left + columns], *target)
 
 
 def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:

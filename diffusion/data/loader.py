@@ -1,37 +1,25 @@
-"""Batches of pictures for training, read ahead of it, in an order that depends on the seed alone."""
+"""Batches of images for training, through torch's DataLoader, in an order that depends on the seed alone."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from itertools import count, islice, repeat, takewhile
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from diffusion.data.dataset import ImageDataset, ImageStream
+from diffusion.data.dataset import ImageDataset, ImageStream, as_floats
 from diffusion.data.images import DataError
 from diffusion.rng import below
-
-THREADS = 4
-MOST_WORKERS = 8
-
-Result = TypeVar("Result")
-# What to read for a batch: for each image where it is, and whether to mirror it.
-Request = list[tuple[Any, bool]]
-# The pictures of a batch, float32 [n, C, S, S], and what was wrong with damaged images.
-Batch = tuple[np.ndarray, list[str]]
-
-_dataset_of_worker: Sequence[np.ndarray] = ()
 
 
 @contextmanager
@@ -45,138 +33,142 @@ def batches(
     part: tuple[int, int] = (0, 1),
     workers: int = 0,
     flip: bool = False,
-) -> Iterator[Iterator[np.ndarray]]:
-    """Batches of pictures in the order the seed gives, read ahead of the training.
+) -> Iterator[Iterator[torch.Tensor]]:
+    """Batches of images in the order the seed gives.
 
-    Every epoch is a permutation of its own. Image number i of a run is the same picture, mirrored or not, whatever the batch size,
-    the ranks and the workers, and a run that resumes at image i goes on with it. That holds for damaged images too: what stands in
-    for one depends on the data set alone.
+    Every epoch is a permutation of its own. Image number i of a run is the same image, mirrored or not, whatever the batch size,
+    the ranks and the workers, and a run that resumes at image i goes on with it.
 
     Args:
-        dataset: pictures, float32 [C, S, S].
+        dataset: an `ImageDataset`, an `ImageStream`, or any sequence of images, float32 [C, H, W].
         seed: the run's seed.
         first, last: from which image of the run to which (exclusive).
         size: images a batch, over all ranks; the last batch may be smaller.
         part: this rank and the number of ranks. Each has its contiguous share of every batch.
-        workers: processes that read and decode; 0 reads in threads of this one.
-        flip: mirror each image, left to right, on the fall of a coin.
+        workers: processes that read ahead; 0 reads in this one, when a batch is asked for. A stream is read by at most one, so that
+            it is downloaded once.
+        flip: mirror each image, left to right, with probability 1/2.
 
     Yields:
-        An iterator over float32 [n, C, S, S], n the rank's share.
+        An iterator over float32 [n, C, H, W] on the CPU, n the rank's share.
 
     Raises:
-        DataError: from the iterator, if too many images are damaged, a stream breaks off, or a worker dies.
+        DataError: if a worker process dies; from the iterator, if a stream breaks off or has too many damaged images.
     """
-    requests = _requests(dataset, seed, first, last, size, part, flip)
-    pool, read = _readers(dataset, workers)
-    download = ThreadPoolExecutor(1)
-    if _stream(dataset):
-        # Once a rank, in a thread of this process: what it got goes out with the requests.
-        ahead = _in_order(download, repeat(partial(next, requests, None)), 2 * max(workers, THREADS))
-        requests = takewhile(lambda request: request is not None, ahead)
+    order = Order(seed, first, last, size, part, flip)
+    if isinstance(dataset, ImageStream):
+        reader, sampler, workers = _StreamReader(dataset, order), None, min(workers, 1)
+    else:
+        reader, sampler = _Reader(dataset, order), order
+    loader = DataLoader(
+        reader,
+        batch_size=None,  # the readers give whole batches
+        sampler=sampler,
+        num_workers=workers,
+        # Forked processes share the data set.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        worker_init_fn=partial(_prepare_worker, os.getpid()),
+        # Otherwise the loader draws from torch's global generator.
+        generator=torch.Generator(),
+    )
+    images = _floats(loader)
     try:
-        yield _pictures(dataset, _in_order(pool, (partial(read, request) for request in requests), max(2 * workers, THREADS)))
+        yield images
+    except RuntimeError as error:
+        # torch raises this wherever the program is when a worker dies.
+        if "DataLoader worker" not in str(error):
+            raise
+        # Its traceback keeps the loader alive, and with it the other workers.
+        traceback.clear_frames(error.__traceback__)
+        raise DataError("a process that reads images died, perhaps for lack of memory; use fewer --workers, or 0") from error
     finally:
-        for executor in (pool, download):
-            executor.shutdown(cancel_futures=True)
+        images.close()  # ends the workers
 
 
 def default_workers(dataset: Sequence[np.ndarray], ranks: int = 1) -> int:
-    """How many processes to read `dataset` with, on a machine that `ranks` share: none for pictures in memory or with few cores."""
+    """How many processes to read `dataset` with on a machine that `ranks` share: one if it is not in memory and a core is free."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spare = cores // ranks - 1
-    return min(spare, MOST_WORKERS) if getattr(dataset, "encoded", False) and spare > 1 else 0
+    on_disk = isinstance(dataset, ImageStream) or (isinstance(dataset, ImageDataset) and isinstance(dataset.pixels, np.memmap))
+    return int(on_disk and cores // ranks > 2)
 
 
-def _stream(dataset: Sequence[np.ndarray]) -> ImageStream | None:
-    return dataset.stream if isinstance(dataset, ImageDataset) else None
+@dataclass(frozen=True)
+class Order(Sampler):
+    """Which images of a run a rank reads, batch after batch, and which of them are mirrored; arguments as for `batches`."""
+
+    seed: int
+    first: int
+    last: int
+    size: int
+    part: tuple[int, int]
+    flip: bool
+
+    def __iter__(self) -> Iterator[tuple[range, range]]:
+        """Numbers in the run of the images of every batch, and of this rank's share of it."""
+        rank, ranks = self.part
+        for start in range(self.first, self.last, self.size):
+            batch = range(start, min(start + self.size, self.last))
+            yield batch, batch[len(batch) * rank // ranks : len(batch) * (rank + 1) // ranks]
+
+    def mirror(self, pixels: np.ndarray, share: range) -> torch.Tensor:
+        """Mirror half of the images [n, C, H, W], at random by their numbers."""
+        if self.flip:
+            chosen = below(2, self.seed, "flip", np.array(share)).numpy().astype(bool)
+            pixels[chosen] = pixels[chosen][..., ::-1]
+        return torch.from_numpy(pixels)
 
 
-def _requests(
-    dataset: Sequence[np.ndarray], seed: int, first: int, last: int, size: int, part: tuple[int, int], flip: bool
-) -> Iterator[Request]:
-    """What this rank has to read for each batch."""
-    stream = _stream(dataset)
-    run = stream.rows(seed, first) if stream else _order(len(dataset), seed, first)
-    rank, ranks = part
-    for start in range(first, last, size):
-        images = list(islice(run, min(size, last - start)))
-        low, high = (len(images) * edge // ranks for edge in (rank, rank + 1))
-        coins = below(2, seed, "flip", np.arange(start + low, start + high)).tolist() if flip else [0] * (high - low)
-        yield list(zip(images[low:high], map(bool, coins), strict=True))
+@lru_cache(2)
+def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(length)
 
 
-def _order(length: int, seed: int, first: int) -> Iterator[int]:
-    """Places in the data set of the images of a run, from number `first` on: a permutation an epoch, without end."""
-    for epoch in count(first // length):
-        order = np.random.default_rng((seed, epoch)).permutation(length)
-        yield from map(int, order[first % length :])
-        first = 0
+@dataclass(frozen=True, eq=False)
+class _Reader(Dataset):
+    """Reads a rank's share of a batch, by what `Order` gives."""
 
+    dataset: Sequence[np.ndarray]
+    order: Order
 
-def _read(dataset: Sequence[np.ndarray], request: Request) -> Batch:
-    """Read one batch."""
-    pictures, problems = [], []
-    for where, mirrored in request:
-        if isinstance(dataset, ImageDataset):
-            picture, found = (dataset.stream or dataset).read(where)
-            problems += found
+    def __getitem__(self, numbers: tuple[range, range]) -> torch.Tensor:
+        share, length = numbers[1], len(self.dataset)
+        places = [int(_permutation(self.order.seed, number // length, length)[number % length]) for number in share]
+        if isinstance(self.dataset, ImageDataset):
+            pixels = np.asarray(self.dataset.pixels[places])
         else:
-            picture = dataset[where]
-        pictures.append(picture[..., ::-1] if mirrored else picture)
-    if pictures:
-        return np.stack(pictures), problems
-    # The share of a rank may be empty.
-    shape = (dataset.channels, dataset.size, dataset.size) if isinstance(dataset, ImageDataset) else dataset[0].shape
-    return np.empty((0, *shape), dtype=np.float32), problems
+            pixels = np.array([self.dataset[place] for place in places], dtype=np.float32).reshape(-1, *self.dataset[0].shape)
+        return self.order.mirror(pixels, share)
 
 
-def _pictures(dataset: Sequence[np.ndarray], results: Iterable[Batch]) -> Iterator[np.ndarray]:
-    """The pictures of what was read; damaged images are reported in the order of the run."""
-    try:
-        for pictures, problems in results:
-            if problems:
-                dataset.report(problems)
-            yield pictures
-    except BrokenProcessPool as error:
-        raise DataError("a process that reads images died, perhaps for lack of memory; use fewer --workers, or 0") from error
+@dataclass(frozen=True, eq=False)
+class _StreamReader(IterableDataset):
+    """Reads a rank's share of every batch of a stream. All of the stream is downloaded, and only the share is decoded."""
+
+    stream: ImageStream
+    order: Order
+
+    def __iter__(self) -> Iterator[torch.Tensor | DataError]:
+        rows = self.stream.source.shuffled(self.order.seed, self.order.first)
+        try:
+            with ThreadPoolExecutor() as pool:
+                for batch, share in self.order:
+                    mine = [row for number, row in zip(batch, rows, strict=False) if number in share]
+                    pixels = np.array(list(pool.map(self.stream.levels, mine)), dtype=np.uint8)
+                    yield self.order.mirror(pixels.reshape(-1, self.stream.channels, *self.stream.size), share)
+        except DataError as error:
+            # Given, not raised: torch changes the message of an error that is raised in a worker.
+            yield error
 
 
-def _in_order(pool: Executor, calls: Iterable[Callable[[], Result]], ahead: int) -> Iterator[Result]:
-    """What the calls return, in order, while `pool` works on the next few."""
-    futures: deque[Future[Result]] = deque()
-    for call in calls:
-        futures.append(pool.submit(call))
-        if len(futures) > ahead:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
+def _floats(loader: DataLoader) -> Iterator[torch.Tensor]:
+    for pixels in loader:
+        if isinstance(pixels, DataError):
+            raise pixels
+        yield torch.from_numpy(as_floats(pixels.numpy()))
 
 
-def _readers(dataset: Sequence[np.ndarray], workers: int) -> tuple[Executor, Callable[[Request], Batch]]:
-    """Who reads, and how it is called. Both kinds take whole batches and give the same ones.
-
-    Threads and processes both have their place. Decoding and resizing let go of the interpreter, so threads serve pictures in
-    memory and machines of few cores, with nothing to start and nothing to copy. But the rest of reading a file holds it, and the
-    thread that keeps a fast GPU busy needs it for itself: processes leave it alone. Executors rather than torch's DataLoader, as
-    they are one interface to both, raise what a worker raised, and tell of a lost worker when its batch is asked for, not amid a
-    step.
-    """
-    if not workers:
-        return ThreadPoolExecutor(THREADS), partial(_read, dataset)
-    # Forked processes share the names of the files and the cache of decoded images. They use neither CUDA nor torch.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(workers, context, _become_worker, (dataset, os.getpid()))
-    # Started now, while no thread of ours holds a lock that a forked process would wait for.
-    pool.submit(os.getpid)
-    return pool, _read_as_worker
-
-
-def _become_worker(dataset: Sequence[np.ndarray], parent: int) -> None:
-    """Prepare a worker process: what it reads, and when it ends."""
-    global _dataset_of_worker
-    _dataset_of_worker = dataset
-    # A signal to all processes is for the training to answer, which saves first and then ends its workers.
+def _prepare_worker(parent: int, worker: int) -> None:
+    """Signals to all processes are for the training to answer, which saves first and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -186,11 +178,7 @@ def _become_worker(dataset: Sequence[np.ndarray], parent: int) -> None:
 def _end_with(parent: int) -> None:
     """End this process when its parent says so, or is gone."""
     while os.getppid() == parent:
-        signal_ = signal.sigtimedwait([signal.SIGTERM], 1.0)
-        if signal_ is not None and signal_.si_pid == parent:
+        received = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        if received is not None and received.si_pid == parent:
             break
     os._exit(0)
-
-
-def _read_as_worker(request: Request) -> Batch:
-    return _read(_dataset_of_worker, request)

@@ -1,7 +1,6 @@
-"""Where data sets lie on the disk: folders and archives of image files, and tables of pixels (MNIST, CIFAR-10).
+"""Where images lie: folders and ZIP archives of image files, and tables of pixels (MNIST's IDX, CIFAR-10's binary version).
 
-Everything is read in place. No archive is ever unpacked to the disk, so a member called ../../x or /etc/x is a name like any other:
-nothing is written, and nothing outside the archive is read.
+Everything is read in place. No archive is ever unpacked to the disk, so a member called ../../x or /etc/x is a name like any other.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ import stat
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from diffusion.data.images import DataError, check_file_bytes, data_errors, is_i
 _LABELS = "dataset.json"
 _LABELS_BYTES = 2**26
 _TABLE_BYTES = 2**30
-_MNIST = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
+_IDX = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
+_IDX_LABELS = ("train-labels-idx1-ubyte", "train-labels-idx1-ubyte.gz")
 _CIFAR = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 # Folders that hold a data set in a form we do not read, by a file in them.
 _REFUSED = {
@@ -38,16 +39,76 @@ _REFUSED = {
 }
 
 
-@dataclass(frozen=True)
-class Folder:
+class Source(Protocol):
+    """A data set as it lies on the disk: image files by name, and their classes."""
+
+    location: str
+    """Path or address. Two sources of one location are the same data set."""
+    names: Sequence[str]
+    """Names of the image files, in the order of the data set."""
+
+    def version(self) -> object:
+        """A JSON value that changes when the files may have changed."""
+
+    def open(self, name: str) -> AbstractContextManager[tuple[BinaryIO, str]]:
+        """Open one file. Gives the file and what messages call it; whatever goes wrong meanwhile is a DataError."""
+
+    def labels(self, names: Sequence[str]) -> np.ndarray | None:
+        """Classes of the images `names`, int64 [len(names)]; None unless every one of them has a class."""
+
+
+def open_path(path: Path) -> Source:
+    """The source at a path: a .zip archive, a folder, or a folder with the files of MNIST or CIFAR-10 (or one of these files).
+
+    Raises:
+        DataError: Any other file, or a folder with a form we do not read (pickles, LMDB).
+    """
+    folder = path.parent if path.name in _IDX + _CIFAR else path
+    if not folder.is_dir():
+        if path.suffix.lower() != ".zip":
+            raise DataError(f"{path}: a single file; expected a folder or a .zip archive; put the images into a folder")
+        return Archive(str(path))
+    for name, problem in _REFUSED.items():
+        if (folder / name).is_file():
+            raise DataError(f"{folder}: {problem}")
+    return Table(folder) if _existing(folder, _IDX + _CIFAR) else Folder(str(folder))
+
+
+class _Files(Source):
+    """Image files with paths below one place, and their classes in a dataset.json, as data sets for StyleGAN and EDM have it."""
+
+    files: Sequence[str]
+
+    @cached_property
+    def names(self) -> list[str]:
+        return sorted(filter(is_image_name, self.files))
+
+    def labels(self, names: Sequence[str]) -> np.ndarray | None:
+        """As in `Source`; DataError if the file is larger than 64 MiB, or something else than pairs of a name and a class."""
+        if _LABELS not in self.files:
+            return None
+        with self.open(_LABELS) as (file, label):
+            text = file.read(_LABELS_BYTES + 1)
+            if len(text) > _LABELS_BYTES:
+                raise DataError(f"{label}: more than {_LABELS_BYTES // 2**20} MiB; expected a list of labels; remove the file")
+            content = json.loads(text)
+            pairs = content.get("labels") if isinstance(content, dict) else None
+            classes = {name: value for name, value in pairs or []}
+            found = [classes.get(name) for name in names]
+            return np.array(found, dtype=np.int64) if all(type(value) is int for value in found) else None
+
+
+@dataclass(eq=False)
+class Folder(_Files):
     """A folder of image files, with everything below it."""
 
-    path: Path
+    location: str
 
-    def names(self) -> list[str]:
-        """Paths of the image files, relative and sorted; each real directory counts once, so links cannot loop."""
+    @cached_property
+    def files(self) -> list[str]:
+        """Relative paths; each real directory counts once, so links cannot loop."""
         found, visited = [], set()
-        for directory, folders, file_names in os.walk(self.path, followlinks=True):
+        for directory, folders, names in os.walk(self.location, followlinks=True):
             # Sorted, so that of several links to one directory the same one is always followed.
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             real = os.path.realpath(directory)
@@ -55,18 +116,16 @@ class Folder:
                 folders.clear()
                 continue
             visited.add(real)
-            below = Path(directory).relative_to(self.path)
-            found += [(below / file_name).as_posix() for file_name in file_names]
-        return sorted(filter(is_image_name, found))
+            below = Path(directory).relative_to(self.location)
+            found += [(below / name).as_posix() for name in names]
+        return found
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-        return (self.path / name).is_file()
+    def version(self) -> object:
+        return _status(Path(self.location, name) for name in (*self.names, _LABELS))
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        """Open one file; what goes wrong meanwhile is a DataError. Yields the file and what messages call it."""
-        label = str(self.path / name)
+    def open(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
+        label = os.path.join(self.location, name)
         with data_errors(label):
             status = os.stat(label)
             # Opening a pipe would wait for its writer, and a device may never end.
@@ -77,108 +136,91 @@ class Folder:
                 yield file, label
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A ZIP archive of image files."""
+@dataclass(eq=False)
+class Archive(_Files):
+    """A ZIP archive of image files; DataError if it is none, or encrypted."""
 
-    path: Path
-    handles: dict[int, tuple[zipfile.ZipFile, threading.Lock]] = field(default_factory=dict, compare=False)
+    location: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def names(self) -> list[str]:
-        """Names of the image members, sorted."""
-        with data_errors(str(self.path)):
-            members = [member for member in self._handle()[0].infolist() if is_image_name(member.filename)]
-        if any(member.flag_bits & 1 for member in members):
-            raise DataError(f"{self.path}: encrypted; expected an archive without password; unpack it to a folder")
-        return sorted({member.filename for member in members})
+    @cached_property
+    def file(self) -> zipfile.ZipFile:
+        with data_errors(self.location):
+            return zipfile.ZipFile(self.location)
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a member of that name."""
-        return name in self._handle()[0].namelist()
+    @cached_property
+    def files(self) -> set[str]:
+        members = self.file.infolist()
+        if any(member.flag_bits & 1 and is_image_name(member.filename) for member in members):
+            raise DataError(f"{self.location}: encrypted; expected an archive without password; unpack it to a folder")
+        return {member.filename for member in members}
+
+    def version(self) -> object:
+        return _status([Path(self.location)])
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        """Open one member; what goes wrong meanwhile is a DataError. Yields the file and what messages call it."""
-        label = f"{self.path}/{name}"
+    def open(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
+        label = f"{self.location}/{name}"
         with data_errors(label):
-            handle, lock = self._handle()
-            member = handle.getinfo(name)
+            member = self.file.getinfo(name)
             check_file_bytes(member.file_size, label)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(f"{label}: compressed by a method other than deflate; pack the archive again without")
-            with lock, handle.open(member) as file:
-                if member.compress_type == zipfile.ZIP_DEFLATED:
-                    # What comes out may be more than the archive declares. Asked for that many bytes, zipfile unpacks no more, and
-                    # then finds that the checksum is another's.
-                    file = io.BytesIO(file.read(member.file_size))
-                yield file, label
-
-    def _handle(self) -> tuple[zipfile.ZipFile, threading.Lock]:
-        # A forked process shares the position in its parent's file, so every process opens its own. Threads share one, by a lock:
-        # the directory of a large archive takes a second to read and tens of megabytes to keep.
-        if os.getpid() not in self.handles:
-            self.handles[os.getpid()] = zipfile.ZipFile(self.path), threading.Lock()
-        return self.handles[os.getpid()]
-
-    def __reduce__(self) -> tuple[type[Archive], tuple[Path]]:
-        return Archive, (self.path,)
+            with self.lock, self.file.open(member) as file:
+                # What comes out may be more than the archive declares. Asked for that many bytes, zipfile unpacks no more, and
+                # then finds that the checksum differs.
+                content = file.read(member.file_size)
+            yield io.BytesIO(content), label
 
 
-def read_labels(store: Folder | Archive, names: list[str]) -> np.ndarray | None:
-    """Classes of the images `names` as data sets made for StyleGAN and EDM keep them, in dataset.json.
-
-    Returns:
-        int64 [len(names)]; None without such a file, or if it does not give every image one integer.
+class Table(Source):
+    """The training images of MNIST (IDX) or CIFAR-10 (binary version), each given as a small PGM or PPM file.
 
     Raises:
-        DataError: The file is larger than 64 MiB, not JSON, or holds something else than pairs of a name and a label.
+        DataError: The files are damaged or incomplete.
     """
-    if not store.holds(_LABELS):
-        return None
-    with store.reading(_LABELS) as (file, label):
-        text = file.read(_LABELS_BYTES + 1)
-        if len(text) > _LABELS_BYTES:
-            raise DataError(f"{label}: more than {_LABELS_BYTES // 2**20} MiB; expected a list of labels; remove the file")
-        content = json.loads(text)
-        pairs = content.get("labels") if isinstance(content, dict) else None
-        classes = {name: value for name, value in pairs or []}
-        found = [classes.get(name) for name in names]
-        return np.array(found, dtype=np.int64) if all(type(value) is int for value in found) else None
+
+    def __init__(self, folder: Path) -> None:
+        self.location = str(folder)
+        self.files = _existing(folder, _IDX + _IDX_LABELS + _CIFAR)
+        self.classes: np.ndarray | None = None
+        if images := _existing(folder, _IDX):
+            self.pixels = _read_idx(images[0], 3)[..., None]
+            if classes := _existing(folder, _IDX_LABELS):
+                self.classes = _read_idx(classes[0], 1)
+        else:
+            records = np.concatenate([_read_cifar(folder / name) for name in _CIFAR])
+            self.classes, self.pixels = records[:, 0], records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        if self.classes is not None and len(self.classes) != len(self.pixels):
+            problem = f"{len(self.pixels)} images but {len(self.classes)} labels"
+            raise DataError(f"{folder}: {problem}; get new copies of both files")
+        self.names = list(map(str, range(len(self.pixels))))
+
+    def version(self) -> object:
+        return _status(self.files)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
+        height, width, channels = (pixels := self.pixels[int(name)]).shape
+        header = f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode()
+        yield io.BytesIO(header + pixels.tobytes()), f"{self.location}, image {name}"
+
+    def labels(self, names: Sequence[str]) -> np.ndarray | None:
+        return None if self.classes is None else self.classes[[int(name) for name in names]].astype(np.int64)
 
 
-def read_table(folder: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """The pixels of a folder with the files of MNIST (IDX) or CIFAR-10 (binary version); their training images.
-
-    Returns:
-        Levels, uint8 [N, C, H, W], and classes, int64 [N] or None where there is no file of them; None instead of both for any
-        other folder.
-
-    Raises:
-        DataError: The files are damaged or incomplete, or the folder holds a form we do not read (pickles, LMDB).
-    """
-    for name, problem in _REFUSED.items():
-        if (folder / name).is_file():
-            raise DataError(f"{folder}: {problem}")
-    if images := _first_file(folder, _MNIST):
-        levels = _read_idx(images, 3)[:, None]
-        classes = _first_file(folder, tuple(name.replace("images-idx3", "labels-idx1") for name in _MNIST))
-        labels = None if classes is None else _read_idx(classes, 1).astype(np.int64)
-        if labels is not None and len(labels) != len(levels):
-            raise DataError(f"{folder}: {len(levels)} images but {len(labels)} labels; get new copies of both files")
-        return levels, labels
-    if _first_file(folder, _CIFAR):
-        records = np.concatenate([_read_cifar(folder / name) for name in _CIFAR])
-        return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
-    return None
+def _status(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size [bytes] and time of change [ns] of those files that exist."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return found
 
 
-def is_table_file(path: Path) -> bool:
-    """Whether `path` is named as one of the files whose folder `read_table` reads."""
-    return path.name in _MNIST + _CIFAR
-
-
-def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def _existing(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffusion.data.dataset import spread
+from diffusion.data.dataset import evenly_spaced
 from lbm_warp.checks import InputError, check_integer
 
 TILE = 2**24  # distances at a time: 128 MiB
@@ -97,7 +97,7 @@ def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
     """
     fitted = [fit_gaussian(measured.features.split(FIT_BATCH)) for measured in (samples, reference)]
     equal = min(len(samples), len(reference))
-    thinned = (measured[spread(len(measured), equal)].features for measured in (reference, samples))
+    thinned = (measured[evenly_spaced(len(measured), equal)].features for measured in (reference, samples))
     precision, recall, density, coverage = precision_recall_density_coverage(*thinned, k)
     drift = samples.colours.double().mean(dim=0) - reference.colours.double().mean(dim=0)
     deviation, reference_deviation = (m.colours.double().var(dim=0).sum().sqrt().item() for m in (samples, reference))

@@ -20,9 +20,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather
 from tqdm import tqdm
 
-from diffusion.data.dataset import open_dataset, spread
+from diffusion.data.dataset import OTHER_HALF, Split, as_floats, evenly_spaced, numbers_of, open_dataset, whole_and_half
 from diffusion.data.images import fit
-from diffusion.data.splits import OTHER_HALF, Split, numbers_of, whole_and_half
 from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
 from diffusion.evaluation.metrics import Measurement, check_features, score
 from diffusion.files import load_tensors, save_tensors
@@ -71,6 +70,8 @@ class EvaluationConfig(ScoringConfig):
     """Images at a time; the result does not depend on it."""
     data_root: Path | None = None
     """Folder of named data sets; by default the environment variable BEYOND_BLUR_DATA, or ./data."""
+    data_cache: Path | None = None
+    """Folder of prepared pictures; ~/.cache/beyond-blur/data by default."""
 
     def validate(self) -> None:
         """Raise InputError if a value is out of its range."""
@@ -103,7 +104,7 @@ class Reference:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what the features depend on: number and size of the pictures, up to 2,048 of them, and the extractor."""
-        probes = self.pictures.read(spread(self.pictures.count, PROBES)).numpy()
+        probes = self.pictures.read(evenly_spaced(self.pictures.count, PROBES)).numpy()
         facts = [CACHE_FORMAT, self.pictures.count, *probes.shape, self.extractor.name, self.extractor.sha256]
         return hashlib.sha256(json.dumps(facts).encode() + probes.tobytes()).hexdigest()
 
@@ -162,7 +163,7 @@ def evaluate(
     if source.count is None:
         index = np.arange(reference.num)
     else:
-        index = spread(source.count, config.num or source.count)
+        index = evenly_spaced(source.count, config.num or source.count)
     if len(index) < (config.num or 0):
         raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
@@ -174,7 +175,7 @@ def evaluate(
     scores = score(generated.to(device), real[reference.numbers()].to(device), config.k)
     held = "even" if reference.config.split == "even" else "odd"
     others = reference.numbers(OTHER_HALF[held])
-    others = others[spread(len(others), len(index))]
+    others = others[evenly_spaced(len(others), len(index))]
     floor = score(real[others].to(device), real[reference.numbers(held)].to(device), config.k)
     extractor = reference.extractor
     return {
@@ -209,7 +210,7 @@ def open_sources(
     config = replace(config, split=config.split or split, size=str(source.size) if source else config.size)
     reference = open_reference(data, config, device, source.channels if source else None)
     pictures = reference.pictures
-    return source or open_pictures(str(samples), str(pictures.size), None, pictures.channels), reference
+    return source or open_pictures(str(samples), replace(config, size=str(pictures.size)), pictures.channels), reference
 
 
 def open_reference(data: str, config: EvaluationConfig, device: torch.device, channels: int | None = None) -> Reference:
@@ -218,7 +219,7 @@ def open_reference(data: str, config: EvaluationConfig, device: torch.device, ch
     Raises:
         InputError: if there is nothing of that name, or a file of it is missing or damaged.
     """
-    pictures = open_pictures(data, config.size, config.data_root, channels)
+    pictures = open_pictures(data, config, channels)
     features = config.features or ("digits" if data == "digits" else "inception")
     return Reference(pictures, config, open_features(features, device, config.inception))
 
@@ -234,18 +235,19 @@ def open_run(run: Pipeline | Path | str, seed: int, device: torch.device) -> tup
     """The images that a run makes from a seed, and the name of the data it was trained on."""
     pipeline = run if isinstance(run, Pipeline) else Pipeline.from_pretrained(run, device=device)
     config, name = pipeline.config, "pipeline" if run is pipeline else str(run)
-    source = ImageSource(name, Size.of(config.size), config.channels, None, lambda index: to_uint8(pipeline.sample(index, seed)))
+    source = ImageSource(name, config.size, config.channels, None, lambda index: to_uint8(pipeline.sample(index, seed)))
     return source, config.data
 
 
-def open_pictures(data: str, size: str | None, root: Path | None, channels: int | None = None) -> ImageSource:
+def open_pictures(data: str, config: EvaluationConfig, channels: int | None = None) -> ImageSource:
     """A data set, or a folder or archive of images."""
-    dataset = open_dataset(data, size and Size.of(size).height, root, grey=None if channels is None else channels == 1)
+    grey = None if channels is None else channels == 1
+    dataset = open_dataset(data, config.size, config.data_root, grey=grey, cache=config.data_cache)
 
     def read(index: np.ndarray) -> torch.Tensor:
-        return to_uint8(torch.from_numpy(np.stack([dataset[number] for number in index.tolist()])))
+        return to_uint8(torch.from_numpy(as_floats(dataset.pixels[index])))
 
-    return ImageSource(data, Size.of(dataset.size), dataset.channels, len(dataset), read)
+    return ImageSource(data, dataset.size, dataset.channels, len(dataset), read)
 
 
 def open_npz(path: Path, size: str | None) -> ImageSource:
@@ -265,7 +267,7 @@ def open_npz(path: Path, size: str | None) -> ImageSource:
 
     def read(index: np.ndarray) -> torch.Tensor:
         chosen = images[index].transpose(0, 3, 1, 2).astype(np.float32) / 255.0
-        return to_uint8(torch.from_numpy(np.stack([fit(image, target.height) for image in chosen])))
+        return to_uint8(torch.from_numpy(np.stack([fit(image, target) for image in chosen])))
 
     return ImageSource(str(path), target, images.shape[3], len(images), read)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffusion.config import RunConfig
 from diffusion.corruption import Corruption
-from diffusion.data.dataset import spread
+from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors
 from diffusion.rng import below
 from diffusion.size import Size
@@ -49,7 +49,7 @@ class Prior:
             device: where to compute.
         """
         count, size = len(dataset), corruption.size
-        probe = torch.stack([torch.from_numpy(dataset[i]) for i in spread(count, PROBES).tolist()]).to(device)
+        probe = torch.stack([torch.from_numpy(dataset[i]) for i in evenly_spaced(count, PROBES).tolist()]).to(device)
         noise = max(corruption.noise[-1], QUANTUM)
         # The background is left out: the difference of two images has none.
         linear = Corruption(replace(corruption.process, offset=0.0), size)
@@ -59,7 +59,7 @@ class Prior:
             at_last = linear.operator(difference, linear.levels, torch.arange(len(difference)))
             if (float(linear.signal[-1]) * at_last.flatten(1).norm(dim=1)).amax() < noise:
                 break
-        kept = tqdm(spread(count, MOST).tolist(), desc="prior", unit="img", leave=False)
+        kept = tqdm(evenly_spaced(count, MOST).tolist(), desc="prior", unit="img", leave=False)
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in kept]))
 
     def draw(self, seed: torch.Tensor, corruption: Corruption, device: torch.device) -> torch.Tensor:

@@ -139,7 +139,7 @@ def train(
         with progress, reading as queue:
             while state.images < training.images:
                 with ranks.together():
-                    u0 = torch.from_numpy(next(queue))
+                    u0 = next(queue)
                 before = state.images
                 trainer.step(u0, log)
                 progress.update(state.images - before)

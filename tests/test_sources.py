@@ -8,16 +8,14 @@ import os
 import struct
 import tracemalloc
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diffusion.data import images
-from diffusion.data import sources as stores
+from diffusion.data import images, sources
 from diffusion.data.dataset import open_dataset
-from diffusion.data.sources import Archive, Folder, read_labels, read_table
+from diffusion.data.sources import Archive, Folder, Table, open_path
 from tests.pictures import encoded, fails, first_levels, save, zipped
 
 
@@ -39,9 +37,8 @@ def test_members_with_paths_out_of_the_archive_stay_in_it(tmp_path: Path) -> Non
     names = [str(outside), "../outside.png", "/etc/a.png", "b.png"]
     path = archive(tmp_path / "in" / "p.zip", {name: encoded(level) for level, name in enumerate(names, 1)})
     before = sorted(tmp_path.rglob("*"))
-    dataset = open_dataset(str(path), 8, None)
     # Paths with a hidden part, as .. is, are left out; the others are read in the archive.
-    assert sorted(first_levels(dataset)) == [1, 3, 4]
+    assert sorted(first_levels(open_dataset(str(path), 8))) == [1, 3, 4]
     assert sorted(tmp_path.rglob("*")) == before and not os.path.exists("/etc/a.png")
 
 
@@ -50,10 +47,10 @@ def test_a_bomb_is_refused_without_unpacking_it(tmp_path: Path, monkeypatch: pyt
     path = archive(tmp_path / "p.zip", {"bomb.png": bytes(2**24 + 2**20)})
     assert path.stat().st_size < 2**18
     with fails(f"{path}/bomb.png", "17 MiB", "16 MiB"):
-        open_dataset(str(path), 8, None)
+        open_dataset(str(path), 8)
     path = archive(path, {"bomb.png": bytes(2**24 + 2**20), "a.png": encoded(3)})
-    with pytest.warns(UserWarning, match=r"1 of 2 .*: bomb.png; they are left out.*17 MiB"):
-        assert first_levels(open_dataset(str(path), 8, None)) == [3]
+    with pytest.warns(UserWarning, match=r"1 of 2 .*: bomb.png; .*17 MiB.*; they are left out"):
+        assert first_levels(open_dataset(str(path), 8)) == [3]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
@@ -78,7 +75,7 @@ def test_a_bomb_that_lies_about_its_size_is_unpacked_no_further_than_it_says(
     monkeypatch.setattr(zipfile.ZipExtFile, "_read1", counting)
     tracemalloc.start()
     with fails(f"{path}/bomb.{suffix}", "CRC"):
-        open_dataset(str(path), 8, None)
+        open_dataset(str(path), 8)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(unpacked) <= len(image) and peak < 2**22
@@ -87,32 +84,37 @@ def test_a_bomb_that_lies_about_its_size_is_unpacked_no_further_than_it_says(
 def test_other_compressions_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "p.zip", {"a.png": encoded(3)}, zipfile.ZIP_BZIP2)
     with fails(f"{path}/a.png", "other than deflate"):
-        open_dataset(str(path), 8, None)
+        open_dataset(str(path), 8)
 
 
-def test_threads_share_a_handle_and_processes_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
+def test_corrupt_archives(tmp_path: Path) -> None:
+    path = archive(tmp_path / "p.zip", {f"{level}.png": encoded(level) for level in range(6)})
+    content = path.read_bytes()
+    for damaged in (b"", b"no archive", content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with fails(path, "damaged"):
+            open_dataset(str(path), 8)
+    # Local headers overwritten: the directory can be read, no member can.
+    path.write_bytes(content.replace(b"PK\3\4", b"PK\0\0"))
+    with fails(path, "no image among the first 6", "5.png"):
+        open_dataset(str(path), 8)
 
-    class Counting(zipfile.ZipFile):
-        def __init__(self, *args, **options):
-            opened.append(args)
-            super().__init__(*args, **options)
 
-    path = archive(tmp_path / "p.zip", {f"{level}.png": encoded(level) for level in range(10, 50)})
-    monkeypatch.setattr(zipfile, "ZipFile", Counting)
-    dataset = open_dataset(str(path), 8, None)
-    with ThreadPoolExecutor(8) as threads:
-        assert first_levels(threads.map(dataset.__getitem__, range(40))) == list(range(10, 50))
-    assert len(opened) == 1
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    open_dataset(str(path), 8, None)[3]
-    assert len(opened) == 2
+def test_encrypted_archive(tmp_path: Path) -> None:
+    path = archive(tmp_path / "p.zip", {"a.png": encoded(1), "b.png": encoded(2)})
+    content = bytearray(path.read_bytes())
+    start = -1
+    while (start := content.find(b"PK\1\2", start + 1)) >= 0:
+        content[start + 8 : start + 10] = struct.pack("<H", 1)
+    path.write_bytes(content)
+    with fails(path, "without password"):
+        open_dataset(str(path), 8)
 
 
 # Folders
 
 
-def test_only_regular_files_of_sane_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_regular_files_of_sane_size_are_read(tmp_path: Path) -> None:
     """A pipe without a writer, a device without an end and a file too large, each of them named as an image."""
     save(tmp_path / "a.png", 3, "L")
     os.mkfifo(tmp_path / "pipe.png")
@@ -120,9 +122,33 @@ def test_only_regular_files_of_sane_size_are_read(tmp_path: Path, monkeypatch: p
     with open(tmp_path / "large.png", "wb") as file:
         file.truncate(images.MAX_FILE_BYTES + 1)
     with pytest.warns(UserWarning, match=r"3 of 4 .*large.png, pipe.png, zero.png; .*256 MiB"):
-        assert first_levels(open_dataset(str(tmp_path), 8, None)) == [3]
-    with fails("pipe.png: not a regular file"), Folder(tmp_path).reading("pipe.png"):
+        assert first_levels(open_dataset(str(tmp_path), 8)) == [3]
+    with fails("pipe.png: not a regular file"), Folder(str(tmp_path)).open("pipe.png"):
         pass
+
+
+def test_links_are_followed_but_not_in_loops(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/c/b.png", "elsewhere/x.png"):
+        save(tmp_path / name, 1)
+    (tmp_path / "in" / "c" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "c" / "side").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in" / "c")
+    assert Folder(str(tmp_path / "in")).names == ["a.png", "c/b.png", "c/side/x.png"]
+
+
+def test_order_does_not_depend_on_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.png", "a/z.png", "c/d/e.PNG", "a.png", "a/b/c.bmp", ".hidden.png", ".git/x.png", "c/.cache/x.png"):
+        save(tmp_path / name, 1)
+    walk = os.walk
+
+    def backwards(*args, **options):
+        for directory, folders, names in walk(*args, **options):
+            folders.sort(reverse=True)
+            yield directory, folders, sorted(names, reverse=True)
+
+    monkeypatch.setattr(os, "walk", backwards)
+    # "a.png" precedes "a/..." since "." sorts before "/".
+    assert Folder(str(tmp_path)).names == ["a.png", "a/b/c.bmp", "a/z.png", "b.png", "c/d/e.PNG"]
 
 
 # Labels
@@ -130,7 +156,7 @@ def test_only_regular_files_of_sane_size_are_read(tmp_path: Path, monkeypatch: p
 
 def labels(tmp_path: Path, content: str) -> np.ndarray | None:
     (tmp_path / "dataset.json").write_text(content)
-    return read_labels(Folder(tmp_path), ["a.png", "b.png"])
+    return Folder(str(tmp_path)).labels(["a.png", "b.png"])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +174,7 @@ def labels(tmp_path: Path, content: str) -> np.ndarray | None:
 def test_labels_that_are_no_class_for_every_image(tmp_path: Path, value: object) -> None:
     assert labels(tmp_path, json.dumps(value)) is None
     (tmp_path / "dataset.json").unlink()
-    assert read_labels(Folder(tmp_path), ["a.png"]) is None
+    assert Folder(str(tmp_path)).labels(["a.png"]) is None
 
 
 @pytest.mark.parametrize(
@@ -167,12 +193,12 @@ def test_damaged_labels(tmp_path: Path, content: str) -> None:
 
 
 def test_labels_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "_LABELS_BYTES", 2**20)
+    monkeypatch.setattr(sources, "_LABELS_BYTES", 2**20)
     with fails(tmp_path / "dataset.json", "more than 1 MiB"):
         labels(tmp_path, " " * (2**20 + 1))
     path = zipped(tmp_path, tmp_path.parent / "p.zip", zipfile.ZIP_DEFLATED)
     with fails(f"{path}/dataset.json", "more than 1 MiB"):
-        read_labels(Archive(path), [])
+        Archive(str(path)).labels([])
 
 
 # Tables
@@ -200,7 +226,7 @@ def test_damaged_idx(tmp_path: Path, content: bytes, word: str, packed: bool) ->
     path.write_bytes(gzip.compress(content, 1) if packed else content)
     tracemalloc.start()
     with fails(path, word):
-        read_table(tmp_path)
+        open_path(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**22
@@ -208,32 +234,33 @@ def test_damaged_idx(tmp_path: Path, content: bytes, word: str, packed: bool) ->
 
 def test_idx_labels_must_fit(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx((2, 3, 3), 18))
-    assert read_table(tmp_path)[1] is None
+    assert open_path(tmp_path).labels(["0"]) is None
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx((3,), 3))
     with fails("2 images but 3 labels"):
-        read_table(tmp_path)
+        open_path(tmp_path)
 
 
 def test_damaged_cifar(tmp_path: Path) -> None:
     for number in range(1, 6):
         (tmp_path / f"data_batch_{number}.bin").write_bytes(bytes(3073))
-    assert read_table(tmp_path)[0].shape == (5, 3, 32, 32)
+    assert isinstance(found := open_path(tmp_path), Table) and len(found.names) == 5
     for content in (b"", bytes(3072)):
         (tmp_path / "data_batch_2.bin").write_bytes(content)
         with fails("data_batch_2.bin", "3073 bytes"):
-            read_table(tmp_path)
+            open_path(tmp_path)
+    (tmp_path / "data_batch_3.bin").unlink()
+    (tmp_path / "data_batch_2.bin").write_bytes(bytes(3073))
+    with fails("data_batch_3.bin", "no such file"):
+        open_path(tmp_path)
 
 
-def test_a_plain_folder_holds_no_table(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", 1)
-    assert read_table(tmp_path) is None
-
-
-def test_pickles_and_databases_are_not_opened(tmp_path: Path) -> None:
+def test_pickles_databases_and_single_files_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     with fails(tmp_path, "pickles may run code", "cifar-10-binary.tar.gz"):
-        open_dataset(str(tmp_path), None, None)
+        open_dataset(str(tmp_path))
     (tmp_path / "data_batch_1").rename(tmp_path / "data.mdb")
     with fails(tmp_path, "LMDB", "export", "https://github.com/fyu/lsun"):
-        open_dataset(str(tmp_path), None, None)
+        open_dataset(str(tmp_path))
+    with fails(tmp_path / "data.mdb", "single file", "folder"):
+        open_dataset(str(tmp_path / "data.mdb"))
     assert os.listdir(tmp_path) == ["data.mdb"]
