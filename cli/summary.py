@@ -101,7 +101,7 @@ def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], ru
     figures.save_figure(written[2], figures.sweep_curves(panels(points, scoring), title, about))
     first = {f"{point.called}\nPe = {point.peclet:g}": next(iter(point.reports)) for point in points}
     strips = [(name, first_samples(last_grid(run, settings["training"]["images"]), size)) for name, run in first.items()]
-    figures.save_figure(written[3], figures.rows(strips, f"{title}: the same sample numbers of every run"))
+    figures.save_figure(written[3], figures.labelled_strips(strips, f"{title}: the same sample numbers of every run"))
     return written
 
 
