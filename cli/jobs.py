@@ -92,11 +92,9 @@ def carry_out(job: Job, device: str, environment: dict[str, str], shown: bool, s
         if process.returncode < 0:
             return f"its process was killed (signal {-process.returncode}), as happens when memory runs out; try fewer --jobs"
         if process.returncode:
-            return "its message is above" if shown else f"{last_line(job.log)}; see {job.log}"
+            if shown:
+                return "its message is above"
+            lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            reason = next((line for line in reversed(lines) if line.strip()), "no message")
+            return f"{reason.removeprefix('error: ')}; see {job.log}"
     return ""
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log: what the command said about its end."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return next(filter(None, reversed(lines)), "no message").removeprefix("error: ")

@@ -61,16 +61,13 @@ class Point(NamedTuple):
 
 
 def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], runs: int) -> list[Path]:
-    """Write sweep.json, and if any run is finished sweep.md, sweep.png and samples.png.
+    """Write sweep.json, and if any run is finished sweep.md, sweep.png and samples.png; returns the files.
 
     Args:
         folder: where to.
         settings: what the runs have in common: data, size, training and more.
         points: what is known by now.
         runs: number of runs when all are finished.
-
-    Returns:
-        The files.
     """
     reports = {run: report for point in points for run, report in point.reports.items()}
     scoring = next(({name: report[name] for name in ("reference", "features", "k", "floor")} for report in reports.values()), None)
@@ -127,16 +124,17 @@ def table(points: Sequence[Point], scoring: Mapping[str, Any]) -> str:
 
 def panels(points: Sequence[Point], scoring: Mapping[str, Any]) -> list[figures.SweepPanel]:
     """A panel for every score."""
-    named = titles(scoring)
     called = [(point.called, point.peclet) for point in points]
     shared = {value for name, value in called if called.count((name, value)) > 1}
-    found = []
-    for name, score in SCORES.items():
-        curves: dict[str, dict[float, list[float]]] = {}
-        for point in points:
-            curves.setdefault(point.process, {})[point.peclet] = point.values(name)
-        found.append(figures.SweepPanel(named[name], score.more_is_better, scoring["floor"][name], curves, shared))
-    return found
+
+    def curve(process: str, score: str) -> dict[float, list[float]]:
+        return {point.peclet: point.values(score) for point in points if point.process == process}
+
+    def panel(score: str, title: str) -> figures.SweepPanel:
+        curves = {point.process: curve(point.process, score) for point in points}
+        return figures.SweepPanel(title, SCORES[score].more_is_better, scoring["floor"][score], curves, shared)
+
+    return [panel(score, title) for score, title in titles(scoring).items()]
 
 
 def caption(settings: Mapping[str, Any], scoring: Mapping[str, Any], points: Sequence[Point], finished: int, runs: int) -> str:

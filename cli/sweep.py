@@ -24,7 +24,7 @@ from cli.jobs import Job, side_by_side
 from cli.summary import Point
 from diffusion.config import RunConfig, load_config
 from diffusion.data.dataset import OTHER_HALF, whole_and_half
-from diffusion.evaluation.scoring import EvaluationConfig, ScoringConfig, open_reference
+from diffusion.evaluation.scoring import EvaluationConfig, Reference, ScoringConfig, open_pictures
 from diffusion.files import read_json
 from diffusion.process import PROCESSES, named_process
 from diffusion.training.ranks import Ranks
@@ -194,7 +194,7 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
         data_root=pictures.data_root,
         data_cache=pictures.data_cache,
     )
-    reference = open_reference(data, scoring, device, dataset.channels)
+    reference = Reference(open_pictures(data, scoring, dataset.channels), scoring, device)
     reference.check_enough("a set of samples", reference.num)
     asked = (reference.facts(), scoring.k, scoring.seed, reference.num)
 

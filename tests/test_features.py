@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_the_bundled_classifier_reads_digits_it_has_not_seen() -> None:
     unseen = torch.from_numpy(held)
     assert (torch.cdist(found[unseen], means).argmin(dim=1) == labels[unseen]).double().mean() > 0.95
 
-    file = Path(features.__file__).parent.parent / "assets" / "digit_features.safetensors"
+    file = Path(str(resources.files("assets") / "digit_features.safetensors"))
     assert file.stat().st_size < 200 * 1024 and extractor.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     classifier = DigitClassifier()
     classifier.load_state_dict(features.load(file.read_bytes()))

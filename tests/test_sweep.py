@@ -49,8 +49,10 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working folder with the data."""
+    """A fresh working folder with the data; processes of a sweep run this code, and on the CPU."""
     monkeypatch.chdir(tmp_path)
+    for name, value in {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "data").mkdir()
     for index, picture in enumerate(PICTURES):
         Image.fromarray(picture[0]).save(tmp_path / "data" / f"{index:03}.png")
@@ -236,12 +238,15 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("what", LOST)
-def test_what_is_not_finished_is_carried_out(call: Call, swept: Path, carried_out: list[str], what: str) -> None:
-    run = swept / "out" / NAMES[1]
-    LOST[what](swept, run)
-    code, out, _ = call(*SMALL, "--peclet", 0.1, 0)
-    assert code == 0 and carried_out == (NAMES[:2] if what == "other pictures" else NAMES[1:2])
+@pytest.mark.parametrize("what", [*LOST, ("--k", 2), ("--num", 12), ("--features", "digits")])
+def test_what_is_not_finished_or_was_scored_in_another_way_is_carried_out(
+    call: Call, swept: Path, carried_out: list[str], what: str | tuple
+) -> None:
+    run, options = swept / "out" / NAMES[1], what if isinstance(what, tuple) else ()
+    if what in LOST:
+        LOST[what](swept, run)
+    code, out, _ = call(*SMALL, "--peclet", 0.1, 0, *options)
+    assert code == 0 and carried_out == (NAMES[:2] if options or what == "other pictures" else NAMES[1:2])
     # Its old scores are gone before it begins: it may end half-way.
     assert not (run / "metrics.json").exists() and "interrupted and saved; the same command goes on with out" in out
     # What is known is there already.
@@ -249,14 +254,6 @@ def test_what_is_not_finished_is_carried_out(call: Call, swept: Path, carried_ou
     assert set(whole["runs"]) == set(NAMES[:2]) - set(carried_out) and whole["points"][1]["mean"]["recall"] is None
     if whole["runs"]:
         assert "1 of 2 runs are finished." in (swept / "out" / "sweep.md").read_text()
-
-
-@pytest.mark.parametrize("other", [("--k", 2), ("--num", 12), ("--features", "digits")])
-def test_runs_that_were_scored_in_another_way_are_scored_again(
-    call: Call, swept: Path, carried_out: list[str], other: tuple
-) -> None:
-    code, out, _ = call(*SMALL, "--peclet", 0.1, *other)
-    assert code == 0 and carried_out == NAMES[1:2] and "1 runs, 0 of them finished" in out
 
 
 def test_a_run_that_fails_does_not_stop_the_others(call: Call, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,15 +339,8 @@ def test_help_says_where_the_other_options_are(call: Call) -> None:
 # As a whole
 
 
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the processes of a sweep need."""
-    for name, value in {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}.items():
-        monkeypatch.setenv(name, value)
-
-
 @pytest.mark.slow
-def test_a_sweep_as_a_whole(call: Call, place: Path, environment: None) -> None:
+def test_a_sweep_as_a_whole(call: Call, place: Path) -> None:
     """One run in the terminal; then two more at a time, which leave that one as it is."""
     assert call(*SMALL, "--peclet", 0.1)[0] == 0
     first = files(place / "out" / NAMES[1])
@@ -381,7 +371,7 @@ def test_a_sweep_as_a_whole(call: Call, place: Path, environment: None) -> None:
 
 
 @pytest.mark.slow
-def test_runs_are_saved_however_a_sweep_ends(place: Path, environment: None) -> None:
+def test_runs_are_saved_however_a_sweep_ends(place: Path) -> None:
     """Killed, told to end, or by Ctrl-C to all of its processes: its runs write a checkpoint and end, and the next one goes on."""
     saved = [0]
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):

@@ -95,11 +95,21 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real pictures, how samples are compared with them, and in which features."""
+    """Real pictures, and how samples are compared with them.
+
+    Raises:
+        InputError: by ``extractor`` and what uses it, if there are no such features, or their file is missing or damaged.
+    """
 
     pictures: ImageSource
     config: EvaluationConfig
-    extractor: FeatureExtractor
+    device: torch.device
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The features that the configuration names, or those that suit the pictures."""
+        features = self.config.features or ("digits" if self.pictures.name == "digits" else "inception")
+        return open_features(features, self.device, self.config.inception)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -160,24 +170,21 @@ def evaluate(
     state = PartialState(cpu=device.type == "cpu")
     device = state.device if state.num_processes > 1 else device
     source, reference = open_sources(samples, data, config, device)
-    if source.count is None:
-        index = np.arange(reference.num)
-    else:
-        index = evenly_spaced(source.count, config.num or source.count)
+    index = np.arange(reference.num) if source.count is None else evenly_spaced(source.count, config.num or source.count)
     if len(index) < (config.num or 0):
         raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
 
-    real = measure_reference(reference, device)
-    generated = measure(source, index, reference.extractor, config.batch, device)
+    real = measure_reference(reference)
+    extractor = reference.extractor
+    generated = measure(source, index, extractor, config.batch, device)
     if not state.is_main_process:
         return None
     scores = score(generated.to(device), real[reference.numbers()].to(device), config.k)
     held = "even" if reference.config.split == "even" else "odd"
     others = reference.numbers(OTHER_HALF[held])
-    others = others[evenly_spaced(len(others), len(index))]
-    floor = score(real[others].to(device), real[reference.numbers(held)].to(device), config.k)
-    extractor = reference.extractor
+    shown = others[evenly_spaced(len(others), len(index))]
+    floor = score(real[shown].to(device), real[reference.numbers(held)].to(device), config.k)
     return {
         "samples": {"source": source.name, "seed": config.seed if source.count is None else None},
         "reference": reference.facts(),
@@ -195,10 +202,11 @@ def open_sources(
 ) -> tuple[ImageSource, Reference]:
     """The samples and the reference, of one size and number of channels; arguments and errors as for :func:`evaluate`."""
     source, split = None, "all"
-    if is_run(samples):
-        source, trained_on = open_run(samples, config.seed, device)
-        trained_data, trained_half = whole_and_half(trained_on)
-        data, split = data or trained_data, OTHER_HALF[trained_half]
+    if isinstance(samples, Pipeline) or is_run(samples):
+        pipeline = samples if isinstance(samples, Pipeline) else Pipeline.from_pretrained(samples, device=device)
+        source = open_run("pipeline" if samples is pipeline else str(samples), pipeline, config.seed)
+        trained_on, trained_half = whole_and_half(pipeline.config.data)
+        data, split = data or trained_on, OTHER_HALF[trained_half]
         if config.size is not None and Size.of(config.size) != source.size:
             raise InputError(f"size {config.size}: the images of {source.name} have size {source.size}")
     elif not Path(samples).exists():
@@ -208,35 +216,20 @@ def open_sources(
     elif Path(samples).suffix.lower() == ".npz":
         source = open_npz(Path(samples), config.size)
     config = replace(config, split=config.split or split, size=str(source.size) if source else config.size)
-    reference = open_reference(data, config, device, source.channels if source else None)
-    pictures = reference.pictures
-    return source or open_pictures(str(samples), replace(config, size=str(pictures.size)), pictures.channels), reference
+    pictures = open_pictures(data, config, source.channels if source else None)
+    source = source or open_pictures(str(samples), replace(config, size=str(pictures.size)), pictures.channels)
+    return source, Reference(pictures, config, device)
 
 
-def open_reference(data: str, config: EvaluationConfig, device: torch.device, channels: int | None = None) -> Reference:
-    """The real pictures called ``data``, with the features that ``config`` names or that suit them.
-
-    Raises:
-        InputError: if there is nothing of that name, or a file of it is missing or damaged.
-    """
-    pictures = open_pictures(data, config, channels)
-    features = config.features or ("digits" if data == "digits" else "inception")
-    return Reference(pictures, config, open_features(features, device, config.inception))
-
-
-def is_run(samples: Pipeline | Path | str) -> bool:
-    """Whether a run makes the samples: a pipeline, a run folder, or owner/name on the Hub."""
-    if isinstance(samples, Pipeline):
-        return True
+def is_run(samples: Path | str) -> bool:
+    """Whether this is a run folder, or owner/name of a run on the Hub."""
     return (Path(samples) / "config.json").exists() or (not Path(samples).exists() and is_model_id(str(samples)))
 
 
-def open_run(run: Pipeline | Path | str, seed: int, device: torch.device) -> tuple[ImageSource, str]:
-    """The images that a run makes from a seed, and the name of the data it was trained on."""
-    pipeline = run if isinstance(run, Pipeline) else Pipeline.from_pretrained(run, device=device)
-    config, name = pipeline.config, "pipeline" if run is pipeline else str(run)
-    source = ImageSource(name, config.size, config.channels, None, lambda index: to_uint8(pipeline.sample(index, seed)))
-    return source, config.data
+def open_run(name: str, pipeline: Pipeline, seed: int) -> ImageSource:
+    """The images that a run makes from a seed."""
+    config = pipeline.config
+    return ImageSource(name, config.size, config.channels, None, lambda index: to_uint8(pipeline.sample(index, seed)))
 
 
 def open_pictures(data: str, config: EvaluationConfig, channels: int | None = None) -> ImageSource:
@@ -296,13 +289,12 @@ def measure(source: ImageSource, index: np.ndarray, extractor: FeatureExtractor,
     return Measurement(*(gather(torch.cat(parts))[: len(index)].cpu() for parts in (features, colours)))
 
 
-def measure_reference(reference: Reference, device: torch.device) -> Measurement | None:
+def measure_reference(reference: Reference) -> Measurement | None:
     """Features and colours of all real pictures, from the cache if they are there, else measured and kept there.
 
     On a cache hit only rank 0 gets them, the others None.
     """
-    measured, path, pictures, extractor = None, Path(), reference.pictures, reference.extractor
-    main = PartialState().is_main_process
+    measured, pictures, main = None, reference.pictures, PartialState().is_main_process
     if main:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         path = (reference.config.cache or caches / "beyond-blur") / f"{reference.fingerprint}.safetensors"
@@ -310,7 +302,8 @@ def measure_reference(reference: Reference, device: torch.device) -> Measurement
             measured = Measurement(**load_tensors(path))
     [cached] = broadcast_object_list([measured is not None])
     if not cached:
-        measured = measure(pictures, np.arange(pictures.count), extractor, reference.config.batch, device)
+        everything = np.arange(pictures.count)
+        measured = measure(pictures, everything, reference.extractor, reference.config.batch, reference.device)
         if main:
-            save_tensors(path, vars(measured), {"data": pictures.name, "features": extractor.name})
+            save_tensors(path, vars(measured), {"data": pictures.name, "features": reference.extractor.name})
     return measured
