@@ -46,3 +46,10 @@ def stripes(count: int = 20, size: int | tuple[int, int] = SIZE) -> list[np.ndar
 
 def without_dropout(config: RunConfig) -> RunConfig:
     return replace(config, network=replace(config.network, dropout=0.0))
+
+
+def said(output: tuple[str, str]) -> tuple[str, str]:
+    """Standard output, and standard error without what reports progress."""
+    out, err = output
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith(("preparing", "training:", "prior:"))]
+    return out, "".join(line + "\n" for line in lines)

@@ -23,7 +23,7 @@ from diffusion.evaluation import scoring
 from diffusion.files import load_tensors, save_tensors
 from diffusion.training.loop import train
 from lbm_warp.checks import InputError
-from tests.runs import SIZE, stripes, tiny_config
+from tests.runs import SIZE, said, stripes, tiny_config
 from tests.test_metrics import counted
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             evaluate.main([str(word) for word in arguments])
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-        return code, *capsys.readouterr()
+        return code, *said(capsys.readouterr())
 
     return command
 
@@ -123,7 +123,7 @@ def test_the_library_finds_what_the_command_finds(call: Call, run: Path, data: P
         # A pixel on the edge between two bytes may fall either way.
         assert again["scores"]["frechet_distance"] == pytest.approx(found["scores"]["frechet_distance"], rel=1e-3)
         assert all(again[name] == found[name] for name in ("reference", "size", "channels", "features", "k", "floor"))
-    with pytest.raises(InputError, match="nobody/nothing: no such run folder, and not to be had from the Hub"):
+    with pytest.raises(InputError, match="nobody/nothing: no such run folder, and the Hub does not provide it"):
         diffusion.evaluate("nobody/nothing")
 
 

@@ -339,13 +339,13 @@ def refused(folder: str | Path, message: str, **options: object) -> None:
 
 def test_what_the_hub_does_not_have_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refused("someone/stripes", "no such run folder, and not to be had from the Hub", cache_dir=tmp_path, local_files_only=True)
+    refused("someone/stripes", "no such run folder, and the Hub does not provide it", cache_dir=tmp_path, local_files_only=True)
 
     def offline(*arguments: object, **options: object) -> None:
         raise LocalEntryNotFoundError("no connection\nand more lines")
 
     monkeypatch.setattr("diffusion.sampling.pipeline.snapshot_download", offline)
-    refused("someone/stripes", r"not to be had from the Hub \(no connection\)")
+    refused("someone/stripes", r"the Hub does not provide it \(no connection\)")
 
 
 @pytest.mark.parametrize(

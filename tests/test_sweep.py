@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ from cli.jobs import Job
 from diffusion import Pipeline
 from diffusion.config import load_config, save_config
 from diffusion.files import write_json
-from diffusion.process import PROCESSES, ForwardProcess, named_process
+from diffusion.process import PROCESSES, ForwardProcess
 from diffusion.size import Size
-from tests.runs import SIZE, stripes
+from tests.runs import SIZE, corruption, said, stripes
 
 ROOT = Path(__file__).parent.parent
 PICTURES = np.rint(255 * np.stack(stripes(41))).astype(np.uint8)
@@ -69,7 +68,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
             sweep.main([str(word) for word in arguments])
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-        return code, *capsys.readouterr()
+        return code, *said(capsys.readouterr())
 
     return command
 
@@ -126,10 +125,10 @@ def test_processes_without_their_flow_are_one(device: torch.device) -> None:
     """What the sharing of runs at Pe = 0 rests on."""
     u0, seed = torch.from_numpy(np.stack(stripes(4))).to(device), torch.arange(4)
     level = torch.tensor([1, 20, 40, 60])
-    expected = named_process("ihd").training_example(u0, level, seed)
+    expected = corruption("ihd").training_example(u0, level, seed)
     for name, process in PROCESSES.items():
         if process.peclet > 0.0:
-            for got, want in zip(replace(process, peclet=0.0).training_example(u0, level, seed), expected, strict=True):
+            for got, want in zip(corruption(process, peclet=0.0).training_example(u0, level, seed), expected, strict=True):
                 assert (got - want).abs().max() < 2e-5, name
 
 
@@ -318,7 +317,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         (["--data", "nothing", *zero], "nothing: no such folder or archive"),
         (["--blur", "none", "--peclet", "0.1"], "target step needs a blur"),
         (["--levels", "0", *zero], "levels must be at least 1, got 0"),
-        (["--checkpoint-every", "0", *zero], "--checkpoint-every must be at least 1, got 0"),
+        (["--checkpoint-every", "0", *zero], "checkpoint_every must be at least 1, got 0"),
         (["--device", "tpu", *zero], "--device tpu: expected auto, cpu, cuda or cuda:N"),
         (["--out", "data/000.png", *zero], "data/000.png"),
     ):
