@@ -149,6 +149,7 @@ def test_one_of_several_processes_prepares_and_the_others_wait(
 ) -> None:
     """Threads stand for processes here: the lock keeps them apart alike."""
     monkeypatch.setattr(module, "PATIENCE", 0.01)
+    monkeypatch.setattr(module, "ANNOUNCED", 0)
     slow = threading.Event()
     attempt = module._attempt
     monkeypatch.setattr(module, "_attempt", lambda *arguments: slow.wait(0.05) or attempt(*arguments))
@@ -180,6 +181,7 @@ def test_the_space_is_said_first_and_refused_where_the_disk_has_less(
     with fails("30 images", "at 256 pixels: 1.9 MiB", tmp_path / "cache", "1.0 MiB free", "--data-cache"):
         opened(256)
     assert kept(tmp_path / "cache") == set()
+    monkeypatch.setattr(module, "ANNOUNCED", 2**16)
     opened(128)
     assert f"preparing 30 images of {tmp_path / 'in'} at 128 pixels: 0.5 MiB in {tmp_path / 'cache'}" in capsys.readouterr().err
 
@@ -208,8 +210,9 @@ def test_the_share_of_bad_files_decides(tmp_path: Path) -> None:
 
 
 def test_no_picture_left(tmp_path: Path) -> None:
-    with fails(tmp_path, "no image files"):
-        open_dataset(str(tmp_path))
+    for grey in (None, True):
+        with fails(tmp_path, "no image files"):
+            open_dataset(str(tmp_path), grey=grey)
     (tmp_path / "a.png").write_text("text")
     with fails(tmp_path, "no image among the first 1", "a.png: not an image"):
         open_dataset(str(tmp_path))

@@ -207,6 +207,8 @@ def find_source(
         problem = f"did you mean '{nearest[0]}'?" if nearest else "no such folder or archive;"
         accepted = f"a folder or .zip archive of images, hf:owner/name, or one of {', '.join(_NAMES)}"
         raise DataError(f"{data}: {problem} expected {accepted}")
+    if not source.names:
+        raise DataError(f"{source.location}: no image files; expected PNG, JPEG or others that Pillow reads; check the path")
     return name, source, size or Size.of(_SIZE), count_channels(source) if grey is None else 1 if grey else 3
 
 

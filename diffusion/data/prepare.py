@@ -38,6 +38,8 @@ VERSION = 1
 PROBES = 32
 # Images between two notes of the progress.
 CHUNK = 256
+# Space in bytes that is said first.
+ANNOUNCED = 2**24
 # Seconds to wait for another process before saying so.
 PATIENCE = 10
 
@@ -82,15 +84,15 @@ def prepare(source: Source, size: Size, channels: int, cache: Path | None = None
 
 def count_channels(source: Source) -> int:
     """1 if those of the first 32 images that can be read are all grey, else 3; raise DataError if there are none."""
-    modes, problem = set(), "no image files; expected PNG, JPEG or others that Pillow reads; check the path"
+    modes, problem = set(), None
     for name in (probes := source.names[:PROBES]):
         try:
             with source.open(name) as (file, label):
                 modes.add(open_image(file, label).mode)
         except DataError as error:
-            problem = f"no image among the first {len(probes)}; the last: {error}"
+            problem = error
     if not modes:
-        raise DataError(f"{source.location}: {problem}")
+        raise DataError(f"{source.location}: no image among the first {len(probes)}; the last: {problem}")
     return 1 if modes <= GREY_MODES else 3
 
 
@@ -129,9 +131,10 @@ def _make(source: Source, size: Size, channels: int, path: Path, version: str) -
     task = f"{len(names) - done:,} images of {source.location} at {size} pixels: {space / 2**20:,.1f} MiB in {path.parent}"
     if space > free:
         raise DataError(f"{task}, which has {free / 2**20:,.1f} MiB free; make room, or choose another folder with --data-cache")
-    print(f"preparing {task}", file=sys.stderr)
+    if space >= ANNOUNCED:
+        print(f"preparing {task}", file=sys.stderr)
 
-    bar = tqdm(total=len(names), initial=done, desc="preparing", unit="img", leave=False)
+    bar = tqdm(total=len(names), initial=done, desc="preparing", unit="img", delay=1, leave=False)
     with bar, open(part, "ab") as file, ThreadPoolExecutor() as pool:
         # Cuts off what came after the last note of the progress; a new file gets room for the header.
         file.truncate(header + (done - len(refused)) * each)
