@@ -36,13 +36,13 @@ def opened(folder: Path, tmp_path: Path) -> Callable[..., ImageDataset]:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the pictures that are decoded."""
-    names, levels = [], module.levels
+    names, decode = [], module.decode
 
-    def counting(source, size, channels, name):
+    def counting(source, name, size, channels):
         names.append(name)
-        return levels(source, size, channels, name)
+        return decode(source, name, size, channels)
 
-    monkeypatch.setattr(module, "levels", counting)
+    monkeypatch.setattr(module, "decode", counting)
     return names
 
 
@@ -89,15 +89,15 @@ def test_a_killed_preparation_is_gone_on_with(
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 4)
     damage(folder / "02.png")
-    attempt, tried = module._attempt, []
+    decode, tried = module.decode, []
 
     def killed(*arguments):
         tried.append(arguments)
         if len(tried) == 15:
             raise KeyboardInterrupt
-        return attempt(*arguments)
+        return decode(*arguments)
 
-    monkeypatch.setattr(module, "_attempt", killed)
+    monkeypatch.setattr(module, "decode", killed)
     with pytest.raises(KeyboardInterrupt):
         opened()
     assert kept(tmp_path / "cache") == {".part", ".progress"}
@@ -151,8 +151,8 @@ def test_one_of_several_processes_prepares_and_the_others_wait(
     monkeypatch.setattr(module, "PATIENCE", 0.01)
     monkeypatch.setattr(module, "ANNOUNCED", 0)
     slow = threading.Event()
-    attempt = module._attempt
-    monkeypatch.setattr(module, "_attempt", lambda *arguments: slow.wait(0.05) or attempt(*arguments))
+    decode = module.decode
+    monkeypatch.setattr(module, "decode", lambda *arguments: slow.wait(0.05) or decode(*arguments))
     with ThreadPoolExecutor(3) as pool:
         datasets = list(pool.map(lambda _: opened(), range(3)))
     assert len(decoded) == 30
@@ -167,7 +167,7 @@ def test_the_number_of_threads_changes_nothing(
 ) -> None:
     whole = np.array(opened().pixels)
     shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(module, "THREADS", 1)
     np.testing.assert_array_equal(opened().pixels, whole)
 
 
