@@ -80,8 +80,8 @@ def test_a_table_is_read_by_index(folder: Path) -> None:
 
 
 def test_a_table_is_prepared_once_and_again_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, levels = [], prepare.levels
-    monkeypatch.setattr(prepare, "levels", lambda *arguments: read.append(arguments) or levels(*arguments))
+    read, decode = [], prepare.decode
+    monkeypatch.setattr(prepare, "decode", lambda *arguments: read.append(arguments) or decode(*arguments))
     monkeypatch.chdir(folder.parent)
     for name in (f"hf:{folder}", f"hf:{folder}", "hf:set"):
         assert len(open_dataset(name, 8)) == 60 and len(read) == 60

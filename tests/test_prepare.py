@@ -36,13 +36,13 @@ def opened(folder: Path, tmp_path: Path) -> Callable[..., ImageDataset]:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the pictures that are decoded."""
-    names, levels = [], module.levels
+    names, decode = [], module.decode
 
-    def counting(source, size, channels, name):
+    def counting(source, name, size, channels):
         names.append(name)
-        return levels(source, size, channels, name)
+        return decode(source, name, size, channels)
 
-    monkeypatch.setattr(module, "levels", counting)
+    monkeypatch.setattr(module, "decode", counting)
     return names
 
 
@@ -89,15 +89,15 @@ def test_a_killed_preparation_is_gone_on_with(
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 4)
     damage(folder / "02.png")
-    attempt, tried = module._attempt, []
+    decode, tried = module.decode, []
 
     def killed(*arguments):
         tried.append(arguments)
         if len(tried) == 15:
             raise KeyboardInterrupt
-        return attempt(*arguments)
+        return decode(*arguments)
 
-    monkeypatch.setattr(module, "_attempt", killed)
+    monkeypatch.setattr(module, "decode", killed)
     with pytest.raises(KeyboardInterrupt):
         opened()
     assert kept(tmp_path / "cache") == {".part", ".progress"}
@@ -149,9 +149,10 @@ def test_one_of_several_processes_prepares_and_the_others_wait(
 ) -> None:
     """Threads stand for processes here: the lock keeps them apart alike."""
     monkeypatch.setattr(module, "PATIENCE", 0.01)
+    monkeypatch.setattr(module, "ANNOUNCED", 0)
     slow = threading.Event()
-    attempt = module._attempt
-    monkeypatch.setattr(module, "_attempt", lambda *arguments: slow.wait(0.05) or attempt(*arguments))
+    decode = module.decode
+    monkeypatch.setattr(module, "decode", lambda *arguments: slow.wait(0.05) or decode(*arguments))
     with ThreadPoolExecutor(3) as pool:
         datasets = list(pool.map(lambda _: opened(), range(3)))
     assert len(decoded) == 30
@@ -166,7 +167,7 @@ def test_the_number_of_threads_changes_nothing(
 ) -> None:
     whole = np.array(opened().pixels)
     shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(module, "THREADS", 1)
     np.testing.assert_array_equal(opened().pixels, whole)
 
 
@@ -180,6 +181,7 @@ def test_the_space_is_said_first_and_refused_where_the_disk_has_less(
     with fails("30 images", "at 256 pixels: 1.9 MiB", tmp_path / "cache", "1.0 MiB free", "--data-cache"):
         opened(256)
     assert kept(tmp_path / "cache") == set()
+    monkeypatch.setattr(module, "ANNOUNCED", 2**16)
     opened(128)
     assert f"preparing 30 images of {tmp_path / 'in'} at 128 pixels: 0.5 MiB in {tmp_path / 'cache'}" in capsys.readouterr().err
 
@@ -208,8 +210,9 @@ def test_the_share_of_bad_files_decides(tmp_path: Path) -> None:
 
 
 def test_no_picture_left(tmp_path: Path) -> None:
-    with fails(tmp_path, "no image files"):
-        open_dataset(str(tmp_path))
+    for grey in (None, True):
+        with fails(tmp_path, "no image files"):
+            open_dataset(str(tmp_path), grey=grey)
     (tmp_path / "a.png").write_text("text")
     with fails(tmp_path, "no image among the first 1", "a.png: not an image"):
         open_dataset(str(tmp_path))

@@ -23,7 +23,7 @@ import numpy as np
 from diffusion.data import catalog
 from diffusion.data.hub import Row, Stream, open_hub
 from diffusion.data.images import DataError, fit, with_channels
-from diffusion.data.prepare import allowed, count_channels, levels, prepare, refusal
+from diffusion.data.prepare import THREADS, allowed, count_channels, decode, prepare, refusal
 from diffusion.data.sources import Source, open_path
 from diffusion.size import Size
 
@@ -41,7 +41,6 @@ class Images(Sequence[np.ndarray]):
     """Images by number: `images[i]` is float32 [channels, height, width] in [0, 1]."""
 
     pixels: np.ndarray
-    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -59,7 +58,7 @@ class ImageDataset(Images):
     description: str
     """One line: how many images, and where they came from."""
     pixels: np.ndarray
-    """All images [N, channels, height, width]: memory-mapped uint8 levels, or float32 in [0, 1] (the digits)."""
+    """All images, [N, channels, height, width]: memory-mapped uint8, or float32 in [0, 1] (the digits)."""
     labels: np.ndarray | None = None
     """Class of each image, int64 [N], where it is known."""
     split: Split = "all"
@@ -78,29 +77,26 @@ class ImageDataset(Images):
 
 @dataclass(frozen=True, eq=False)
 class ImageStream(Images):
-    """Images of one size of a set of the hub that is not kept on the disk; `stream[i]` reads its beginning."""
+    """A set of the hub that is not kept on the disk, in the fields of `ImageDataset`; `stream[i]` reads its beginning."""
 
     name: str
-    """Short name."""
     description: str
-    """One line: how many images, and where they come from."""
     channels: int
-    """1 for grey, 3 for RGB."""
     size: Size
-    """Height and width [pixels]."""
     source: Stream
     """The encoded images."""
     damaged: set[str] = field(default_factory=set)
     """What was wrong with the damaged images found so far."""
+    labels = None
 
-    def levels(self, row: Row) -> np.ndarray:
-        """Decode an image of the stream to uint8 [channels, height, width]. A damaged one is replaced, depending on it alone.
+    def decode(self, row: Row) -> np.ndarray:
+        """An image of the stream, uint8 [channels, height, width]; a damaged one is replaced by one that depends on it alone.
 
         Raises:
             DataError: More than 1,000 images were damaged.
         """
         try:
-            return levels(self.source, self.size, self.channels, row)
+            return decode(self.source, row, self.size, self.channels)
         except DataError as error:
             self.damaged.add(str(error))
             if len(self.damaged) > allowed(_HEAD) or not self._spares:
@@ -113,15 +109,15 @@ class ImageStream(Images):
         spares = []
         for row in self.source.names:
             with suppress(DataError):
-                spares.append(levels(self.source, self.size, self.channels, row))
+                spares.append(decode(self.source, row, self.size, self.channels))
         return spares
 
     @cached_property
     def pixels(self) -> np.ndarray:
         """The beginning of the stream, up to 10,000 images, read when it is first asked for: uint8 [N, channels, height, width]."""
         count = min(_HEAD, _HEAD_BYTES // (self.channels * math.prod(self.size)))
-        with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(self.levels, islice(self.source, count))))
+        with ThreadPoolExecutor(THREADS) as pool:
+            return np.stack(list(pool.map(self.decode, islice(self.source, count))))
 
 
 def open_dataset(
@@ -134,7 +130,7 @@ def open_dataset(
     split: Split = "all",
     cache: Path | None = None,
 ) -> ImageDataset | ImageStream:
-    """Open the images called `data`. The first time they are prepared: decoded, cropped, resized, and kept as 8-bit levels.
+    """Open the images called `data`. The first time they are prepared: decoded, cropped, resized, rounded to 8 bits, and kept.
 
     Args:
         data: One of
@@ -166,18 +162,25 @@ def open_dataset(
     if stream and split != "all":
         raise DataError(f"{data}: a stream has no halves; leave out --stream, or --split")
     if data == "digits" and not stream:
-        return _half(_digits(size or Size(16, 16), channels=3 if grey is False else 1), split)
-    name, source, size, channels = find_source(data, size, root, grey, stream)
-    kind = "grey" if channels == 1 else "colour"
-    if stream:
-        count = f"{source.count} " if source.count else ""
-        return ImageStream(name, f"{count}{kind} images, streamed from {source.location}", channels, size, source)
-    pixels, index = prepare(source, size, channels, cache)
-    if refused := index["refused"]:
-        count = len(pixels) + len(refused)
-        warnings.warn(f"{source.location}: {refusal(refused, count)}; they are left out", stacklevel=2)
-    labels = None if index["labels"] is None else np.array(index["labels"], dtype=np.int64)
-    return _half(ImageDataset(name, f"{len(pixels)} {kind} images from {source.location}", pixels, labels), split)
+        name, description, pixels, labels = _digits(size or Size(16, 16), channels=3 if grey is False else 1)
+    else:
+        name, source, size, channels = find_source(data, size, root, grey, stream)
+        kind = "grey" if channels == 1 else "colour"
+        if stream:
+            description = f"{source.count or ''} {kind} images, streamed from {source.location}".lstrip()
+            return ImageStream(name, description, channels, size, source)
+        pixels, index = prepare(source, size, channels, cache)
+        description, labels = f"{len(pixels)} {kind} images from {source.location}", index["labels"]
+        if refused := index["refused"]:
+            problem = refusal(refused, len(pixels) + len(refused))
+            warnings.warn(f"{source.location}: {problem}; they are left out", stacklevel=2)
+    chosen = _HALVES[split]
+    if not len(pixels[chosen]):
+        raise DataError(f"{name}: {description}, none of {split} number; at least 2 are needed for two halves")
+    if split != "all":
+        description += f", of which the {len(pixels[chosen])} of {split} number"
+    labels = None if labels is None else np.array(labels, dtype=np.int64)[chosen]
+    return ImageDataset(name_of_half(name, split), description, pixels[chosen], labels, split)
 
 
 def find_source(
@@ -207,11 +210,13 @@ def find_source(
         problem = f"did you mean '{nearest[0]}'?" if nearest else "no such folder or archive;"
         accepted = f"a folder or .zip archive of images, hf:owner/name, or one of {', '.join(_NAMES)}"
         raise DataError(f"{data}: {problem} expected {accepted}")
+    if not source.names:
+        raise DataError(f"{source.location}: no image files; expected PNG, JPEG or others that Pillow reads; check the path")
     return name, source, size or Size.of(_SIZE), count_channels(source) if grey is None else 1 if grey else 3
 
 
 def as_floats(pixels: np.ndarray) -> np.ndarray:
-    """Levels 0 to 255 as float32 in [0, 1]; floats stay as they are."""
+    """A copy of the pixels as float32 in [0, 1]; uint8 values are divided by 255."""
     return np.divide(pixels, 255, dtype=np.float32) if pixels.dtype == np.uint8 else np.array(pixels)
 
 
@@ -236,20 +241,10 @@ def whole_and_half(name: str) -> tuple[str, Split]:
     return (found[1], found[2]) if found else (name, "all")
 
 
-def _digits(size: Size, channels: int) -> ImageDataset:
+def _digits(size: Size, channels: int) -> tuple[str, str, np.ndarray, np.ndarray]:
     with (files("assets") / "digits.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as table:
         rows = np.loadtxt(table, delimiter=",", dtype=np.int64)
     images = rows[:, :64].reshape(-1, 1, 8, 8).astype(np.float32) / 16
     pixels = np.stack([fit(with_channels(image, channels), size) for image in images])
     description = f"{len(rows)} handwritten digits of 8 x 8 pixels, embedded (UCI, Alpaydin and Kaynak, CC BY 4.0)"
-    return ImageDataset("digits", description, pixels, labels=rows[:, 64])
-
-
-def _half(whole: ImageDataset, split: Split) -> ImageDataset:
-    if split == "all":
-        return whole
-    pixels, labels = whole.pixels[_HALVES[split]], None if whole.labels is None else whole.labels[_HALVES[split]]
-    if not len(pixels):
-        raise DataError(f"{whole.name}: {len(whole)} image has none of {split} number; at least 2 are needed for two halves")
-    description = f"{whole.description}, of which the {len(pixels)} of {split} number"
-    return ImageDataset(name_of_half(whole.name, split), description, pixels, labels, split)
+    return "digits", description, pixels, rows[:, 64]

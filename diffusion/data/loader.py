@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from diffusion.data.dataset import ImageDataset, ImageStream, as_floats
 from diffusion.data.images import DataError
+from diffusion.data.prepare import THREADS
 from diffusion.rng import below
 
 
@@ -150,10 +151,10 @@ class _StreamReader(IterableDataset):
     def __iter__(self) -> Iterator[torch.Tensor | DataError]:
         rows = self.stream.source.shuffled(self.order.seed, self.order.first)
         try:
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor(THREADS) as pool:
                 for batch, share in self.order:
                     mine = [row for number, row in zip(batch, rows, strict=False) if number in share]
-                    pixels = np.array(list(pool.map(self.stream.levels, mine)), dtype=np.uint8)
+                    pixels = np.array(list(pool.map(self.stream.decode, mine)), dtype=np.uint8)
                     yield self.order.mirror(pixels.reshape(-1, self.stream.channels, *self.stream.size), share)
         except DataError as error:
             # Given, not raised: torch changes the message of an error that is raised in a worker.

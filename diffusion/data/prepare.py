@@ -2,7 +2,7 @@
 
 For each source, size and number of channels the cache folder holds
 
-    NAME.npy     levels of the images, uint8 [N, C, H, W], as numpy writes them
+    NAME.npy     the images, uint8 [N, C, H, W], as numpy writes them
     NAME.json    where they came from, their names and classes, which files were refused and why
     NAME.part, NAME.progress    the same while they are made: the next process goes on where one was killed
     NAME.lock    locked by the process that makes them
@@ -19,7 +19,6 @@ import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,13 @@ from diffusion.data.sources import Source
 from diffusion.files import read_json, write_json
 from diffusion.size import Size
 
-# A new version makes images that an earlier one prepared out of date.
-VERSION = 1
-# Images from which a source is judged grey or colour.
-PROBES = 32
-# Images between two notes of the progress.
-CHUNK = 256
-# Seconds to wait for another process before saying so.
-PATIENCE = 10
+VERSION = 1  # a new one makes images that an earlier one prepared out of date
+PROBES = 32  # images by which a source is judged grey or colour
+CHUNK = 256  # images between two notes of the progress
+ANNOUNCED = 2**24  # bytes that are announced first
+PATIENCE = 10  # seconds to wait for another process before saying so
+# Decoding lets other threads work. Many large images at once would fill the memory.
+THREADS = min(8, os.cpu_count() or 1)
 
 
 def default_cache() -> Path:
@@ -57,8 +55,8 @@ def prepare(source: Source, size: Size, channels: int, cache: Path | None = None
         cache: The cache folder; None is `default_cache`.
 
     Returns:
-        Levels, memory-mapped uint8 [N, channels, height, width], and what NAME.json holds: `names` and `labels` (integers, or None)
-        of these images, and `refused`: why files were left out, by name.
+        The images, memory-mapped uint8 [N, channels, height, width], and what NAME.json holds: their `names` and `labels` (integers,
+        or None), and `refused`: why files were left out, by name.
 
     Raises:
         DataError: More than 10 % of the files (and more than 5), or all of them, cannot be read; the folder cannot be written, or
@@ -82,19 +80,19 @@ def prepare(source: Source, size: Size, channels: int, cache: Path | None = None
 
 def count_channels(source: Source) -> int:
     """1 if those of the first 32 images that can be read are all grey, else 3; raise DataError if there are none."""
-    modes, problem = set(), "no image files; expected PNG, JPEG or others that Pillow reads; check the path"
+    modes, problem = set(), None
     for name in (probes := source.names[:PROBES]):
         try:
             with source.open(name) as (file, label):
                 modes.add(open_image(file, label).mode)
         except DataError as error:
-            problem = f"no image among the first {len(probes)}; the last: {error}"
+            problem = error
     if not modes:
-        raise DataError(f"{source.location}: {problem}")
+        raise DataError(f"{source.location}: no image among the first {len(probes)}; the last: {problem}")
     return 1 if modes <= GREY_MODES else 3
 
 
-def levels(source: Source, size: Size, channels: int, name: str) -> np.ndarray:
+def decode(source: Source, name: str, size: Size, channels: int) -> np.ndarray:
     """One image as training takes it, rounded to 8 bits: uint8 [channels, height, width]; raise DataError if it cannot be read."""
     with source.open(name) as (file, label):
         image = read_image(file, "L" if channels == 1 else "RGB", label)
@@ -120,28 +118,29 @@ def _make(source: Source, size: Size, channels: int, path: Path, version: str) -
     try:
         begun = read_json(progress)
         done, refused = begun["done"], begun["refused"]
-        whole = begun["version"] == version and part.stat().st_size >= header + (done - len(refused)) * each
+        fits = begun["version"] == version and part.stat().st_size >= header + (done - len(refused)) * each
     except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
+        fits = False
+    if not fits:
         done, refused = 0, {}
     space, free = (len(names) - done) * each, shutil.disk_usage(path.parent).free
     task = f"{len(names) - done:,} images of {source.location} at {size} pixels: {space / 2**20:,.1f} MiB in {path.parent}"
     if space > free:
         raise DataError(f"{task}, which has {free / 2**20:,.1f} MiB free; make room, or choose another folder with --data-cache")
-    print(f"preparing {task}", file=sys.stderr)
+    if space >= ANNOUNCED:
+        print(f"preparing {task}", file=sys.stderr)
 
-    bar = tqdm(total=len(names), initial=done, desc="preparing", unit="img", leave=False)
-    with bar, open(part, "ab") as file, ThreadPoolExecutor() as pool:
+    bar = tqdm(total=len(names), initial=done, desc="preparing", unit="img", delay=1, leave=False)
+    with bar, open(part, "ab") as file, ThreadPoolExecutor(THREADS) as pool:
         # Cuts off what came after the last note of the progress; a new file gets room for the header.
         file.truncate(header + (done - len(refused)) * each)
         while done < len(names):
             chunk = names[done : done + CHUNK]
-            for name, image in zip(chunk, pool.map(partial(_attempt, source, size, channels), chunk), strict=True):
-                if isinstance(image, DataError):
-                    refused[name] = str(image)
-                else:
-                    file.write(image.tobytes())
+            for name, image in [(name, pool.submit(decode, source, name, size, channels)) for name in chunk]:
+                try:
+                    file.write(image.result().tobytes())
+                except DataError as error:
+                    refused[name] = str(error)
             file.flush()
             os.fsync(file.fileno())
             done += len(chunk)
@@ -153,24 +152,17 @@ def _make(source: Source, size: Size, channels: int, path: Path, version: str) -
                 raise DataError(f"{source.location}: {refusal(refused, done)}; remove or replace them")
 
     kept = [name for name in names if name not in refused]
-    classes = source.labels(kept)
-    labels = None if classes is None else classes.tolist()
+    labels = source.labels(kept)
+    content = {"source": source.location, "size": size.to_json(), "channels": channels, "version": version}
+    content |= {"names": kept, "labels": None if labels is None else labels.tolist(), "refused": refused}
     with open(part, "r+b") as file:
         file.write(_header(len(kept), shape))
         os.fsync(file.fileno())
     index.unlink(missing_ok=True)
     os.replace(part, path)
-    facts = {"source": source.location, "size": size.to_json(), "channels": channels, "version": version}
-    write_json(index, facts | {"names": kept, "labels": labels, "refused": refused})
+    write_json(index, content)
     progress.unlink()
-    return np.load(path, mmap_mode="r"), read_json(index)
-
-
-def _attempt(source: Source, size: Size, channels: int, name: str) -> np.ndarray | DataError:
-    try:
-        return levels(source, size, channels, name)
-    except DataError as error:
-        return error
+    return np.load(path, mmap_mode="r"), content
 
 
 def _load(path: Path, version: str) -> tuple[np.ndarray, dict[str, Any]] | None:

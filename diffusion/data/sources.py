@@ -238,7 +238,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _read_cifar(path: Path) -> np.ndarray:
-    """Read one file of CIFAR-10's binary version: uint8 [N, 1 + 3072], a label and 3 x 32 x 32 levels each."""
+    """Read one file of CIFAR-10's binary version: uint8 [N, 1 + 3072], a label and 3 x 32 x 32 values each."""
     with data_errors(str(path)):
         check_file_bytes(path.stat().st_size, str(path))
         values = np.frombuffer(path.read_bytes(), dtype=np.uint8)
