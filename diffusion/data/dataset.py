@@ -37,20 +37,8 @@ _HEAD = 10_000
 _HEAD_BYTES = 2**30
 
 
-class Images(Sequence[np.ndarray]):
-    """Images by number: `images[i]` is float32 [channels, height, width] in [0, 1]."""
-
-    pixels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        return as_floats(self.pixels[number])
-
-
 @dataclass(frozen=True, eq=False)
-class ImageDataset(Images):
+class ImageDataset(Sequence[np.ndarray]):
     """Images of one size: `dataset[i]` is float32 [channels, height, width] in [0, 1]."""
 
     name: str
@@ -74,9 +62,15 @@ class ImageDataset(Images):
         """Height and width [pixels]."""
         return Size(*self.pixels.shape[2:])
 
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return as_floats(self.pixels[number])
+
 
 @dataclass(frozen=True, eq=False)
-class ImageStream(Images):
+class ImageStream(Sequence[np.ndarray]):
     """A set of the hub that is not kept on the disk, in the fields of `ImageDataset`; `stream[i]` reads its beginning."""
 
     name: str
@@ -118,6 +112,12 @@ class ImageStream(Images):
         count = min(_HEAD, _HEAD_BYTES // (self.channels * math.prod(self.size)))
         with ThreadPoolExecutor(THREADS) as pool:
             return np.stack(list(pool.map(self.decode, islice(self.source, count))))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return as_floats(self.pixels[number])
 
 
 def open_dataset(

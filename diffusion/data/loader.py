@@ -66,11 +66,9 @@ def batches(
         batch_size=None,  # the readers give whole batches
         sampler=sampler,
         num_workers=workers,
-        # Forked processes share the data set.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # they share the data set
         worker_init_fn=partial(_prepare_worker, os.getpid()),
-        # Otherwise the loader draws from torch's global generator.
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # otherwise torch's global one is drawn from
     )
     images = _floats(loader)
     try:
@@ -88,7 +86,8 @@ def batches(
 
 def default_workers(dataset: Sequence[np.ndarray], ranks: int = 1) -> int:
     """How many processes to read `dataset` with on a machine that `ranks` share: one if it is not in memory and a core is free."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Only Linux says which cores are ours; elsewhere a worker is not forked, and would get a copy of all images.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     on_disk = isinstance(dataset, ImageStream) or (isinstance(dataset, ImageDataset) and isinstance(dataset.pixels, np.memmap))
     return int(on_disk and cores // ranks > 2)
 

@@ -55,8 +55,8 @@ def prepare(source: Source, size: Size, channels: int, cache: Path | None = None
         cache: The cache folder; None is `default_cache`.
 
     Returns:
-        The images, memory-mapped uint8 [N, channels, height, width], and what NAME.json holds: their `names` and `labels` (integers,
-        or None), and `refused`: why files were left out, by name.
+        The images, memory-mapped uint8 [N, channels, height, width], and what NAME.json holds: their `names`, their `labels`
+        (integers, or None), and in `refused` why other files are left out, by name.
 
     Raises:
         DataError: More than 10 % of the files (and more than 5), or all of them, cannot be read; the folder cannot be written, or
