@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffusion.config import RunConfig, TrainingConfig
+from diffusion.data.catalog import KNOWN
 from diffusion.network import NetworkConfig
 from diffusion.process import named_process
 from diffusion.size import Size
@@ -95,9 +96,7 @@ PRESETS = {
 
 # For pictures that no preset is made for: the largest shorter side [pixels] that each preset is taken for.
 _UP_TO = {"digits": 28, "cifar10": 32, "ffhq-64": 64, "ffhq-128": 128, "ffhq-256": 256}
-# The size of the images of a data set by default.
-_SIZE = {"ffhq": 128, "mnist": 28, "fashion-mnist": 28}
-_OTHER_SIZE = 64
+_SIZE = 64
 
 
 def preset(name: str) -> RunConfig:
@@ -115,7 +114,7 @@ def preset_for(data: str, size: Size | None = None) -> tuple[str, RunConfig]:
 
     Args:
         data: name of a data set, or where pictures are.
-        size: size of the images; by default that of the data set: 128 for ffhq, 28 for mnist, the preset's, or 64.
+        size: size of the images; by default that of the data set: 128 for ffhq, 28 for mnist, 16 for digits; 64 for other pictures.
 
     Returns:
         Its name, and the run on this data at this size.
@@ -124,7 +123,7 @@ def preset_for(data: str, size: Size | None = None) -> tuple[str, RunConfig]:
         InputError: if its network cannot work at this size.
     """
     sides = {name: config.size.shorter for name, config in PRESETS.items() if config.data == data}
-    size = size or Size.of(_SIZE.get(data) or next(iter(sides.values()), _OTHER_SIZE))
+    size = size or Size.of(KNOWN[data].size if data in KNOWN else next(iter(sides.values()), _SIZE))
     if sides:
         name = min(sides, key=lambda name: abs(sides[name] - size.shorter))
     else:
