@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import tyro
 
 from cli import console
 from cli.benchmark.data import Data
+from cli.benchmark.measure import Benchmark
 from cli.benchmark.operator import Operator
 from cli.benchmark.throughput import Sample, Train
-
-Benchmark = Operator | Train | Sample | Data
 
 
 def benchmark(options: Benchmark) -> None:
@@ -20,11 +18,11 @@ def benchmark(options: Benchmark) -> None:
     options.run()
 
 
-def parse(args: Sequence[str], **settings: Any) -> Benchmark:
+def parse(args: Sequence[str], **shown: object) -> Benchmark:
     """Parse a command line as ``tyro.cli`` does; ``operator`` may be left out."""
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         args = ["operator", *args]
-    return tyro.cli(Benchmark, args=args, **settings)
+    return tyro.cli(Operator | Train | Sample | Data, args=args, **shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

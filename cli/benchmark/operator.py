@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,21 +16,16 @@ from torch.utils.benchmark import Timer
 
 from cli import figures
 from cli.benchmark import measure
-from diffusion.files import write_json
 from lbm_warp import AdvectionDiffusion, Schedule
-from lbm_warp.checks import check_integer, check_number
+from lbm_warp.checks import check_number
 from lbm_warp.grids import midpoint_velocity
 from lbm_warp.populations import evolve
 
 LEVELS = 50
-COLUMNS = (
-    *("size", "batch", "name", "iterations", "median_seconds", "images_per_second"),
-    *("cell_updates_per_second", "share_of_copy_bandwidth", "times_the_operator"),
-)
 
 
 @dataclass(frozen=True)
-class Operator:
+class Operator(measure.Benchmark):
     """The corruption operator beside others (the default)."""
 
     sizes: tuple[int, ...] = (128,)
@@ -43,51 +38,35 @@ class Operator:
     """Peclet number."""
     sigma_max: float = 0.16
     """Blur width of the result, as a fraction of the side."""
-    repeats: int = 3
-    """Runs of each contender; medians are reported."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     slow: bool = True
     """Also measure contenders that take minutes on large images: the plain kernel, torch, and SciPy if it is installed."""
-    out: Path | None = None
-    """Write the numbers to this JSON file."""
     plot: Path | None = None
     """Draw cost against image size to this picture."""
 
     def run(self) -> None:
         """Time every contender on the same images in the same flow; print a table, write the numbers."""
         device = measure.pick_device(self.device)
-        for size, batch in product(self.sizes, self.batches):
-            check_integer("--sizes", size, 2)
-            check_integer("--batches", batch, 1)
-        check_integer("--channels", self.channels, 1)
-        check_integer("--repeats", self.repeats, 1)
+        self.check(sizes=2, batches=1, channels=1)
         check_number("--sigma-max", self.sigma_max, 0.01, 10.0)
-        copy = copy_bandwidth(device)
-        described = measure.describe(device)
+        copy, described = copy_bandwidth(device), measure.describe(device)
         task = f"{self.channels} channels, Pe = {self.peclet:g}, to {self.sigma_max:g} L"
-        print(f"{described}; copies {copy / 1e9:.3g} GB/s; {task}")
-        rows: list[dict[str, object]] = []
-        for size, batch in product(self.sizes, self.batches):
-            found = self.measure(size, batch, device, copy)
-            measure.print_table(COLUMNS, found, heads=not rows)
-            rows += found
-        if self.out is not None:
-            settings = {name: getattr(self, name) for name in ("channels", "peclet", "sigma_max", "repeats")}
-            write_json(self.out, {"device": described, "copy_bytes_per_second": copy, "settings": settings, "rows": rows})
+        settings = {name: getattr(self, name) for name in ("channels", "peclet", "sigma_max")}
+        work = f"copies {copy / 1e9:.3g} GB/s; {task}"
+        rows = self.report(described, work, self.rows(device, copy), copy_bytes_per_second=copy, settings=settings)
         if self.plot is not None:
             figures.save_figure(self.plot, figures.cost_curves(rows, f"{described}, {task}"))
 
-    def measure(self, size: int, batch: int, device: torch.device, copy: float) -> list[dict[str, object]]:
+    def rows(self, device: torch.device, copy: float) -> Iterator[measure.Row]:
         """A row of numbers for every contender, the operator first; ``copy`` is the copy bandwidth [bytes/s]."""
-        contenders = self.contenders(size, batch, device)
-        runs = [partial(measure.seconds, run) for _, _, run in contenders]
-        medians = list(map(statistics.median, measure.interleaved(runs, self.repeats)))
-        rows = []
-        for (name, iterations, _), seconds in zip(contenders, medians, strict=True):
-            updates = iterations and batch * self.channels * size**2 * iterations / seconds
-            rows.append(
-                {
+        for size, batch in product(self.sizes, self.batches):
+            contenders = self.contenders(size, batch, device)
+            times = self.interleaved([partial(measure.seconds, run) for _, _, run in contenders])
+            medians = list(map(statistics.median, times))
+            for (name, iterations, _), seconds in zip(contenders, medians, strict=True):
+                updates = iterations and batch * self.channels * size**2 * iterations / seconds
+                yield {
                     "size": size,
                     "batch": batch,
                     "name": name,
@@ -99,8 +78,6 @@ class Operator:
                     "share_of_copy_bandwidth": updates and updates * (8 + 8 / self.channels) / copy,
                     "times_the_operator": seconds / medians[0],
                 }
-            )
-        return rows
 
     def contenders(self, size: int, batch: int, device: torch.device) -> list[tuple[str, int | None, Callable[[], object]]]:
         """Ways to corrupt the same images: name, iterations of the pixel grid (None without one), and the call.

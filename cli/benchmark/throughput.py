@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import statistics
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import chain, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +19,7 @@ from torch.utils.benchmark import timer
 
 from cli import console
 from cli.benchmark import measure
-from cli.benchmark.measure import Column, shown
 from diffusion.config import RunConfig
-from diffusion.files import write_json
 from diffusion.presets import preset
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.prior import Prior
@@ -31,34 +29,18 @@ from diffusion.training.log import MetricsLog
 from diffusion.training.loop import ExecutionConfig, Trainer
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import TrainingState
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError
 
 # Length of a training that no benchmark reaches [images].
 ENDLESS = 2**62
 # Compiling wins from this ratio of speeds on: two measurements always differ a little.
 WIN = 1.02
-COLUMNS = (
-    Column("preset", "preset", 15),
-    Column("precision", "precision"),
-    Column("compiled", "compiled"),
-    Column("batch", "batch"),
-    Column("levels", "levels"),
-    Column("images_per_second", "images/s"),
-    Column("corruption_ms", "corruption ms"),
-    Column("network_ms", "network ms"),
-    Column("level_ms", "ms a level"),
-    Column("corruption_share", "corruption", form="{:.1%}".format),
-    Column("memory_bytes", "MiB", form=lambda value: shown(value / 2**20)),
-    Column("estimated_bytes", "estimated", form=lambda value: shown(value / 2**20)),
-)
-
-
-# A turn of the work. It returns images/s and milliseconds as floats, and facts about the work as integers.
+# A turn of the work; it returns numbers of a row, and the memory of the tensors that stay between turns (kept_bytes).
 Turn = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Throughput(ABC):
+class Throughput(measure.Benchmark):
     """Measures presets in every precision, compiled or not."""
 
     presets: tuple[str, ...] = ()
@@ -69,86 +51,79 @@ class Throughput(ABC):
     """Arithmetic of the network; by default fp32, and on CUDA also bf16."""
     compile: bool = False
     """Also measure the compiled network, and say whether compiling wins."""
-    repeats: int = 3
-    """Turns of each, after a first one that is not counted; medians are reported."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    out: Path | None = None
-    """Write the numbers to this JSON file."""
 
-    @abstractmethod
     def default_batch(self, config: RunConfig, device: torch.device) -> int:
         """Images at a time without --batch; raises InputError if an option does not suit the preset."""
+        return config.training.batch
 
     @abstractmethod
-    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, precision: str, compiled: bool) -> Turn:
+    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
         """Prepare a turn with the weights of ``state``, which all turns share, and ``config.training.batch`` images at a time."""
 
     def compare(self, work: str) -> None:
         """Measure all presets; print a table, write the numbers."""
         device = measure.pick_device(self.device)
-        check_integer("--repeats", self.repeats, 1)
-        if self.batch is not None:
-            check_integer("--batch", self.batch, 1)
+        on_cuda = device.type == "cuda"
+        self.check(batch=1)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("the benchmark measures a single process; leave out torchrun or accelerate launch")
         if self.compile:
             console.check_compiler()
-        usual = ("digits", "ffhq-64", "ffhq-128") if device.type == "cuda" else ("digits",)
         configs = {}
-        for name in self.presets or usual:
+        for name in self.presets or (("digits", "ffhq-64", "ffhq-128") if on_cuda else ("digits",)):
             config = preset(name)
             batch = self.default_batch(config, device)
             configs[name] = replace(config, training=replace(config.training, batch=self.batch or batch, images=ENDLESS))
-        described = f"{measure.describe(device)}, torch {torch.__version__}"
-        print(f"{described}; {work}, medians of {self.repeats}")
-        rows: list[dict[str, object]] = []
-        for name, config in configs.items():
-            found = self.measure(name, config, device)
-            measure.print_table(COLUMNS, found, heads=not rows)
-            print_verdicts(found)
-            rows += found
-        if self.out is not None:
-            write_json(self.out, {"device": described, "work": work, "repeats": self.repeats, "rows": rows})
+        precisions = dict.fromkeys(self.precision or (("fp32", "bf16") if on_cuda else ("fp32",)))
+        ways = [ExecutionConfig(precision=p, compile=c) for p, c in product(precisions, (False, True)[: 1 + self.compile])]
+        rows = chain.from_iterable(self.rows(name, config, device, ways) for name, config in configs.items())
+        self.report(f"{measure.describe(device)}, torch {torch.__version__}", work, rows)
 
-    def measure(self, name: str, config: RunConfig, device: torch.device) -> list[dict[str, object]]:
-        """A row of numbers for every precision, compiled or not, that fits into memory."""
+    def rows(self, name: str, config: RunConfig, device: torch.device, ways: Sequence[ExecutionConfig]) -> Iterator[measure.Row]:
+        """A row of numbers for every way to run the preset that fits into memory: those of the turn of median speed."""
         torch.compiler.reset()  # torch keeps only a few compiled versions of a function
         state = TrainingState.initial(config, device)
-        turns: dict[tuple[str, bool], tuple[Turn, float]] = {}
-        precisions = self.precision or (("fp32", "bf16") if device.type == "cuda" else ("fp32",))
-        for precision, compiled in product(dict.fromkeys(precisions), (False, True)[: 1 + self.compile]):
+        turns: dict[ExecutionConfig, tuple[Turn, float]] = {}
+        for way in ways:
             try:
-                turn = self.turn(config, state, device, precision, compiled)
-                turns[precision, compiled] = turn, measure.seconds(turn)
+                turn = self.turn(config, state, device, way)
+                turns[way] = turn, measure.seconds(turn)
             except (InputError, torch.OutOfMemoryError) as error:
                 if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
                     raise
-                print(f"{name}, {precision}: not enough memory for {config.training.batch} images at a time, see --batch")
-        results = measure.interleaved([turn for turn, _ in turns.values()], self.repeats)
-        rows = []
-        for ((precision, compiled), (turn, first)), found in zip(turns.items(), results, strict=True):
-            numbers = {
-                key: statistics.median(result[key] for result in found) if isinstance(value, float) else value
-                for key, value in found[0].items()
-            }
+                print(f"{name}, {way.precision}: not enough memory for {config.training.batch} images at a time, see --batch")
+        results = self.interleaved([turn for turn, _ in turns.values()])
+        plain: dict[str, float] = {}
+        for (way, (turn, first)), found in zip(turns.items(), results, strict=True):
+            numbers = sorted(found, key=itemgetter("images_per_second"))[len(found) // 2]
             if device.type == "cuda":
                 peak = measure.peak_memory(turn, device)
             else:
-                peak = measure.in_own_process(peak_of_second_turn, self, config, device, precision, compiled)
+                peak = measure.in_own_process(self.peak_of_second_turn, config, device, way)
             kept = numbers.pop("kept_bytes")
-            rows.append(
-                {
-                    "preset": name,
-                    "precision": precision,
-                    "compiled": compiled,
-                    **numbers,
-                    "corruption_share": numbers["corruption_ms"] / (numbers["corruption_ms"] + numbers["network_ms"]),
-                    "memory_bytes": None if peak is None else peak + kept,
-                    "first_turn_seconds": first,
-                }
-            )
-        return rows
+            yield {
+                "preset": name,
+                "precision": way.precision,
+                "compiled": way.compile,
+                **numbers,
+                "corruption_share": numbers["corruption_ms"] / (numbers["corruption_ms"] + numbers["network_ms"]),
+                "memory_bytes": None if peak is None else peak + kept,
+                "first_turn_seconds": first,
+            }
+            speed = numbers["images_per_second"]
+            if way.compile and way.precision in plain:
+                ratio = speed / plain[way.precision]
+                verdict = f"compiling {'wins' if ratio > WIN else 'does not win'}, {ratio:.2f} times the speed"
+                print(f"{name}, {way.precision}: {verdict}; the first turn took {first:.0f} s")
+            plain.setdefault(way.precision, speed)
+
+    def peak_of_second_turn(self, config: RunConfig, device: torch.device, execution: ExecutionConfig) -> int | None:
+        """Largest memory that a turn takes beyond what stays between turns [bytes]."""
+        turn = self.turn(config, TrainingState.initial(config, device), device, execution)
+        turn()
+        return measure.peak_memory(turn, device)
 
 
 @dataclass(frozen=True)
@@ -160,18 +135,14 @@ class Train(Throughput):
 
     def run(self) -> None:
         """Train every preset for a few steps, from pictures on the host to new weights and averages."""
-        check_integer("--steps", self.steps, 1)
+        self.check(steps=1)
         self.compare(f"{self.steps} steps a turn")
 
-    def default_batch(self, config: RunConfig, device: torch.device) -> int:
-        return config.training.batch
-
-    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, precision: str, compiled: bool) -> Turn:
+    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
         network, ranks, batch = same_weights(state.network), Ranks(device), config.training.batch
-        own = TrainingState(network, state.average, state.optimiser)
-        trainer = Trainer(config, own, ranks, ExecutionConfig(precision=precision, compile=compiled))
+        trainer = Trainer(config, TrainingState(network, state.average, state.optimiser), ranks, execution)
         pictures = random_pictures(config, batch)
-        estimate = memory(config, device, precision).total(batch)
+        estimate = memory(config, device, execution.precision).total(batch)
         with tempfile.TemporaryDirectory() as folder:
             log = MetricsLog(Path(folder) / "metrics.jsonl", 0, ranks)
 
@@ -204,23 +175,19 @@ class Sample(Throughput):
         visited_levels(config.process.levels, steps=self.levels)
         return default_batch(config.network, config.size, device)
 
-    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, precision: str, compiled: bool) -> Turn:
+    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
         network = same_weights(state.average.network)
-        if compiled:
+        if execution.compile:
             network.compile()
         prior = Prior(random_pictures(config, 1))
-        pipeline = Pipeline(config, network, prior, precision=precision, batch=config.training.batch)
+        pipeline = Pipeline(config, network, prior, precision=execution.precision, batch=config.training.batch)
         levels, weights = self.levels or config.process.levels, total_bytes(network.parameters())
 
         def sample() -> dict[str, float]:
-            batch, times = pipeline.batch, [timer()]  # the pipeline halves a batch that does not fit into memory
-
-            def on_level(level: int, u: torch.Tensor) -> None:
-                if level == config.process.levels:
-                    times.append(timer())
-
-            pipeline.sample(batch, levels=levels, callback=on_level)
-            begin, start, end = times[0], times[1], timer()
+            batch, starts = pipeline.batch, []  # the pipeline halves a batch that does not fit into memory
+            begin = timer()
+            pipeline.sample(batch, levels=levels, callback=lambda level, u: starts or starts.append(timer()))
+            start, end = starts[0], timer()
             return {
                 "batch": batch,
                 "levels": levels,
@@ -233,22 +200,6 @@ class Sample(Throughput):
             }
 
         return sample
-
-
-def peak_of_second_turn(options: Throughput, config: RunConfig, device: torch.device, precision: str, compiled: bool) -> int | None:
-    """Largest memory that a turn takes beyond what stays between turns [bytes]."""
-    turn = options.turn(config, TrainingState.initial(config, device), device, precision, compiled)
-    turn()
-    return measure.peak_memory(turn, device)
-
-
-def print_verdicts(rows: Sequence[dict[str, object]]) -> None:
-    """Say whether compiling wins, for every precision that was measured both ways."""
-    for plain, fast in pairwise(rows):
-        if fast["compiled"] and fast["precision"] == plain["precision"]:
-            ratio = fast["images_per_second"] / plain["images_per_second"]
-            verdict = f"compiling {'wins' if ratio > WIN else 'does not win'}, {ratio:.2f} times the speed"
-            print(f"{fast['preset']}, {fast['precision']}: {verdict}; the first turn took {fast['first_turn_seconds']:.0f} s")
 
 
 def same_weights(network: nn.Module) -> nn.Module:
