@@ -119,8 +119,7 @@ def seconds(run: Callable[[], object]) -> float:
 def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
     """Largest memory that a call takes beyond what is in use before it [bytes]; None if it cannot be measured.
 
-    On the CPU it is the peak of the resident set, as Linux counts it, in a process that returns freed memory at once
-    (:func:`in_own_process`).
+    On the CPU it is the peak of the resident set, as Linux counts it; call it :func:`in_own_process`.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -146,7 +146,6 @@ def in_scipy(u: np.ndarray, velocity: np.ndarray, iterations: int) -> np.ndarray
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per second by a large copy on the device."""
     source = torch.ones(2**26 if device.type == "cuda" else 2**25, device=device)
-    timing = Timer(
-        "target.copy_(source)", globals={"source": source, "target": torch.empty_like(source)}, num_threads=torch.get_num_threads()
-    )
-    return 2 * source.nbytes / timing.blocked_autorange().median
+    tensors = {"source": source, "target": torch.empty_like(source)}
+    timer = Timer("target.copy_(source)", globals=tensors, num_threads=torch.get_num_threads())
+    return 2 * source.nbytes / timer.blocked_autorange().median

@@ -6,7 +6,7 @@ import copy
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from operator import itemgetter
@@ -154,7 +154,7 @@ class Train(Throughput):
             kept = [*state.average.network.parameters()]
             for parameter in network.parameters():
                 kept += [parameter, parameter.grad, *state.optimiser.state[parameter].values()]
-            numbers = {"batch": batch, "kept_bytes": total_bytes(kept), "estimated_bytes": estimate}
+            numbers = {"batch": batch, "kept_bytes": sum(tensor.nbytes for tensor in kept), "estimated_bytes": estimate}
             return numbers | {name: line[name] for name in ("images_per_second", "corruption_ms", "network_ms")}
 
         return train
@@ -181,7 +181,7 @@ class Sample(Throughput):
             network.compile()
         prior = Prior(random_pictures(config, 1))
         pipeline = Pipeline(config, network, prior, precision=execution.precision, batch=config.training.batch)
-        levels, weights = self.levels or config.process.levels, total_bytes(network.parameters())
+        levels, weights = self.levels or config.process.levels, sum(parameter.nbytes for parameter in network.parameters())
 
         def sample() -> dict[str, float]:
             batch, starts = pipeline.batch, []  # the pipeline halves a batch that does not fit into memory
@@ -205,11 +205,6 @@ class Sample(Throughput):
 def same_weights(network: nn.Module) -> nn.Module:
     """A copy of the network, not compiled, that shares its parameters."""
     return copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
-
-
-def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Memory of tensors."""
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def random_pictures(config: RunConfig, count: int) -> torch.Tensor:
