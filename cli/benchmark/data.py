@@ -40,16 +40,15 @@ class Data(measure.Benchmark):
             np.save(file, np.random.default_rng(0).integers(0, 256, (self.images, 3, *size), dtype=np.uint8))
             dataset = ImageDataset("random", "random pictures", np.load(file, mmap_mode="r"))
             speeds = self.interleaved([partial(self.epoch, dataset, workers) for workers in self.workers])
-        medians = map(statistics.median, speeds)
-        rows = [{"workers": count, "images_per_second": speed} for count, speed in zip(self.workers, medians, strict=True)]
+        found = zip(self.workers, map(statistics.median, speeds), strict=True)
+        rows = [{"workers": workers, "images_per_second": median} for workers, median in found]
         work = f"{self.images} pictures of 3 x {size[0]} x {size[1]}, batches of {self.batch}"
         self.report(measure.describe(torch.device("cpu")), work, rows)
 
     def epoch(self, dataset: ImageDataset, workers: int) -> float:
         """Pictures a second in an epoch, after one that starts the workers and is not counted."""
-        count = len(dataset)
-        with batches(dataset, 0, 0, 2 * count, self.batch, workers=workers) as reading:
-            for _ in range(-(-count // self.batch)):
+        with batches(dataset, 0, 0, 2 * self.images, self.batch, workers=workers) as reading:
+            for _ in range(-(-self.images // self.batch)):
                 next(reading)
             start = timer()
             read = sum(map(len, reading))

@@ -45,8 +45,6 @@ COLUMNS = {
     "memory_bytes": ("MiB", 9, 2**20),
     "estimated_bytes": ("estimated", 11, 2**20),
 }
-# Names of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,8 @@ def in_own_process(function: Callable[..., Result], *arguments: object) -> Resul
 def _start() -> None:
     console.start_warp()
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_MMAP_THRESHOLD, 2**16)
-        mallopt(M_TRIM_THRESHOLD, 0)
+        mallopt(-3, 2**16)  # M_MMAP_THRESHOLD in glibc's malloc.h
+        mallopt(-1, 0)  # M_TRIM_THRESHOLD
 
 
 def _resident(name: str) -> int:

@@ -53,8 +53,8 @@ class Operator(measure.Benchmark):
         copy, described = copy_bandwidth(device), measure.describe(device)
         task = f"{self.channels} channels, Pe = {self.peclet:g}, to {self.sigma_max:g} L"
         settings = {name: getattr(self, name) for name in ("channels", "peclet", "sigma_max")}
-        work = f"copies {copy / 1e9:.3g} GB/s; {task}"
-        rows = self.report(described, work, self.rows(device, copy), copy_bytes_per_second=copy, settings=settings)
+        facts = {"copy_bytes_per_second": copy, "settings": settings}
+        rows = self.report(described, f"copies {copy / 1e9:.3g} GB/s; {task}", self.rows(device, copy), **facts)
         if self.plot is not None:
             figures.save_figure(self.plot, figures.cost_curves(rows, f"{described}, {task}"))
 
@@ -62,8 +62,8 @@ class Operator(measure.Benchmark):
         """A row of numbers for every contender, the operator first; ``copy`` is the copy bandwidth [bytes/s]."""
         for size, batch in product(self.sizes, self.batches):
             contenders = self.contenders(size, batch, device)
-            times = self.interleaved([partial(measure.seconds, run) for _, _, run in contenders])
-            medians = list(map(statistics.median, times))
+            runs = [partial(measure.seconds, run) for _, _, run in contenders]
+            medians = [statistics.median(times) for times in self.interleaved(runs)]
             for (name, iterations, _), seconds in zip(contenders, medians, strict=True):
                 updates = iterations and batch * self.channels * size**2 * iterations / seconds
                 yield {
@@ -80,10 +80,7 @@ class Operator(measure.Benchmark):
                 }
 
     def contenders(self, size: int, batch: int, device: torch.device) -> list[tuple[str, int | None, Callable[[], object]]]:
-        """Ways to corrupt the same images: name, iterations of the pixel grid (None without one), and the call.
-
-        All contenders get the same velocity and blur to the same width. Their kernels are compiled.
-        """
+        """Ways to corrupt the same images in the same flow to the same blur: name, iterations (None without a grid), and call."""
         sigma = self.sigma_max * size
         schedule = Schedule.geometric(min(0.5, sigma), sigma, LEVELS)
         operator, one_grid = (AdvectionDiffusion(schedule, self.peclet, coarsen=coarsen, exact=False) for coarsen in (True, False))
@@ -94,7 +91,7 @@ class Operator(measure.Benchmark):
             for name, way in (("operator", operator), ("without coarsening", one_grid))
         ]
         for _, _, run in contenders:
-            run()
+            run()  # compiles its kernels
         if self.slow:
             # At relaxation time 1 the plain solver diffuses 1/6 px^2 an iteration: sigma^2 = 2 alpha t.
             plain = round(3.0 * sigma**2)

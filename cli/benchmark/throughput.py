@@ -141,8 +141,7 @@ class Train(Throughput):
     def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
         network, ranks, batch = same_weights(state.network), Ranks(device), config.training.batch
         trainer = Trainer(config, TrainingState(network, state.average, state.optimiser), ranks, execution)
-        pictures = random_pictures(config, batch)
-        estimate = memory(config, device, execution.precision).total(batch)
+        pictures, estimate = random_pictures(config, batch), memory(config, device, execution.precision).total(batch)
         with tempfile.TemporaryDirectory() as folder:
             log = MetricsLog(Path(folder) / "metrics.jsonl", 0, ranks)
 
@@ -179,8 +178,9 @@ class Sample(Throughput):
         network = same_weights(state.average.network)
         if execution.compile:
             network.compile()
-        prior = Prior(random_pictures(config, 1))
-        pipeline = Pipeline(config, network, prior, precision=execution.precision, batch=config.training.batch)
+        pipeline = Pipeline(
+            config, network, Prior(random_pictures(config, 1)), precision=execution.precision, batch=config.training.batch
+        )
         levels, weights = self.levels or config.process.levels, sum(parameter.nbytes for parameter in network.parameters())
 
         def sample() -> dict[str, float]:
