@@ -1,4 +1,4 @@
-"""Measure how fast the training's loader reads prepared pictures."""
+"""Measure how fast the training's loader reads prepared pictures that the system keeps in memory."""
 
 from __future__ import annotations
 

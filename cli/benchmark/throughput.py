@@ -178,14 +178,13 @@ class Sample(Throughput):
         network = same_weights(state.average.network)
         if execution.compile:
             network.compile()
-        pipeline = Pipeline(
-            config, network, Prior(random_pictures(config, 1)), precision=execution.precision, batch=config.training.batch
-        )
+        prior = Prior(random_pictures(config, 1))
+        pipeline = Pipeline(config, network, prior, precision=execution.precision, batch=config.training.batch)
         levels, weights = self.levels or config.process.levels, sum(parameter.nbytes for parameter in network.parameters())
 
         def sample() -> dict[str, float]:
-            batch, starts = pipeline.batch, []  # the pipeline halves a batch that does not fit into memory
-            begin = timer()
+            # The pipeline has halved a batch that does not fit into memory. Its first callback comes after the corruption.
+            batch, begin, starts = pipeline.batch, timer(), []
             pipeline.sample(batch, levels=levels, callback=lambda level, u: starts or starts.append(timer()))
             start, end = starts[0], timer()
             return {
