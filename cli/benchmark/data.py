@@ -51,5 +51,4 @@ class Data(measure.Benchmark):
             for _ in range(-(-self.images // self.batch)):
                 next(reading)
             start = timer()
-            read = sum(map(len, reading))
-        return read / (timer() - start)
+            return sum(map(len, reading)) / (timer() - start)
