@@ -1,0 +1,1 @@
+"""Measure speed and memory: the operator, training, sampling, reading pictures."""

@@ -1,0 +1,211 @@
+"""Measure how fast whole presets train and sample, and how much memory they take, on random pictures."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, product
+from operator import itemgetter
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.benchmark import timer
+
+from cli import console
+from cli.benchmark import measure
+from diffusion.config import RunConfig
+from diffusion.presets import preset
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.prior import Prior
+from diffusion.sampling.samplers import activation_bytes, default_batch, visited_levels
+from diffusion.training.estimate import memory
+from diffusion.training.log import MetricsLog
+from diffusion.training.loop import ExecutionConfig, Trainer
+from diffusion.training.ranks import Ranks
+from diffusion.training.state import TrainingState
+from lbm_warp.checks import InputError
+
+# Length of a training that no benchmark reaches [images].
+ENDLESS = 2**62
+# Compiling wins from this ratio of speeds on: two measurements always differ a little.
+WIN = 1.02
+# A turn of the work; it returns numbers of a row, and the memory of the tensors that stay between turns (kept_bytes).
+Turn = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Throughput(measure.Benchmark):
+    """Measures presets in every precision, compiled or not."""
+
+    presets: tuple[str, ...] = ()
+    """Names of presets; by default digits, and on CUDA also ffhq-64 and ffhq-128."""
+    batch: int | None = None
+    """Images at a time; by default the preset's for training, and as many as memory allows for sampling."""
+    precision: tuple[Literal["fp32", "bf16"], ...] = ()
+    """Arithmetic of the network; by default fp32, and on CUDA also bf16."""
+    compile: bool = False
+    """Also measure the compiled network, and say whether compiling wins."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def default_batch(self, config: RunConfig, device: torch.device) -> int:
+        """Images at a time without --batch; raises InputError if an option does not suit the preset."""
+        return config.training.batch
+
+    @abstractmethod
+    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
+        """Prepare a turn with the weights of ``state``, which all turns share, and ``config.training.batch`` images at a time."""
+
+    def compare(self, work: str) -> None:
+        """Measure all presets; print a table, write the numbers."""
+        device = measure.pick_device(self.device)
+        on_cuda = device.type == "cuda"
+        self.check(batch=1)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("the benchmark measures a single process; leave out torchrun or accelerate launch")
+        if self.compile:
+            console.check_compiler()
+        configs = {}
+        for name in self.presets or (("digits", "ffhq-64", "ffhq-128") if on_cuda else ("digits",)):
+            config = preset(name)
+            batch = self.default_batch(config, device)
+            configs[name] = replace(config, training=replace(config.training, batch=self.batch or batch, images=ENDLESS))
+        precisions = dict.fromkeys(self.precision or (("fp32", "bf16") if on_cuda else ("fp32",)))
+        ways = [ExecutionConfig(precision=p, compile=c) for p, c in product(precisions, (False, True)[: 1 + self.compile])]
+        rows = chain.from_iterable(self.rows(name, config, device, ways) for name, config in configs.items())
+        self.report(f"{measure.describe(device)}, torch {torch.__version__}", work, rows)
+
+    def rows(self, name: str, config: RunConfig, device: torch.device, ways: Sequence[ExecutionConfig]) -> Iterator[measure.Row]:
+        """A row of numbers for every way to run the preset that fits into memory: those of the turn of median speed."""
+        torch.compiler.reset()  # torch keeps only a few compiled versions of a function
+        state = TrainingState.initial(config, device)
+        turns: dict[ExecutionConfig, tuple[Turn, float]] = {}
+        for way in ways:
+            try:
+                turn = self.turn(config, state, device, way)
+                turns[way] = turn, measure.seconds(turn)
+            except (InputError, torch.OutOfMemoryError) as error:
+                if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+                    raise
+                print(f"{name}, {way.precision}: not enough memory for {config.training.batch} images at a time, see --batch")
+        results = self.interleaved([turn for turn, _ in turns.values()])
+        plain: dict[str, float] = {}
+        for (way, (turn, first)), found in zip(turns.items(), results, strict=True):
+            numbers = sorted(found, key=itemgetter("images_per_second"))[len(found) // 2]
+            if device.type == "cuda":
+                peak = measure.peak_memory(turn, device)
+            else:
+                peak = measure.in_own_process(self.peak_of_second_turn, config, device, way)
+            kept = numbers.pop("kept_bytes")
+            yield {
+                "preset": name,
+                "precision": way.precision,
+                "compiled": way.compile,
+                **numbers,
+                "corruption_share": numbers["corruption_ms"] / (numbers["corruption_ms"] + numbers["network_ms"]),
+                "memory_bytes": None if peak is None else peak + kept,
+                "first_turn_seconds": first,
+            }
+            speed = numbers["images_per_second"]
+            if way.compile and way.precision in plain:
+                ratio = speed / plain[way.precision]
+                verdict = f"compiling {'wins' if ratio > WIN else 'does not win'}, {ratio:.2f} times the speed"
+                print(f"{name}, {way.precision}: {verdict}; the first turn took {first:.0f} s")
+            plain.setdefault(way.precision, speed)
+
+    def peak_of_second_turn(self, config: RunConfig, device: torch.device, execution: ExecutionConfig) -> int | None:
+        """Largest memory that a turn takes beyond what stays between turns [bytes]."""
+        turn = self.turn(config, TrainingState.initial(config, device), device, execution)
+        turn()
+        return measure.peak_memory(turn, device)
+
+
+@dataclass(frozen=True)
+class Train(Throughput):
+    """Training: images/s, share of the corruption, memory."""
+
+    steps: int = 5
+    """Training steps in a turn."""
+
+    def run(self) -> None:
+        """Train every preset for a few steps, from pictures on the host to new weights and averages."""
+        self.check(steps=1)
+        self.compare(f"{self.steps} steps a turn")
+
+    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
+        network, ranks, batch = same_weights(state.network), Ranks(device), config.training.batch
+        trainer = Trainer(config, TrainingState(network, state.average, state.optimiser), ranks, execution)
+        pictures, estimate = random_pictures(config, batch), memory(config, device, execution.precision).total(batch)
+        with tempfile.TemporaryDirectory() as folder:
+            log = MetricsLog(Path(folder) / "metrics.jsonl", 0, ranks)
+
+        def train() -> dict[str, float]:
+            log.restart()
+            for _ in range(self.steps):
+                trainer.step(pictures, log)
+            line = log.line(0.0)
+            kept = [*state.average.network.parameters()]
+            for parameter in network.parameters():
+                kept += [parameter, parameter.grad, *state.optimiser.state[parameter].values()]
+            numbers = {"batch": batch, "kept_bytes": sum(tensor.nbytes for tensor in kept), "estimated_bytes": estimate}
+            return numbers | {name: line[name] for name in ("images_per_second", "corruption_ms", "network_ms")}
+
+        return train
+
+
+@dataclass(frozen=True)
+class Sample(Throughput):
+    """Sampling: images/s, share of the corruption, memory."""
+
+    levels: int | None = None
+    """Number of sampling steps, at most the preset's number of levels K, the default."""
+
+    def run(self) -> None:
+        """Sample a batch from every preset, from seeds to images on the host. Speed does not depend on the weights."""
+        self.compare("a batch a turn")
+
+    def default_batch(self, config: RunConfig, device: torch.device) -> int:
+        visited_levels(config.process.levels, steps=self.levels)
+        return default_batch(config.network, config.size, device)
+
+    def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
+        network = same_weights(state.average.network)
+        if execution.compile:
+            network.compile()
+        prior = Prior(random_pictures(config, 1))
+        pipeline = Pipeline(config, network, prior, precision=execution.precision, batch=config.training.batch)
+        levels, weights = self.levels or config.process.levels, sum(parameter.nbytes for parameter in network.parameters())
+
+        def sample() -> dict[str, float]:
+            # The pipeline has halved a batch that does not fit into memory. Its first callback comes after the corruption.
+            batch, begin, starts = pipeline.batch, timer(), []
+            pipeline.sample(batch, levels=levels, callback=lambda level, u: starts or starts.append(timer()))
+            start, end = starts[0], timer()
+            return {
+                "batch": batch,
+                "levels": levels,
+                "images_per_second": batch / (end - begin),
+                "corruption_ms": 1e3 * (start - begin),
+                "network_ms": 1e3 * (end - start),
+                "level_ms": 1e3 * (end - start) / levels,
+                "kept_bytes": weights,
+                "estimated_bytes": weights + batch * activation_bytes(config.network, config.size),
+            }
+
+        return sample
+
+
+def same_weights(network: nn.Module) -> nn.Module:
+    """A copy of the network, not compiled, that shares its parameters."""
+    return copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+
+
+def random_pictures(config: RunConfig, count: int) -> torch.Tensor:
+    """Noise in the shape of a run's pictures, float32 [count, C, H, W] in [0, 1]."""
+    return torch.rand((count, *config.shape), generator=torch.Generator().manual_seed(0))
