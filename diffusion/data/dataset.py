@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import math
+import os
 import re
 import warnings
 import zlib
@@ -96,7 +97,7 @@ class ImageStream(Sequence[np.ndarray]):
             if len(self.damaged) > allowed(_HEAD) or not self._spares:
                 raise DataError(f"{self.name}: {len(self.damaged)} damaged images, too many to go on; the last: {error}") from None
             warnings.warn(f"{error} (another image takes its place)", stacklevel=2)
-            return self._spares[zlib.crc32(row[1] or b"") % len(self._spares)]
+            return self._spares[zlib.crc32(row[1]) % len(self._spares)]
 
     @cached_property
     def _spares(self) -> list[np.ndarray]:
@@ -169,17 +170,18 @@ def open_dataset(
         if stream:
             description = f"{source.count or ''} {kind} images, streamed from {source.location}".lstrip()
             return ImageStream(name, description, channels, size, source)
-        pixels, index = prepare(source, size, channels, cache)
-        description, labels = f"{len(pixels)} {kind} images from {source.location}", index["labels"]
-        if refused := index["refused"]:
-            problem = refusal(refused, len(pixels) + len(refused))
+        pixels, refused = prepare(source, size, channels, cache)
+        labels = source.labels([file for file in source.names if file not in refused])
+        description = f"{len(pixels)} {kind} images from {source.location}"
+        if refused:
+            problem = refusal(refused, len(source.names))
             warnings.warn(f"{source.location}: {problem}; they are left out", stacklevel=2)
     chosen = _HALVES[split]
     if not len(pixels[chosen]):
         raise DataError(f"{name}: {description}, none of {split} number; at least 2 are needed for two halves")
     if split != "all":
         description += f", of which the {len(pixels[chosen])} of {split} number"
-    labels = None if labels is None else np.array(labels, dtype=np.int64)[chosen]
+    labels = None if labels is None else labels[chosen]
     return ImageDataset(name_of_half(name, split), description, pixels[chosen], labels, split)
 
 
@@ -187,8 +189,7 @@ def find_source(
     data: str, size: Size | None, root: Path | None, grey: bool | None, stream: bool
 ) -> tuple[str, Source | Stream, Size, int]:
     """Name, source, size and number of channels of images that are not read yet; arguments and errors as for `open_dataset`."""
-    path = Path(data).expanduser()
-    name = data
+    name, path = data, Path(data).expanduser()
     if data.startswith("hf:"):
         name, source = open_hub(data.removeprefix("hf:"), stream)
     elif data in catalog.KNOWN:
@@ -202,7 +203,7 @@ def find_source(
                 raise DataError(f"{data}: {catalog.advice(data, root)}; from the hub: {error}") from None
     elif stream:
         raise DataError(f"{data}: only sets of the hub can be streamed, such as hf:owner/name; leave out --stream")
-    elif data and path.exists():
+    elif data and os.path.exists(path):
         source = open_path(path)
         name = Path(source.location).resolve().name
     else:
