@@ -21,7 +21,6 @@ from diffusion.data.prepare import PROBES
 from diffusion.data.sources import Source, numbered, read_file
 from diffusion.rng import seeds
 
-INSTALL = "pip install 'beyond-blur[hub]'"
 # Rows of a stream that are shuffled together. Their files are kept in memory meanwhile.
 SHUFFLED = 1000
 # An image of a stream: what messages call it, and its file (empty where the row is).
@@ -102,7 +101,9 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Source | Stream]:
     try:
         from datasets import ClassLabel, Image, load_dataset
     except ImportError:
-        raise DataError(f"{location}: sets of the hub need the datasets library; install it: {INSTALL}") from None
+        raise DataError(
+            f"{location}: sets of the hub need the datasets library; install it: pip install 'beyond-blur[hub]'"
+        ) from None
     parts = re.fullmatch(r"([^@:]+)(?:@([^@:]+))?(?::([\w.]+))?", data)
     place, config, split = parts.groups() if parts else ("", None, None)
     folder = Path(place).expanduser().resolve() if place and Path(place).expanduser().is_dir() else None
