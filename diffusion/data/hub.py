@@ -146,7 +146,8 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Source | Stream]:
         # A path in any other table is whatever its maker wrote there: it is not followed.
         return read_file(path) if of_files and path and not content else (name, content)
 
-    classes = table.select_columns(label)[:][label] if label else [None] * len(table)
+    with data_errors(location):
+        classes = table.select_columns(label)[:][label] if label else [None] * len(table)
     return place, numbered(location, images._fingerprint, classes, read)
 
 
