@@ -43,6 +43,13 @@ def save(path: Path, level: int | tuple[int, ...], mode: str = "RGB", side: int 
     Image.new(mode, (side, side), level).save(path)
 
 
+def constants(folder: Path, count: int) -> Path:
+    """A folder of constant grey pictures, 00.png of level 0 and so on."""
+    for level in range(count):
+        save(folder / f"{level:02}.png", level, "L", side=24)
+    return folder
+
+
 def first_levels(images: Iterable[np.ndarray]) -> list[int]:
     """First value of each image, in 8-bit levels: the constant images of these tests are told apart by it."""
     return [round(float(image[0, 0, 0]) * 255) for image in images]

@@ -17,7 +17,7 @@ import torch
 
 from diffusion.data.dataset import open_dataset
 from diffusion.data.loader import batches, default_workers
-from tests.pictures import fails, save
+from tests.pictures import constants, fails
 
 
 def numbered(count: int) -> list[np.ndarray]:
@@ -37,10 +37,7 @@ def order(dataset: Sequence[np.ndarray], *arguments: int, **options: object) -> 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty constant pictures."""
-    for level in range(20):
-        save(tmp_path / "in" / f"{level:02}.png", level, "L", side=24)
-    return tmp_path / "in"
+    return constants(tmp_path / "in", 20)
 
 
 def test_order_depends_on_the_seed_and_not_on_the_batch() -> None:

@@ -48,19 +48,16 @@ def test_digits() -> None:
     digits = open_dataset("digits")
     assert (len(digits), digits.size, digits.channels, digits.name) == (1797, (16, 16), 1, "digits")
     assert "1797" in digits.description and "\n" not in digits.description
-    assert digits.labels.dtype == np.int64 and digits.labels.shape == (1797,)
-    assert digits.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert digits.labels.dtype == np.int64 and digits.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     images = np.stack(list(digits))
-    assert images.shape == (1797, 1, 16, 16) and images.dtype == np.float32
-    assert images.min() == 0 and images.max() == 1
+    assert images.shape == (1797, 1, 16, 16) and images.dtype == np.float32 and (images.min(), images.max()) == (0, 1)
 
 
 def test_digits_at_their_own_size() -> None:
     digits = open_dataset("digits", 8)
     first = [[0, 0, 5, 13, 9, 1, 0, 0], [0, 0, 13, 15, 10, 15, 5, 0], [0, 3, 15, 2, 0, 11, 8, 0]]
     check(digits[0][:, :3], np.array([first], dtype=np.float32) / 16)
-    check(digits[-1][:, :1], np.array([[[0, 0, 10, 14, 8, 1, 0, 0]]], dtype=np.float32) / 16)
     assert sum(int(image.sum() * 16) for image in digits) == 561718
     check(open_dataset("digits", 8, grey=False)[0], np.repeat(digits[0], 3, axis=0))
     # They are not rounded to 8 bits.
@@ -145,20 +142,18 @@ def test_bad_files_are_left_out_with_a_warning(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("digit", ["did you mean 'digits'", "folder", ".zip"]),
+        ("digit", ["did you mean 'digits'"]),
         ("FFHQ", ["did you mean 'ffhq'"]),
-        ("cifar-10", ["did you mean 'cifar10'"]),
         ("lsun_church", ["did you mean 'lsun-church'"]),
-        ("fashion_mnist", ["did you mean 'fashion-mnist'"]),
-        ("nowhere/at/all", ["no such folder or archive", "folder", ".zip", "hf:owner/name", "digits", "mnist"]),
-        ("nowhere.zip", ["no such folder or archive"]),
-        ("", ["no such folder or archive"]),
+        ("nowhere/at/all", ["folder", ".zip", "hf:owner/name", "digits", "mnist"]),
+        ("nowhere.zip", []),
+        ("", []),
         ("two\nlines", ["two lines"]),
     ],
 )
 def test_unknown_names(name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with fails(*words):
+    with fails("no such folder or archive", *words):
         open_dataset(name)
 
 
@@ -282,7 +277,7 @@ def test_halves_are_disjoint_and_together_everything(folder: Path, monkeypatch: 
 def test_the_only_image_has_no_other_half(tmp_path: Path) -> None:
     save(tmp_path / "one.png", 1)
     assert len(open_dataset(str(tmp_path), 8, split="even")) == 1
-    with fails("none of odd number; at least 2 are needed"):
+    with fails("none of odd number; expected at least 2"):
         open_dataset(str(tmp_path), 8, split="odd")
     with fails("a stream has no halves; leave out --stream, or --split"):
         open_dataset("hf:owner/name", stream=True, split="even")

@@ -38,16 +38,16 @@ def whitened(levels: np.ndarray, where: np.ndarray) -> np.ndarray:
 # Kinds of images
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm"])
-def test_grey(tmp_path: Path, suffix: str) -> None:
-    Image.fromarray(GREY).save(tmp_path / f"a.{suffix}")
-    check(read_image(tmp_path / f"a.{suffix}"), chw(GREY))
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "tga"])
-def test_colour(tmp_path: Path, suffix: str) -> None:
-    Image.fromarray(COLOUR).save(tmp_path / f"a.{suffix}")
-    check(read_image(tmp_path / f"a.{suffix}"), chw(COLOUR))
+@pytest.mark.parametrize(
+    ("levels", "suffix"),
+    [
+        *((GREY, suffix) for suffix in ("png", "bmp", "tif", "pgm")),
+        *((COLOUR, suffix) for suffix in ("png", "bmp", "tif", "ppm", "tga")),
+    ],
+)
+def test_grey_and_colour(tmp_path: Path, levels: np.ndarray, suffix: str) -> None:
+    Image.fromarray(levels).save(tmp_path / f"a.{suffix}")
+    check(read_image(tmp_path / f"a.{suffix}"), chw(levels))
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,10 @@ def test_float_tiff(tmp_path: Path, top: float, scale: int) -> None:
     check(read_image(tmp_path / "a.tif"), values[None] / scale)
 
 
-@pytest.mark.parametrize("kind", [np.int32, np.float32])
-@pytest.mark.parametrize("wrong", [-1, 65536, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [*((np.int32, w) for w in (-1, 65536)), *((np.float32, w) for w in (-1, 65536, np.nan, np.inf, -np.inf))]
+)
 def test_values_out_of_range(tmp_path: Path, kind: type, wrong: float) -> None:
-    if kind is np.int32 and not np.isfinite(wrong):
-        return
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 1], [2, wrong]], dtype=kind)).save(path)
     with fails(path, f"{wrong:g}" if np.isfinite(wrong) else "NaN or infinite"):
@@ -208,24 +207,16 @@ def test_open_file(tmp_path: Path) -> None:
 # Images that cannot be read
 
 
-def test_missing_and_folder(tmp_path: Path) -> None:
-    for path, *words in ((tmp_path / "no.png", tmp_path / "no.png", "no such file"), (tmp_path, tmp_path, "folder")):
-        with fails(*words):
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    for path, word in ((tmp_path / "no.png", "no such file"), (tmp_path, "folder"), ("two\nlines.png", "no such file")):
+        with fails(str(path).replace("\n", " "), word):
             read_image(path)
-    with fails("two lines.png"):
-        read_image("two\nlines.png")
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image\n", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
-def test_not_an_image(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(content)
-    with fails(path):
-        read_image(path)
-
-
-def test_postscript_is_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
+    for content in (b"", b"not an image\n", b"\x89PNG\r\n\x1a\n", b"GIF89a"):
+        path.write_bytes(content)
+        with fails(path):
+            read_image(path)
+    # PostScript is a program: it is not run.
     Image.fromarray(COLOUR).save(path, "EPS")
     with fails(path, "not an image"):
         read_image(path)
@@ -247,9 +238,9 @@ def test_truncated_at_every_length(tmp_path: Path, suffix: str) -> None:
 def test_damaged_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(COLOUR).save(path)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"IDAT") + 6] ^= 255
-    path.write_bytes(content)
+    content = path.read_bytes()
+    place = content.index(b"IDAT") + 6
+    path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
     with fails(path, "damaged"):
         read_image(path)
 

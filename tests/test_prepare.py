@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -16,15 +15,12 @@ import pytest
 
 from diffusion.data import prepare as module
 from diffusion.data.dataset import ImageDataset, open_dataset
-from tests.pictures import damage, fails, first_levels, save
+from tests.pictures import constants, damage, fails, first_levels, save
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Thirty constant pictures."""
-    for level in range(30):
-        save(tmp_path / "in" / f"{level:02}.png", level, "L", side=24)
-    return tmp_path / "in"
+    return constants(tmp_path / "in", 30)
 
 
 @pytest.fixture
@@ -55,12 +51,11 @@ def test_every_picture_is_decoded_once(opened: Callable[..., ImageDataset], deco
     once, again = opened(), opened()
     assert sorted(decoded) == [f"{level:02}.png" for level in range(30)]
     assert first_levels(once) == first_levels(again) == list(range(30))
-    assert isinstance(again.pixels, np.memmap) and kept(tmp_path / "cache") == {".npy", ".json"}
-    [array] = (tmp_path / "cache").glob("in-8-*.npy")
-    assert np.load(array).dtype == np.uint8 and np.load(array).shape == (30, 1, 8, 8)
+    assert isinstance(again.pixels, np.memmap) and kept(tmp_path / "cache") == {".uint8", ".json"}
+    [array] = (tmp_path / "cache").glob("in-8-*.uint8")
+    np.testing.assert_array_equal(np.fromfile(array, np.uint8).reshape(30, 1, 8, 8), once.pixels)
     index = json.loads(array.with_suffix(".json").read_text())
-    assert index["names"] == sorted(decoded) and index["labels"] is None and index["refused"] == {}
-    assert (index["source"], index["size"], index["channels"]) == (str(tmp_path / "in"), 8, 1)
+    assert (index["source"], index["done"], index["refused"]) == (str(tmp_path / "in"), 30, {})
 
 
 def test_sizes_and_colours_are_kept_apart(opened: Callable[..., ImageDataset], decoded: list[str]) -> None:
@@ -81,7 +76,7 @@ def test_changed_files_are_prepared_again(
     monkeypatch.setattr(module, "VERSION", 2)
     assert len(opened()) == 29 and len(decoded) == 118
     # What is out of date does not stay behind, but who still uses it goes on with it.
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1 and first_levels(before) == list(range(30))
+    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 1 and first_levels(before) == list(range(30))
 
 
 def test_a_killed_preparation_is_gone_on_with(
@@ -100,48 +95,37 @@ def test_a_killed_preparation_is_gone_on_with(
     monkeypatch.setattr(module, "decode", killed)
     with pytest.raises(KeyboardInterrupt):
         opened()
-    assert kept(tmp_path / "cache") == {".part", ".progress"}
+    assert json.loads(next((tmp_path / "cache").glob("*.json")).read_text())["done"] == 12
     decoded.clear()
     with pytest.warns(UserWarning, match=r"1 of 30 .*: 02.png; .*; they are left out"):
         dataset = opened()
     # Of the fourth four not all were read, so that all four are read again.
     assert sorted(decoded) == [f"{level:02}.png" for level in range(12, 30)]
     assert first_levels(dataset) == [level for level in range(30) if level != 2]
-    assert kept(tmp_path / "cache") == {".npy", ".json"}
+    assert kept(tmp_path / "cache") == {".uint8", ".json"}
 
 
-@pytest.mark.parametrize("harm", ["other version", "short part", "no part", "no progress", "damaged progress"])
-def test_a_beginning_that_does_not_fit_is_not_gone_on_with(opened: Callable[..., ImageDataset], tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("done", [20, 30])
+@pytest.mark.parametrize("harm", ["other version", "short array", "no array", "no index", "damaged index", "other index"])
+def test_a_damaged_cache_is_made_again(opened: Callable[..., ImageDataset], tmp_path: Path, harm: str, done: int) -> None:
+    """Whether it was finished or only begun."""
     whole = np.array(opened().pixels)
-    [array] = (tmp_path / "cache").glob("*.npy")
-    part, progress, index = (array.with_suffix(suffix) for suffix in (".part", ".progress", ".json"))
-    version = json.loads(index.read_text())["version"]
-    index.unlink()
-    part.write_bytes(bytes(128 + 20 * 64))
-    progress.write_text(json.dumps({"version": version, "done": 20, "refused": {}}))
-    if harm == "other version":
-        progress.write_text(json.dumps({"version": "other", "done": 20, "refused": {}}))
-    elif harm == "short part":
-        part.write_bytes(bytes(128 + 20 * 64 - 1))
-    elif harm == "damaged progress":
-        progress.write_text('{"done": 20')
-    else:
-        (part if harm == "no part" else progress).unlink()
-    np.testing.assert_array_equal(opened().pixels, whole)
-
-
-@pytest.mark.parametrize("harm", ["short array", "no array", "no index", "damaged index"])
-def test_a_damaged_cache_is_made_again(opened: Callable[..., ImageDataset], tmp_path: Path, harm: str) -> None:
-    whole = np.array(opened().pixels)
-    [array] = (tmp_path / "cache").glob("*.npy")
+    [array] = (tmp_path / "cache").glob("*.uint8")
     index = array.with_suffix(".json")
-    if harm == "short array":
-        os.truncate(array, 1000)
-    elif harm == "damaged index":
-        index.write_text("{}")
-    else:
+    progress = json.loads(index.read_text()) | {"done": done}
+    array.write_bytes(bytes(done * 64 - (harm == "short array")))
+    index.write_text({"damaged index": '{"done": 20', "other index": "{}"}.get(harm, json.dumps(progress)))
+    if harm == "other version":
+        index.write_text(json.dumps(progress | {"version": "other"}))
+    elif harm in ("no array", "no index"):
         (array if harm == "no array" else index).unlink()
     np.testing.assert_array_equal(opened().pixels, whole)
+
+
+def test_labels_are_read_anew(opened: Callable[..., ImageDataset], decoded: list[str], folder: Path) -> None:
+    assert opened().labels is None
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{level:02}.png", level % 3] for level in range(30)]}))
+    assert opened().labels.tolist() == [level % 3 for level in range(30)] and len(decoded) == 30
 
 
 def test_one_of_several_processes_prepares_and_the_others_wait(
@@ -206,7 +190,7 @@ def test_the_share_of_bad_files_decides(tmp_path: Path) -> None:
     (tmp_path / "in" / "bad6.png").write_text("text")
     with fails(tmp_path, "7 of 61", "bad0.png", "bad4.png, ...;", "not an image", "remove or replace"):
         open_dataset(str(tmp_path / "in"), 2, cache=tmp_path / "cache")
-    assert ".part" not in kept(tmp_path / "cache")
+    assert ".uint8" not in kept(tmp_path / "cache")
 
 
 def test_no_picture_left(tmp_path: Path) -> None:

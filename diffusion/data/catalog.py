@@ -1,4 +1,4 @@
-"""Data sets known by name: where a local copy may lie, where the hub keeps one, how to get one otherwise."""
+"""Data sets known by name: where a local copy may lie, where the hub has one, and how to get one otherwise."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Known:
     """A data set known by name."""
 
     names: tuple[str, ...]
-    """Names of local copies, best first, as patterns. One that says its size (ffhq-64x64.zip) serves for images up to that."""
+    """Patterns for names of local copies, best first. A copy with a size in its name (ffhq-64x64.zip) serves up to that size."""
     size: int
     """Side of the images [pixels] unless another is asked for."""
     hub: str
     """The set on the Hugging Face hub."""
     instructions: str
-    """How to get a local copy, its size and licence; {folder} is where to put it."""
+    """How to get a local copy, its size and licence; ``{folder}`` is where to put it."""
 
 
 KNOWN = {
@@ -41,14 +41,7 @@ KNOWN = {
         "(bash download.sh afhq-v2-dataset) and move that folder to {folder}/afhq",
     ),
     "lsun-church": Known(
-        (
-            "lsun-church",
-            "lsun_church",
-            "church_outdoor_train",
-            "lsun-church.zip",
-            "lsun*church*x*.zip",
-            "church_outdoor_train_lmdb",
-        ),
+        ("lsun?church", "church_outdoor_train", "lsun-church.zip", "lsun*church*x*.zip", "church_outdoor_train_lmdb"),
         128,
         "tglcourse/lsun_church_train",
         "download church_outdoor (126,227 images, about 2.3 GB, no licence stated) and export it to image files as "
@@ -83,12 +76,12 @@ SYSTEM = Path("/usr/share/datasets")
 
 
 def folders(root: Path | None) -> list[Path]:
-    """Where local copies are looked for: `root`, the folder that BEYOND_BLUR_DATA names, ./data, /usr/share/datasets."""
+    """Where local copies are looked for: ``root``, the folder that BEYOND_BLUR_DATA names, ./data, /usr/share/datasets."""
     return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", SYSTEM) if folder]
 
 
 def find(name: str, size: Size, root: Path | None) -> Path | None:
-    """The best local copy of the known set `name` for images of this size; of several sizes the smallest that is enough."""
+    """The best local copy of the known set ``name`` for images of this size; of several sizes the smallest that is enough."""
     for folder in folders(root):
         for pattern in KNOWN[name].names:
             copies = [(side, path) for path in folder.glob(pattern) if (side := _side(path)) >= max(size)]
@@ -98,7 +91,7 @@ def find(name: str, size: Size, root: Path | None) -> Path | None:
 
 
 def advice(name: str, root: Path | None) -> str:
-    """What to do if there is no copy of the known set `name`."""
+    """What to do if there is no copy of the known set ``name``."""
     places = folders(root)
     looked = f"none of {', '.join(KNOWN[name].names)} in {', '.join(map(str, places))}"
     return f"{looked}; {KNOWN[name].instructions.format(folder=places[0])}, or use other images with --data FOLDER"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import math
+import os
 import re
 import warnings
 import zlib
@@ -39,10 +40,10 @@ _HEAD_BYTES = 2**30
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(Sequence[np.ndarray]):
-    """Images of one size: `dataset[i]` is float32 [channels, height, width] in [0, 1]."""
+    """Images of one size: ``dataset[i]`` is float32 [channels, height, width] in [0, 1]."""
 
     name: str
-    """Short name, such as "digits" or the name of the folder; "digits[even]" for half of a set."""
+    """Short name, such as ``digits`` or the name of the folder; ``digits[even]`` for half of a set."""
     description: str
     """One line: how many images, and where they came from."""
     pixels: np.ndarray
@@ -71,7 +72,7 @@ class ImageDataset(Sequence[np.ndarray]):
 
 @dataclass(frozen=True, eq=False)
 class ImageStream(Sequence[np.ndarray]):
-    """A set of the hub that is not kept on the disk, in the fields of `ImageDataset`; `stream[i]` reads its beginning."""
+    """A set of the hub not kept on the disk, with the fields of :class:`ImageDataset`; ``stream[i]`` reads its beginning."""
 
     name: str
     description: str
@@ -87,7 +88,7 @@ class ImageStream(Sequence[np.ndarray]):
         """An image of the stream, uint8 [channels, height, width]; a damaged one is replaced by one that depends on it alone.
 
         Raises:
-            DataError: More than 1,000 images were damaged.
+            DataError: if more than 1,000 images were damaged.
         """
         try:
             return decode(self.source, row, self.size, self.channels)
@@ -96,10 +97,11 @@ class ImageStream(Sequence[np.ndarray]):
             if len(self.damaged) > allowed(_HEAD) or not self._spares:
                 raise DataError(f"{self.name}: {len(self.damaged)} damaged images, too many to go on; the last: {error}") from None
             warnings.warn(f"{error} (another image takes its place)", stacklevel=2)
-            return self._spares[zlib.crc32(row[1] or b"") % len(self._spares)]
+            return self._spares[zlib.crc32(row[1]) % len(self._spares)]
 
     @cached_property
     def _spares(self) -> list[np.ndarray]:
+        """What takes the place of damaged images: those of the first 32 that can be read."""
         spares = []
         for row in self.source.names:
             with suppress(DataError):
@@ -130,33 +132,34 @@ def open_dataset(
     split: Split = "all",
     cache: Path | None = None,
 ) -> ImageDataset | ImageStream:
-    """Open the images called `data`. The first time they are prepared: decoded, cropped, resized, rounded to 8 bits, and kept.
+    """Open the images called ``data``. The first time they are decoded, cropped, resized, rounded to 8 bits, and kept.
 
     Args:
-        data: One of
+        data: one of
 
-            - "digits", embedded;
+            - ``digits``, embedded;
             - a folder or .zip archive of images, with everything below it but hidden files, in the order of the paths. Classes are
               taken from a dataset.json as EDM and StyleGAN write it. A folder may also hold the files of MNIST (IDX) or CIFAR-10
               (binary version), of which the training images are read;
-            - "hf:owner/name", with "@config" and ":split" where wanted: a set of the Hugging Face hub, downloaded unless `stream`;
-              "hf:FOLDER" is a folder of parquet files;
-            - "ffhq", "afhq", "lsun-church", "cifar10", "mnist" or "fashion-mnist": a local copy if there is one in `root`, in the
-              folder that the environment variable BEYOND_BLUR_DATA names, in ./data or in /usr/share/datasets; else the hub's, if
-              the `datasets` library is installed.
-        size: Size of the images in a form that `Size.of` takes; None means 16 for digits, 128 for ffhq and lsun-church, 32 for
-            cifar10, 28 for mnist and fashion-mnist, 64 otherwise. Images are cropped to this aspect around their centre.
-        root: Where downloaded data sets are kept.
-        grey: One channel or three. None means grey for the digits, and for files grey only if each of the first 32 images is. A
-            transparent or palette image is judged by its file, as in `read_image`.
-        stream: Read a set of the hub as a stream, in the order of its files, shuffled 1000 images at a time.
-        split: All images, or those of even or odd number, for a model that is to be compared with the others.
-        cache: Where prepared images are kept; None is beyond-blur/data in the user's cache folder.
+            - ``hf:owner/name``, with ``@config`` and ``:split`` where wanted: a set of the Hugging Face hub, downloaded unless
+              ``stream``; ``hf:FOLDER`` is a folder of parquet files;
+            - ``ffhq``, ``afhq``, ``lsun-church``, ``cifar10``, ``mnist`` or ``fashion-mnist``: a local copy if there is one in
+              ``root``, in the folder that the environment variable BEYOND_BLUR_DATA names, in ./data or in /usr/share/datasets;
+              else the hub's, if the ``datasets`` library is installed.
+        size: size of the images, as for :meth:`Size.of`; None means 16 for digits, 128 for ffhq and lsun-church, 32 for cifar10, 28
+            for mnist and fashion-mnist, 64 otherwise. Images are cropped to this aspect around their centre.
+        root: where downloaded data sets are kept.
+        grey: one channel or three. None means grey for the digits, and for files grey only if each of the first 32 images is. A
+            transparent or palette image is judged by its file, as in :func:`read_image`.
+        stream: read a set of the hub as a stream, in the order of its files, shuffled 1000 images at a time.
+        split: all images, or those of even or odd number, for a model that is to be compared with the others.
+        cache: where prepared images are kept; None is beyond-blur/data in the user's cache folder.
 
     Raises:
-        DataError: Nothing of that name, nothing to read in it, a damaged or encrypted archive, no space for the prepared images, or
-            more than 10 % of the files (and more than 5) cannot be read. Fewer are left out with a warning.
-        InputError: The size is none.
+        DataError: if nothing has that name, nothing in it can be read, an archive is damaged or encrypted, the disk has no space
+            for the prepared images, or more than 10 % of the files (and more than 5) cannot be read. Fewer are left out with a
+            warning.
+        InputError: if the size is not valid.
     """
     size = None if size is None else Size.of(size)
     if stream and split != "all":
@@ -169,26 +172,28 @@ def open_dataset(
         if stream:
             description = f"{source.count or ''} {kind} images, streamed from {source.location}".lstrip()
             return ImageStream(name, description, channels, size, source)
-        pixels, index = prepare(source, size, channels, cache)
-        description, labels = f"{len(pixels)} {kind} images from {source.location}", index["labels"]
-        if refused := index["refused"]:
-            problem = refusal(refused, len(pixels) + len(refused))
+        pixels, refused = prepare(source, size, channels, cache)
+        labels = source.labels([file for file in source.names if file not in refused])
+        description = f"{len(pixels)} {kind} images from {source.location}"
+        if refused:
+            problem = refusal(refused, len(source.names))
             warnings.warn(f"{source.location}: {problem}; they are left out", stacklevel=2)
     chosen = _HALVES[split]
     if not len(pixels[chosen]):
-        raise DataError(f"{name}: {description}, none of {split} number; at least 2 are needed for two halves")
+        raise DataError(
+            f"{name}: {description}, none of {split} number; expected at least 2 for two halves; add images, or leave out --split"
+        )
     if split != "all":
         description += f", of which the {len(pixels[chosen])} of {split} number"
-    labels = None if labels is None else np.array(labels, dtype=np.int64)[chosen]
+    labels = None if labels is None else labels[chosen]
     return ImageDataset(name_of_half(name, split), description, pixels[chosen], labels, split)
 
 
 def find_source(
     data: str, size: Size | None, root: Path | None, grey: bool | None, stream: bool
 ) -> tuple[str, Source | Stream, Size, int]:
-    """Name, source, size and number of channels of images that are not read yet; arguments and errors as for `open_dataset`."""
-    path = Path(data).expanduser()
-    name = data
+    """Name, source, size and number of channels of images not read yet; arguments and errors as for :func:`open_dataset`."""
+    name, path = data, Path(data).expanduser()
     if data.startswith("hf:"):
         name, source = open_hub(data.removeprefix("hf:"), stream)
     elif data in catalog.KNOWN:
@@ -202,14 +207,14 @@ def find_source(
                 raise DataError(f"{data}: {catalog.advice(data, root)}; from the hub: {error}") from None
     elif stream:
         raise DataError(f"{data}: only sets of the hub can be streamed, such as hf:owner/name; leave out --stream")
-    elif data and path.exists():
+    elif data and os.path.exists(path):
         source = open_path(path)
         name = Path(source.location).resolve().name
     else:
         nearest = difflib.get_close_matches(data.lower(), _NAMES, n=1)
-        problem = f"did you mean '{nearest[0]}'?" if nearest else "no such folder or archive;"
+        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
         accepted = f"a folder or .zip archive of images, hf:owner/name, or one of {', '.join(_NAMES)}"
-        raise DataError(f"{data}: {problem} expected {accepted}")
+        raise DataError(f"{data}: no such folder or archive; expected {accepted}{hint}")
     if not source.names:
         raise DataError(f"{source.location}: no image files; expected PNG, JPEG or others that Pillow reads; check the path")
     return name, source, size or Size.of(_SIZE), count_channels(source) if grey is None else 1 if grey else 3
@@ -226,17 +231,17 @@ def evenly_spaced(count: int, most: int) -> np.ndarray:
 
 
 def numbers_of(split: Split, count: int) -> np.ndarray:
-    """Numbers of the images of a half (or all) of `count`, int64."""
+    """Numbers of the images of a half (or all) of ``count``, int64."""
     return np.arange(count)[_HALVES[split]]
 
 
 def name_of_half(name: str, split: Split) -> str:
-    """What half a data set is called, such as "digits[even]"; see `whole_and_half` for the way back."""
+    """The name of half a data set, such as ``digits[even]``; :func:`whole_and_half` is the inverse."""
     return name if split == "all" else f"{name}[{split}]"
 
 
 def whole_and_half(name: str) -> tuple[str, Split]:
-    """The name of the whole data set, and the half of it that `name` stands for: ("digits", "even") of "digits[even]"."""
+    """The name of the whole data set, and the half that ``name`` stands for: ``("digits", "even")`` for ``digits[even]``."""
     found = re.fullmatch(r"(.+)\[(even|odd)\]", name, re.DOTALL)
     return (found[1], found[2]) if found else (name, "all")
 

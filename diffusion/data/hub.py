@@ -1,4 +1,4 @@
-"""Images of the Hugging Face hub, through the `datasets` library (optional: pip install 'beyond-blur[hub]').
+"""Images of the Hugging Face hub, through the ``datasets`` library (optional: pip install 'beyond-blur[hub]').
 
 A set is downloaded to the library's cache, or read as a stream. Our own reader decodes the images, so that grey, transparent and
 16-bit ones are read as from files, and the limits on their size are the same.
@@ -7,63 +7,24 @@ A set is downloaded to the library's cache, or read as a stream. Our own reader 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-
-from diffusion.data.images import DataError, check_file_bytes, data_errors
+from diffusion.data.images import DataError, data_errors
 from diffusion.data.prepare import PROBES
-from diffusion.data.sources import Folder, Source
+from diffusion.data.sources import Source, numbered, read_file
 from diffusion.rng import seeds
 
-INSTALL = "pip install 'beyond-blur[hub]'"
 # Rows of a stream that are shuffled together. Their files are kept in memory meanwhile.
 SHUFFLED = 1000
-# Kinds of sets whose tables name files that the library itself found, in the set's own folder.
-_OF_FILES = {"imagefolder"}
-# An image of a stream: what messages call it, and its file (None where the row is empty).
-Row = tuple[str, bytes | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Rows(Source):
-    """A table on the disk, whose images are called by the numbers of their rows."""
-
-    location: str
-    table: Any
-    """datasets.Dataset with one column, of encoded images."""
-    classes: np.ndarray | None
-    """Class of each row, where the set has a column of classes."""
-
-    @cached_property
-    def names(self) -> list[str]:
-        return list(map(str, range(len(self.table))))
-
-    def version(self) -> object:
-        return self.table._fingerprint
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        [row] = self.table[int(name)].values()
-        content, path = (row or {}).get("bytes"), (row or {}).get("path")
-        if content is None and path and self.table.info.builder_name in _OF_FILES:
-            with Folder(str(Path(path).parent)).open(Path(path).name) as opened:
-                yield opened
-        else:
-            # A path in any other table is whatever its maker wrote there: it is not followed.
-            with _opened(f"{self.location}, row {name}", content) as opened:
-                yield opened
-
-    def labels(self, names: Sequence[str]) -> np.ndarray | None:
-        return None if self.classes is None else self.classes[[int(name) for name in names]].astype(np.int64)
+# An image of a stream: what messages call it, and its file (empty where the row is).
+Row = tuple[str, bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,24 +42,22 @@ class Stream:
         """The first 32 rows."""
         return list(islice(self, PROBES))
 
-    @contextmanager
-    def open(self, row: Row) -> Iterator[tuple[BinaryIO, str]]:
-        """As `Source.open`."""
-        with _opened(*row) as opened:
-            yield opened
+    def read(self, row: Row) -> Row:
+        """As :attr:`Source.read`: a row holds its file."""
+        return row
 
     def __iter__(self) -> Iterator[Row]:
         """The rows in their own order, once."""
         return self._rows(self.table)
 
     def shuffled(self, seed: int, first: int) -> Iterator[Row]:
-        """The rows of a run without end, from number `first` on.
+        """The rows of a run without end, from number ``first`` on.
 
-        Every epoch shuffles anew: the order of the files, and `SHUFFLED` rows at a time. This is a function of the seed; to go on
-        at `first` is to read what comes before it in its epoch again, without decoding it.
+        Every epoch shuffles anew: the order of the files, and ``SHUFFLED`` rows at a time, as a function of the seed. To go on at
+        ``first``, the rows before it in its epoch are read again, but not decoded.
 
         Raises:
-            DataError: The stream broke off, or is not as long as the set declares.
+            DataError: if the stream broke off, or is not as long as the set declares.
         """
         epoch, length = 0, self.count
         while True:
@@ -119,29 +78,32 @@ class Stream:
             # Plainly iterated, the library gives each of torch's worker processes an order of its own.
             for row in table.iter(batch_size=1):
                 [[image]] = row.values()
-                content, path = (image or {}).get("bytes"), (image or {}).get("path")
+                content, path = _cell(image)
                 # Rows have no numbers that survive the shuffling.
-                yield f"{self.location}, {Path(path or '').name or hashlib.sha256(content or b'').hexdigest()[:12]}", content
+                yield f"{self.location}, {Path(path).name or hashlib.sha256(content).hexdigest()[:12]}", content
 
 
-def open_hub(data: str, stream: bool = False) -> tuple[str, Rows | Stream]:
+def open_hub(data: str, stream: bool = False) -> tuple[str, Source | Stream]:
     """Open a set of the hub, or a folder of parquet files.
 
     Args:
-        data: "owner/name", with "@config" and ":split" (train unless given) where wanted; or the path of the folder, with ":split".
-        stream: Read it as a stream; otherwise it is downloaded first, and kept where the library keeps its cache.
+        data: ``owner/name``, with ``@config`` and ``:split`` (train unless given) where wanted; or the path of the folder, with
+            ``:split``.
+        stream: read it as a stream; otherwise it is downloaded first, and kept where the library keeps its cache.
 
     Returns:
         A short name, such as owner/name or that of the folder, and the set.
 
     Raises:
-        DataError: The library is not installed, there is no such set, configuration or split, no network, or no image column.
+        DataError: if the library is not installed, there is no such set, configuration or split, no network, or no image column.
     """
     location = f"hf:{data}"
     try:
         from datasets import ClassLabel, Image, load_dataset
     except ImportError:
-        raise DataError(f"{location}: sets of the hub need the datasets library; install it: {INSTALL}") from None
+        raise DataError(
+            f"{location}: sets of the hub need the datasets library; install it: pip install 'beyond-blur[hub]'"
+        ) from None
     parts = re.fullmatch(r"([^@:]+)(?:@([^@:]+))?(?::([\w.]+))?", data)
     place, config, split = parts.groups() if parts else ("", None, None)
     folder = Path(place).expanduser().resolve() if place and Path(place).expanduser().is_dir() else None
@@ -165,7 +127,9 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Rows | Stream]:
     if image is None:
         kinds = ", ".join(f"{column} ({type(kind).__name__})" for column, kind in columns.items())
         raise DataError(f"{location}: no column of images; expected one of type Image among {kinds or 'its columns'}")
-    if stream and table.info.builder_name in _OF_FILES:
+    # The table of an image folder names files that the library itself found, in the set's own folder.
+    of_files = table.info.builder_name == "imagefolder"
+    if stream and of_files:
         raise DataError(f"{location}: its images are single files, which cannot be streamed; leave out --stream")
     if folder:
         place, location = folder.name, location.replace(place, str(folder), 1)
@@ -174,16 +138,23 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Rows | Stream]:
     if stream:
         declared = (table.info.splits or {}).get(split)
         return place, Stream(location, images, declared.num_examples if declared else None)
-    return place, Rows(location, images, table.with_format("numpy", columns=[label])[:][label] if label else None)
+
+    def read(number: int) -> tuple[str, bytes]:
+        name = f"{location}, row {number}"
+        with data_errors(name):
+            content, path = _cell(images[number][image])
+        # A path in any other table is whatever its maker wrote there: it is not followed.
+        return read_file(path) if of_files and path and not content else (name, content)
+
+    with data_errors(location):
+        classes = table.select_columns(label)[:][label] if label else [None] * len(table)
+    return place, numbered(location, images._fingerprint, classes, read)
 
 
-@contextmanager
-def _opened(name: str, content: bytes | None) -> Iterator[tuple[BinaryIO, str]]:
-    with data_errors(name):
-        if content is None:
-            raise DataError(f"{name}: holds no image file")
-        check_file_bytes(len(content), name)
-        yield io.BytesIO(content), name
+def _cell(image: dict[str, Any] | None) -> tuple[bytes, str]:
+    """Content and path of an image in a table, empty where there is none."""
+    image = image or {}
+    return image.get("bytes") or b"", image.get("path") or ""
 
 
 @contextmanager

@@ -21,17 +21,12 @@ Image.init()
 # Left out: formats that Pillow recognises but cannot decode, or decodes by starting another program (EPS).
 _FORMATS = tuple(name for name in Image.ID if name not in {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _EXTENSIONS = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
-GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
-CHANNELS = {"L": 1, "RGB": 3}
 # No image of a data set is larger than this, in bytes of its file; what is, is a mistake or an attack.
 MAX_FILE_BYTES = 2**28
 
 
 class DataError(InputError):
-    """A problem with the data that the user can fix.
-
-    The message is one line: what was wrong, what was expected, what to do.
-    """
+    """A problem with the data that the user can fix. Its message is one line: what was wrong, what was expected, what to do."""
 
     def __init__(self, message: str) -> None:
         # File names and decoder messages may hold line breaks.
@@ -44,30 +39,35 @@ def read_image(
     """Read one image: the first frame, upright (EXIF orientation), over white where it is transparent.
 
     Args:
-        path: An image file, or an open and seekable binary file, which stays open.
-        mode: "L" makes the result grey (luma, ITU-R 601), "RGB" colour. Without it an image is grey if its file stores
-            grey values; a palette counts as colour.
-        name: What error messages call the image; the path unless given.
+        path: an image file, or an open and seekable binary file, which stays open.
+        mode: ``L`` makes the result grey (luma, ITU-R 601), ``RGB`` colour. Without it an image is grey if its file stores grey
+            values; a palette counts as colour.
+        name: what error messages call the image; the path unless given.
 
     Returns:
-        Float32 [C, H, W] in [0, 1]. 8-bit values are divided by 255, 16-bit and integer ones by 65535; float values by
-        the least of 1, 255 and 65535 that brings them into range.
+        float32 [C, H, W] in [0, 1]. 8-bit values are divided by 255, 16-bit and integer ones by 65535; float values by the least of
+        1, 255 and 65535 that brings them into range.
 
     Raises:
-        DataError: No such file, not an image, damaged, larger than Pillow's pixel limit, smaller than 2 x 2, or values
-            that are not finite or lie outside the ranges above.
+        DataError: if there is no such file, it is not an image, damaged, larger than Pillow's pixel limit or smaller than 2 x 2, or
+            its values are not finite or lie outside the ranges above.
     """
     is_path = isinstance(path, (str, os.PathLike))
     name = name or (os.fspath(path) if is_path else "image")
     with data_errors(name), open(path, "rb") if is_path else nullcontext(path) as file:
         pixels = _pixels(open_image(file, name), name)
-    return pixels if mode is None else with_channels(pixels, CHANNELS[mode])
+    return pixels if mode is None else with_channels(pixels, len(mode))
 
 
 def fit(image: np.ndarray, size: int | Size) -> np.ndarray:
-    """Crop the central rectangle of `image` [C, H, W] that has the aspect of `size`, and resize it to `size`.
+    """Crop the central rectangle of an image that has the aspect of ``size``, and resize it to ``size``.
 
-    Both are float32 in [0, 1]. A side that does not come out whole is rounded to the nearest pixel.
+    Args:
+        image: float32 [C, H, W] in [0, 1].
+        size: as for :meth:`Size.of`. A side of the rectangle that is not a whole number is rounded to the nearest pixel.
+
+    Returns:
+        float32 [C, height, width] in [0, 1].
     """
     target = Size.of(size)
     _, height, width = image.shape
@@ -78,14 +78,14 @@ def fit(image: np.ndarray, size: int | Size) -> np.ndarray:
 
 
 def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize `image` [C, H, W] so that its shorter side is `size`, keeping the aspect; float32 in [0, 1], both."""
+    """Resize an image, float32 [C, H, W] in [0, 1], so that its shorter side is ``size`` and the aspect stays."""
     _, height, width = image.shape
     scale = size / min(height, width)
     return _resample(image, round(height * scale), round(width * scale))
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Turn colour into grey (luma, ITU-R 601) or grey into colour, as `channels`, 1 or 3, demands."""
+    """An image with 1 or 3 channels: colour is turned into grey (luma, ITU-R 601), grey is repeated."""
     if len(image) == channels:
         return image
     if channels == 3:
@@ -95,16 +95,15 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a relative path is that of an image by its extension, with no part of it hidden."""
+    """Whether a relative path has the extension of an image, and no part of it is hidden."""
     path = PurePosixPath(name)
     return path.suffix.lower() in _EXTENSIONS and not any(part.startswith(".") for part in path.parts)
 
 
-def check_file_bytes(count: int, name: str) -> None:
-    """Raise DataError if a file of that many bytes is too large to be an image of a data set."""
-    if count > MAX_FILE_BYTES:
-        limit = f"{MAX_FILE_BYTES // 2**20} MiB"
-        raise DataError(f"{name}: {count // 2**20} MiB unpacked, where an image may have {limit}; make it smaller first")
+def check_file_bytes(count: int, name: str, most: int | None = None) -> None:
+    """Raise DataError if a file of that many bytes is larger than ``most``, by default than any image of a data set may be."""
+    if count > (most := most or MAX_FILE_BYTES):
+        raise DataError(f"{name}: {count / 2**20:.1f} MiB unpacked; expected at most {most // 2**20} MiB; make it smaller first")
 
 
 def open_image(file: BinaryIO, name: str) -> Image.Image:
@@ -112,15 +111,20 @@ def open_image(file: BinaryIO, name: str) -> Image.Image:
     image = Image.open(file, formats=_FORMATS)
     # Pillow itself only warns up to twice its limit, when decoding may already exhaust the memory.
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise _too_many_pixels(name)
+        raise Image.DecompressionBombError
     if min(image.size) < 2:
         raise DataError(f"{name}: {image.width} x {image.height} image: at least 2 x 2 pixels are needed")
     return image
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image stores grey values; a palette counts as colour."""
+    return Image.getmodebase(image.mode) == "L"
+
+
 @contextmanager
 def data_errors(name: str) -> Iterator[None]:
-    """Turn whatever opening and decoding the file `name` raises into a DataError."""
+    """Turn whatever opening and decoding the file ``name`` raises into a DataError."""
     try:
         yield
     except (DataError, MemoryError):
@@ -128,31 +132,29 @@ def data_errors(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file; check the path") from error
     except IsADirectoryError as error:
-        raise DataError(f"{name}: a folder, where one image file is expected; name a file in it") from error
+        raise DataError(f"{name}: a folder; expected an image file; name a file in it") from error
+    except PermissionError as error:
+        raise DataError(f"{error.filename or name}: no permission to read it; change its permissions, or leave it out") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not an image; expected PNG, JPEG, TIFF or another format Pillow reads") from error
+        raise DataError(f"{name}: not an image; expected PNG, JPEG, TIFF or another format that Pillow reads") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(name) from error
+        limit = f"the limit is {Image.MAX_IMAGE_PIXELS:,} pixels"
+        raise DataError(f"{name}: too large to decode safely; {limit}; make the image smaller first") from error
     except Exception as error:
         # Damaged files raise OSError, SyntaxError, struct.error, zlib.error and more, depending on the decoder.
         reason = str(error) or type(error).__name__
         raise DataError(f"{name}: cannot be read ({reason}); it may be damaged or cut short: get a new copy") from error
 
 
-def _too_many_pixels(name: str) -> DataError:
-    limit = f"the limit is {Image.MAX_IMAGE_PIXELS:,} pixels"
-    return DataError(f"{name}: too large to decode safely; {limit}; make the image smaller first")
-
-
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    """Decode `image` to float32 [C, H, W] in [0, 1]."""
+    """Decode an image to float32 [C, H, W] in [0, 1]."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         return _scaled(np.asarray(image), (1, 255, 65535), name)[None]
     if image.mode.startswith("I"):
         return _scaled(np.asarray(image), (65535,), name)[None]
 
-    colours = "L" if image.mode in GREY_MODES else "RGB"
+    colours = "L" if is_grey(image) else "RGB"
     transparent = image.has_transparency_data
     values = np.asarray(image.convert(colours + "A" if transparent else colours), dtype=np.float32) / 255
     pixels = np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1))
@@ -163,7 +165,7 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray, maxima: tuple[int, ...], name: str) -> np.ndarray:
-    """Divide `values` by the least of `maxima` that brings them into [0, 1]."""
+    """Divide values by the least of ``maxima`` that brings them into [0, 1]."""
     if not np.isfinite(values).all():
         raise DataError(f"{name}: pixel values that are NaN or infinite; expected finite ones; export the image again")
     low, high = values.min(), values.max()
@@ -174,7 +176,7 @@ def _scaled(values: np.ndarray, maxima: tuple[int, ...], name: str) -> np.ndarra
 
 
 def _resample(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize `image` [C, H, W]: Lanczos over the area each new pixel covers when it shrinks, bicubic when it grows."""
+    """Resize an image [C, H, W]: Lanczos over the area each new pixel covers when it shrinks, bicubic when it grows."""
     method = Image.Resampling.LANCZOS if height < image.shape[1] else Image.Resampling.BICUBIC
     resized = [Image.fromarray(channel).resize((width, height), method) for channel in image]
     # Both kernels have negative lobes, which overshoot at edges.

@@ -41,7 +41,7 @@ def batches(
     the ranks and the workers, and a run that resumes at image i goes on with it.
 
     Args:
-        dataset: an `ImageDataset`, an `ImageStream`, or any sequence of images, float32 [C, H, W].
+        dataset: an :class:`ImageDataset`, an :class:`ImageStream`, or any sequence of images, float32 [C, H, W].
         seed: the run's seed.
         first, last: from which image of the run to which (exclusive).
         size: images a batch, over all ranks; the last batch may be smaller.
@@ -85,7 +85,7 @@ def batches(
 
 
 def default_workers(dataset: Sequence[np.ndarray], ranks: int = 1) -> int:
-    """How many processes to read `dataset` with on a machine that `ranks` share: one if it is not in memory and a core is free."""
+    """How many processes read ``dataset``, on a machine that ``ranks`` share: one if it is not in memory and a core is free."""
     # Only Linux says which cores are ours; elsewhere a worker is not forked, and would get a copy of all images.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     on_disk = isinstance(dataset, ImageStream) or (isinstance(dataset, ImageDataset) and isinstance(dataset.pixels, np.memmap))
@@ -94,7 +94,7 @@ def default_workers(dataset: Sequence[np.ndarray], ranks: int = 1) -> int:
 
 @dataclass(frozen=True)
 class Order(Sampler):
-    """Which images of a run a rank reads, batch after batch, and which of them are mirrored; arguments as for `batches`."""
+    """Which images of a run a rank reads, batch after batch, and which of them are mirrored; arguments as for :func:`batches`."""
 
     seed: int
     first: int
@@ -125,7 +125,7 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Reader(Dataset):
-    """Reads a rank's share of a batch, by what `Order` gives."""
+    """Reads a rank's share of a batch, by what :class:`Order` gives."""
 
     dataset: Sequence[np.ndarray]
     order: Order

@@ -6,7 +6,6 @@ Everything is read in place. No archive is ever unpacked to the disk, so a membe
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import math
 import os
@@ -14,12 +13,10 @@ import stat
 import struct
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -39,188 +36,152 @@ _REFUSED = {
 }
 
 
-class Source(Protocol):
+@dataclass(frozen=True, eq=False)
+class Source:
     """A data set as it lies on the disk: image files by name, and their classes."""
 
     location: str
     """Path or address. Two sources of one location are the same data set."""
+    version: object
+    """A JSON value that changes when the files may have changed."""
     names: Sequence[str]
     """Names of the image files, in the order of the data set."""
-
-    def version(self) -> object:
-        """A JSON value that changes when the files may have changed."""
-
-    def open(self, name: str) -> AbstractContextManager[tuple[BinaryIO, str]]:
-        """Open one file. Gives the file and what messages call it; whatever goes wrong meanwhile is a DataError."""
+    read: Callable[[str], tuple[str, bytes]]
+    """Reads one image file: gives what messages call it, and its content; raises DataError."""
+    classes: Mapping[str, int]
+    """Classes of the images, by name, as far as they are known."""
 
     def labels(self, names: Sequence[str]) -> np.ndarray | None:
-        """Classes of the images `names`, int64 [len(names)]; None unless every one of them has a class."""
+        """Classes of the images ``names``, int64 [len(names)]; None unless every one of them has a class."""
+        return np.array([self.classes[name] for name in names], np.int64) if self.classes.keys() >= set(names) else None
 
 
 def open_path(path: Path) -> Source:
     """The source at a path: a .zip archive, a folder, or a folder with the files of MNIST or CIFAR-10 (or one of these files).
 
     Raises:
-        DataError: Any other file, or a folder with a form we do not read (pickles, LMDB).
+        DataError: if it is another file, a damaged one, or a folder in a form we do not read (pickles, LMDB).
     """
     folder = path.parent if path.name in _IDX + _CIFAR else path
     if not folder.is_dir():
         if path.suffix.lower() != ".zip":
             raise DataError(f"{path}: a single file; expected a folder or a .zip archive; put the images into a folder")
-        return Archive(str(path))
+        return _archive(str(path))
     for name, problem in _REFUSED.items():
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             raise DataError(f"{folder}: {problem}")
-    return Table(folder) if _existing(folder, _IDX + _CIFAR) else Folder(str(folder))
+    return _pixels(folder) if _existing(folder, _IDX + _CIFAR) else _folder(str(folder))
 
 
-class _Files(Source):
-    """Image files with paths below one place, and their classes in a dataset.json, as data sets for StyleGAN and EDM have it."""
-
-    files: Sequence[str]
-
-    @cached_property
-    def names(self) -> list[str]:
-        return sorted(filter(is_image_name, self.files))
-
-    def labels(self, names: Sequence[str]) -> np.ndarray | None:
-        """As in `Source`; DataError if the file is larger than 64 MiB, or something else than pairs of a name and a class."""
-        if _LABELS not in self.files:
-            return None
-        with self.open(_LABELS) as (file, label):
-            text = file.read(_LABELS_BYTES + 1)
-            if len(text) > _LABELS_BYTES:
-                raise DataError(f"{label}: more than {_LABELS_BYTES // 2**20} MiB; expected a list of labels; remove the file")
-            content = json.loads(text)
-            pairs = content.get("labels") if isinstance(content, dict) else None
-            classes = {name: value for name, value in pairs or []}
-            found = [classes.get(name) for name in names]
-            return np.array(found, dtype=np.int64) if all(type(value) is int for value in found) else None
+def numbered(location: str, version: object, classes: Sequence[int | None], read: Callable[[int], tuple[str, bytes]]) -> Source:
+    """A source of images that are called by their numbers, from 0, with their classes where they are known."""
+    labels = {str(number): label for number, label in enumerate(classes) if label is not None}
+    return Source(location, version, list(map(str, range(len(classes)))), lambda name: read(int(name)), labels)
 
 
-@dataclass(eq=False)
-class Folder(_Files):
-    """A folder of image files, with everything below it."""
+def read_file(path: str) -> tuple[str, bytes]:
+    """The path of a regular file, and its content.
 
-    location: str
+    Raises:
+        DataError: if it is missing, too large, not regular, or cannot be read.
+    """
+    with data_errors(path):
+        status = os.stat(path)
+        # Opening a pipe would wait for its writer, and a device may never end.
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path}: not a regular file; expected an image")
+        check_file_bytes(status.st_size, path)
+        return path, Path(path).read_bytes()
 
-    @cached_property
-    def files(self) -> list[str]:
-        """Relative paths; each real directory counts once, so links cannot loop."""
-        found, visited = [], set()
-        for directory, folders, names in os.walk(self.location, followlinks=True):
-            # Sorted, so that of several links to one directory the same one is always followed.
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+
+def _folder(location: str) -> Source:
+    """Everything below a folder. Each real directory counts once, so links cannot loop."""
+    files, visited = [], set()
+    with data_errors(location):
+        for directory, folders, names in os.walk(location, onerror=_raise, followlinks=True):
             real = os.path.realpath(directory)
-            if real in visited:
-                folders.clear()
-                continue
+            # Sorted, so that of several links to one directory the same one is always followed.
+            folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
+            if real not in visited:
+                files += [Path(directory, name).relative_to(location).as_posix() for name in names]
             visited.add(real)
-            below = Path(directory).relative_to(self.location)
-            found += [(below / name).as_posix() for name in names]
-        return found
+    return _image_files(location, files, lambda name: read_file(os.path.join(location, name)))
 
-    def version(self) -> object:
-        return _status(Path(self.location, name) for name in (*self.names, _LABELS))
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        label = os.path.join(self.location, name)
+def _archive(location: str) -> Source:
+    with data_errors(location):
+        archive = zipfile.ZipFile(location)
+    if any(member.flag_bits & 1 and is_image_name(member.filename) for member in archive.infolist()):
+        raise DataError(f"{location}: encrypted; expected an archive without password; unpack it to a folder")
+    lock = threading.Lock()
+
+    def read(name: str) -> tuple[str, bytes]:
+        label = f"{location}/{name}"
         with data_errors(label):
-            status = os.stat(label)
-            # Opening a pipe would wait for its writer, and a device may never end.
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{label}: not a regular file; expected an image")
-            check_file_bytes(status.st_size, label)
-            with open(label, "rb") as file:
-                yield file, label
-
-
-@dataclass(eq=False)
-class Archive(_Files):
-    """A ZIP archive of image files; DataError if it is none, or encrypted."""
-
-    location: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @cached_property
-    def file(self) -> zipfile.ZipFile:
-        with data_errors(self.location):
-            return zipfile.ZipFile(self.location)
-
-    @cached_property
-    def files(self) -> set[str]:
-        members = self.file.infolist()
-        if any(member.flag_bits & 1 and is_image_name(member.filename) for member in members):
-            raise DataError(f"{self.location}: encrypted; expected an archive without password; unpack it to a folder")
-        return {member.filename for member in members}
-
-    def version(self) -> object:
-        return _status([Path(self.location)])
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        label = f"{self.location}/{name}"
-        with data_errors(label):
-            member = self.file.getinfo(name)
+            member = archive.getinfo(name)
             check_file_bytes(member.file_size, label)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(f"{label}: compressed by a method other than deflate; pack the archive again without")
-            with self.lock, self.file.open(member) as file:
+            with lock, archive.open(member) as file:
                 # What comes out may be more than the archive declares. Asked for that many bytes, zipfile unpacks no more, and
                 # then finds that the checksum differs.
-                content = file.read(member.file_size)
-            yield io.BytesIO(content), label
+                return label, file.read(member.file_size)
+
+    return _image_files(location, set(archive.namelist()), read)
 
 
-class Table(Source):
-    """The training images of MNIST (IDX) or CIFAR-10 (binary version), each given as a small PGM or PPM file.
-
-    Raises:
-        DataError: The files are damaged or incomplete.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.location = str(folder)
-        self.files = _existing(folder, _IDX + _IDX_LABELS + _CIFAR)
-        self.classes: np.ndarray | None = None
-        if images := _existing(folder, _IDX):
-            self.pixels = _read_idx(images[0], 3)[..., None]
-            if classes := _existing(folder, _IDX_LABELS):
-                self.classes = _read_idx(classes[0], 1)
-        else:
-            records = np.concatenate([_read_cifar(folder / name) for name in _CIFAR])
-            self.classes, self.pixels = records[:, 0], records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        if self.classes is not None and len(self.classes) != len(self.pixels):
-            problem = f"{len(self.pixels)} images but {len(self.classes)} labels"
-            raise DataError(f"{folder}: {problem}; get new copies of both files")
-        self.names = list(map(str, range(len(self.pixels))))
-
-    def version(self) -> object:
-        return _status(self.files)
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        height, width, channels = (pixels := self.pixels[int(name)]).shape
-        header = f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode()
-        yield io.BytesIO(header + pixels.tobytes()), f"{self.location}, image {name}"
-
-    def labels(self, names: Sequence[str]) -> np.ndarray | None:
-        return None if self.classes is None else self.classes[[int(name) for name in names]].astype(np.int64)
+def _image_files(location: str, files: Collection[str], read: Callable[[str], tuple[str, bytes]]) -> Source:
+    """Those of the files that are images, with classes from a dataset.json, as data sets for StyleGAN and EDM have it."""
+    names = sorted(filter(is_image_name, files))
+    version = _status([location] if os.path.isfile(location) else (os.path.join(location, name) for name in names))
+    return Source(location, version, names, read, _classes(*read(_LABELS)) if _LABELS in files else {})
 
 
-def _status(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+def _classes(label: str, text: bytes) -> dict[str, int]:
+    """The pairs of a name and a class in a dataset.json."""
+    check_file_bytes(len(text), label, _LABELS_BYTES)
+    with data_errors(label):
+        content = json.loads(text)
+        pairs = content.get("labels") if isinstance(content, dict) else None
+        return {name: value for name, value in pairs or [] if type(value) is int and value.bit_length() < 64}
+
+
+def _pixels(folder: Path) -> Source:
+    """The training images of MNIST (IDX) or CIFAR-10 (binary version), each given as a small PGM or PPM file."""
+    if images := _existing(folder, _IDX):
+        pixels = _read_idx(images[0], 3)[..., None]
+        labels = _existing(folder, _IDX_LABELS)
+        classes = _read_idx(labels[0], 1).tolist() if labels else [None] * len(pixels)
+    else:
+        records = np.concatenate([_read_cifar(folder / name) for name in _CIFAR])
+        classes, pixels = records[:, 0].tolist(), records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    count, height, width, channels = pixels.shape
+    if len(classes) != count:
+        raise DataError(f"{folder}: {count} images but {len(classes)} labels; get new copies of both files")
+    header = f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode()
+
+    def read(number: int) -> tuple[str, bytes]:
+        return f"{folder}, image {number}", header + pixels[number].tobytes()
+
+    return numbered(str(folder), _status(_existing(folder, _IDX + _IDX_LABELS + _CIFAR)), classes, read)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _status(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """Path, size [bytes] and time of change [ns] of those files that exist."""
     found = []
     for path in paths:
         with suppress(OSError):
-            status = path.stat()
+            status = os.stat(path)
             found.append((str(path), status.st_size, status.st_mtime_ns))
     return found
 
 
 def _existing(folder: Path, names: Sequence[str]) -> list[Path]:
-    return [folder / name for name in names if (folder / name).is_file()]
+    return [folder / name for name in names if os.path.isfile(folder / name)]
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -231,17 +192,12 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
         if magic != 0x0800 + dimensions or not 0 < count <= _TABLE_BYTES:
             raise DataError(f"{path}: not an IDX file of bytes in {dimensions} dimensions; get a new copy")
         # One byte more than the header declares, to find out that there are more. Not all: packed, they may be endless.
-        values = np.frombuffer(file.read(count + 1), dtype=np.uint8)
-        if len(values) != count:
-            raise DataError(f"{path}: its size is not the {count} values that its header declares; get a new copy")
-    return values.reshape(shape)
+        return np.frombuffer(file.read(count + 1), dtype=np.uint8).reshape(shape)
 
 
 def _read_cifar(path: Path) -> np.ndarray:
     """Read one file of CIFAR-10's binary version: uint8 [N, 1 + 3072], a label and 3 x 32 x 32 values each."""
-    with data_errors(str(path)):
-        check_file_bytes(path.stat().st_size, str(path))
-        values = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        if not len(values) or len(values) % 3073:
-            raise DataError(f"{path}: not whole records of 3073 bytes; get a new copy of cifar-10-binary.tar.gz")
-    return values.reshape(-1, 3073)
+    label, content = read_file(str(path))
+    if not content or len(content) % 3073:
+        raise DataError(f"{label}: not whole records of 3073 bytes; get a new copy of cifar-10-binary.tar.gz")
+    return np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)
