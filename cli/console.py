@@ -110,19 +110,14 @@ def pick_device(name: str) -> torch.device:
     Raises:
         InputError: if there is no such device here.
     """
-    if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if not (found := re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)):
         raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-        if device.index >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu or auto")
-    return device
+    number, count = int(found[1] or 0), torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if number >= count:
+        raise InputError(f"--device {name}: torch sees {count} CUDA devices here; use --device cpu or auto")
+    return torch.device("cuda", number)
 
 
 def check_compiler() -> None:

@@ -57,19 +57,12 @@ def distance_name(features: str, other: str) -> str:
 
 def table(rows: Mapping[str, Mapping[str, Any]], distance: str) -> str:
     """Scores side by side for a terminal, a row for each of ``rows``."""
-    heads = ["", "images", "reference", distance, "precision", "recall", "density", "coverage", "drift", "spread"]
-    forms = {"samples": "d", "reference": "d", "frechet_distance": ".4g"}
-    forms |= {
-        "precision": ".3f",
-        "recall": ".3f",
-        "density": ".3f",
-        "coverage": ".3f",
-        "colour_drift": ".2f",
-        "colour_spread": ".3f",
-    }
-    lines = [heads]
+    columns = {"images": ("samples", "d"), "reference": ("reference", "d"), distance: ("frechet_distance", ".4g")}
+    columns |= {share: (share, ".3f") for share in ("precision", "recall", "density", "coverage")}
+    columns |= {"drift": ("colour_drift", ".2f"), "spread": ("colour_spread", ".3f")}
+    lines = [["", *columns]]
     for name, scores in rows.items():
-        lines.append([name, *("-" if scores[score] is None else f"{scores[score]:{form}}" for score, form in forms.items())])
+        lines.append([name, *("-" if scores[score] is None else f"{scores[score]:{form}}" for score, form in columns.values())])
     return "\n".join(f"{line[0]:<8}" + "".join(f"{cell:>11}" for cell in line[1:]) for line in lines)
 
 
