@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,8 +79,9 @@ def parse_errors() -> Iterator[None]:
     except SystemExit as end:
         if end.code != 2:
             raise
-        rows = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
-        problem = " ".join(takewhile(lambda row: row and "──" not in row, rows))
+        _, *rows = (re.sub(r"^[╰─╯-]+$", "", line.strip("│ ")) for line in [*box.getvalue().splitlines(), ""])
+        # What is between the title and the next horizontal line or empty row.
+        problem = " ".join(takewhile(bool, dropwhile(lambda row: not row, rows)))
         near = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
         advice = f"did you mean {near[1]}?" if near else "--help explains the options"
         raise InputError(f"{problem.rstrip('.')}; {advice}") from None
