@@ -18,10 +18,11 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cli import __main__ as cli
-from cli import archives, train
+from cli import archives, figures, train
 from diffusion.data.dataset import open_dataset
 from diffusion.data.images import fit, read_image, resize_shorter
 from diffusion.presets import PRESETS
@@ -55,6 +56,14 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "picture.png"
 
 
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of cli.corrupt are empty: drawing takes most of its time, and other tests look at them."""
+    for name in ("strip", "velocity_and_spectrum"):
+        monkeypatch.setattr(figures, name, lambda *_: Figure(figsize=(1, 1)))
+
+
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize("name", ["beyond-blur", "ddpm", "structured-noise"])
 def test_corrupt_as_a_process_does(call: Call, picture: Path, tmp_path: Path, name: str) -> None:
     """The last level is the process's own, of the seed that was named; what it takes to make it again is written down."""
@@ -127,11 +136,13 @@ def test_corrupt_writes_pictures_video_and_what_it_takes_to_make_them_again(call
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_corrupt_without_a_picture_takes_the_bundled_one(call: Call, tmp_path: Path) -> None:
     code, _, _ = call("corrupt", "--size", "32", "--levels", "3")
     assert code == 0 and "strip.png" in files(tmp_path / "outputs" / "chelsea")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_every_option_changes_the_result(call: Call, picture: Path, tmp_path: Path) -> None:
     small = ["--levels", "5", "--columns", "2", "--size", "20"]
     assert call("corrupt", picture, "--out", "default", *small)[0] == 0
