@@ -15,8 +15,7 @@ from diffusion.files import whole_file
 
 def save_npz(path: Path, files: Sequence[Path]) -> None:
     """Write image files of one size as the array arr_0, uint8 [N, H, W, C], one image in memory at a time."""
-    shape = _pixels(files[0]).shape
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *shape)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *_pixels(files[0]).shape)}
     with whole_file(path) as aside, zipfile.ZipFile(aside, "w") as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as array:
             np.lib.format.write_array_header_1_0(array, header)

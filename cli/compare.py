@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,57 +13,41 @@ import tyro
 from tqdm import tqdm
 
 from cli import console, figures, render
-from cli.corrupt import PHOTOGRAPH, held
+from cli.corrupt import PictureOptions, save_video
 from diffusion.corruption import Corruption
 from diffusion.data.dataset import evenly_spaced
-from diffusion.data.images import read_image, resize_shorter
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.size import Size
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
 
-DEFAULT_SIZE = 256
 VIDEO_WIDTH = 1920
 VIDEO_PANEL = 480
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(PictureOptions):
     """Options of ``python -m cli.compare``."""
 
-    image: Annotated[Path | None, tyro.conf.Positional] = None
-    """The picture, anything Pillow reads; the bundled photograph of a cat by default."""
+    size: int = 256
+    """Shorter side in pixels that the picture is resized to."""
+    out: Path | None = None
+    """Folder for the results; outputs/<name of the picture>-comparison by default."""
     processes: tuple[str, ...] = tuple(name for name, process in PROCESSES.items() if process.transport)
     """Processes, in this order; all except the control by default."""
-    levels: int = 200
-    """Number of levels K of each."""
-    columns: int = 8
-    """Pictures in a row, evenly spaced in the level."""
-    seed: int = 0
-    """Seed of the velocity field and the noise, the same for all."""
-    size: int = DEFAULT_SIZE
-    """Shorter side in pixels that the picture is resized to."""
     video: bool = False
     """Write comparison.mp4 as well."""
     fps: int = 30
     """Levels per second of the video."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    out: Path | None = None
-    """Folder for the results; outputs/<name of the picture>-comparison by default."""
 
 
 def compare(options: Compare) -> None:
     """Read the picture, corrupt it by every process, draw the results."""
-    device = console.pick_device(options.device)
-    for name, lowest in (("columns", 2), ("levels", 1), ("fps", 1), ("size", 8)):
-        check_integer(f"--{name}", getattr(options, name), lowest)
-    check_integer("--seed", options.seed, 0, 2**63 - 1)
+    console.check_at_least(options, size=8, fps=1)
     if not options.processes:
         raise InputError(f"--processes: name at least one of {', '.join(PROCESSES)}")
     processes = {name: replace(named_process(name), levels=options.levels) for name in options.processes}
-    path = options.image or PHOTOGRAPH
-    u0 = torch.from_numpy(resize_shorter(read_image(path), options.size))[None].to(device)
+    u0 = options.read()
     columns = evenly_spaced(options.levels + 1, options.columns).tolist()
 
     rows, film = [], []
@@ -81,21 +64,18 @@ def compare(options: Compare) -> None:
                     film.append(picture)
             rows.append(figures.ComparedProcess(name, describe(process), pictures, spectra))
 
-    out = options.out or Path("outputs") / f"{path.stem}-comparison"
+    out = options.out or Path("outputs") / f"{options.image.stem}-comparison"
     written = [out / "comparison.png"]
-    fractions = [level / options.levels for level in columns]
-    figures.save_figure(written[0], figures.comparison(rows, fractions))
+    figures.save_figure(written[0], figures.comparison(rows, [level / options.levels for level in columns]))
     if options.video:
         written.append(out / "comparison.mp4")
-        frames = side_by_side(film, list(processes), options.levels)
-        render.save_video(written[-1], held(frames, options.fps // 2, options.fps), options.fps)
-    print("wrote " + ", ".join(str(file) for file in written))
+        save_video(written[-1], side_by_side(film, list(processes), options.levels), options.fps)
+    print(f"wrote {', '.join(map(str, written))}")
 
 
 def describe(process: ForwardProcess) -> str:
     """What sets a process apart, in two lines."""
-    flow = f"Pe = {process.peclet:g}" if process.peclet > 0.0 else "no flow"
-    flow += f", {process.turbulence}" if process.peclet > 0.0 else ""
+    flow = f"Pe = {process.peclet:g}, {process.turbulence}" if process.peclet > 0.0 else "no flow"
     blur = "no blur" if process.blur == "none" else f"blur to {process.sigma_max:g} L"
     noise = f"noise {process.noise:g}" if process.noise > 0.0 else "no noise"
     return f"{flow}\n{blur}, {noise}"
@@ -125,9 +105,7 @@ def side_by_side(film: list[np.ndarray], names: list[str], levels: int) -> Itera
         yield render.grid([np.concatenate(pair) for pair in zip(titles, panels, strict=True)], columns, gap=8)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``python -m cli.compare``."""
-    console.run("compare", compare, partial(tyro.cli, Compare), arguments)
+main = partial(console.run, "compare", compare, partial(tyro.cli, Compare))
 
 
 if __name__ == "__main__":

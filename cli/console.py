@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from itertools import dropwhile, takewhile
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -19,7 +22,7 @@ import tyro
 import warp as wp
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, check_integer
 
 Options = TypeVar("Options")
 # Environment variable of a command that another one started: it ends when its standard input does.
@@ -46,9 +49,11 @@ def run(
     description = sys.modules[command.__module__].__doc__
     words = list(sys.argv[1:] if arguments is None else arguments)
     if CHILD in os.environ:
-        stop_with_parent()
+        threading.Thread(target=stop_with_parent, daemon=True).start()
     try:
-        options = parse(args=words, prog=prog, description=description, console_outputs=speaks, config=(tyro.conf.DisallowNone,))
+        with parse_errors():
+            no_none = (tyro.conf.DisallowNone,)
+            options = parse(args=words, prog=prog, description=description, console_outputs=speaks, config=no_none)
         start_warp()
         with logging_redirect_tqdm():
             command(options)
@@ -62,6 +67,31 @@ def run(
     if speaks:
         print(message, file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def parse_errors() -> Iterator[None]:
+    """A block in which what tyro says about a wrong command line, several lines in a box, is raised as an InputError of one."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            yield
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        _, *rows = (re.sub(r"^[╰─╯-]+$", "", line.strip("│ ")) for line in [*box.getvalue().splitlines(), ""])
+        # What is between the title and the next horizontal line or empty row.
+        problem = " ".join(takewhile(bool, dropwhile(lambda row: not row, rows)))
+        near = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
+        advice = f"did you mean {near[1]}?" if near else "--help explains the options"
+        raise InputError(f"{problem.rstrip('.')}; {advice}") from None
+
+
+def check_at_least(options: object, **lowest: int) -> None:
+    """Raise InputError unless these options are integers of at least so much, or None."""
+    for name, low in lowest.items():
+        if (value := getattr(options, name)) is not None:
+            check_integer(f"--{name.replace('_', '-')}", value, low)
 
 
 def command_line() -> str:
@@ -81,19 +111,14 @@ def pick_device(name: str) -> torch.device:
     Raises:
         InputError: if there is no such device here.
     """
-    if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if not (found := re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)):
         raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-        if device.index >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu or auto")
-    return device
+    number, count = int(found[1] or 0), torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if number >= count:
+        raise InputError(f"--device {name}: torch sees {count} CUDA devices here; use --device cpu or auto")
+    return torch.device("cuda", number)
 
 
 def check_compiler() -> None:
@@ -118,34 +143,22 @@ def start_warp() -> None:
 
 def stop_with_parent() -> None:
     """Send SIGTERM to this process when its standard input ends, that is when the process at the other end of the pipe is gone."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Interruption:
-    """A block in which SIGINT and SIGTERM are noted instead of raised, so that long work ends between two steps and saves."""
+@contextmanager
+def signals_noted() -> Iterator[Callable[[], bool]]:
+    """A block in which SIGINT and SIGTERM are noted instead of raised, so that long work ends between two steps and saves.
 
-    def __init__(self) -> None:
-        self._came = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
+    Yields:
+        A function that tells whether one has arrived.
+    """
+    arrived: list[int] = []
+    previous = {number: signal.signal(number, lambda which, _: arrived.append(which)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-
-    def came(self) -> bool:
-        """Whether a signal has arrived."""
-        return self._came

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
@@ -69,29 +70,49 @@ class VideoOptions:
 
 
 @dataclass(frozen=True)
-class Corrupt:
-    """Options of ``python -m cli.corrupt``."""
+class PictureOptions:
+    """The picture, and how it is corrupted and shown."""
 
-    image: Annotated[Path | None, tyro.conf.Positional] = None
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURE]", help_behavior_hint="")] = PHOTOGRAPH
     """The picture, anything Pillow reads; the bundled photograph of a cat by default."""
-    peclet: float | None = None
-    """Peclet number V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less."""
-    levels: int = 200
-    """Number of levels K."""
-    seed: int = 0
-    """Seed of the velocity field."""
-    process: str | None = None
-    """Corrupt by a forward process: beyond-blur, beyond-blur-curl, ihd, blurring, soft, cold, ddpm or structured-noise."""
     size: int | None = None
     """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
+    levels: int = 200
+    """Number of levels K."""
     columns: int = 8
-    """Pictures in the strip."""
+    """Pictures in a row."""
+    seed: int = 0
+    """Seed of the velocity field and of the noise."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+    def read(self) -> torch.Tensor:
+        """The picture in its size on the device, float32 [1, C, H, W].
+
+        Raises:
+            InputError: if it cannot be read, or an option is out of its range.
+        """
+        device = console.pick_device(self.device)
+        console.check_at_least(self, size=2, levels=1, columns=2)
+        check_integer("--seed", self.seed, 0, 2**63 - 1)
+        image = read_image(self.image)
+        length = self.size or min(*image.shape[1:], DEFAULT_SIZE)
+        image = image if length == min(image.shape[1:]) else resize_shorter(image, length)
+        return torch.from_numpy(image)[None].to(device)
+
+
+@dataclass(frozen=True)
+class Corrupt(PictureOptions):
+    """Options of ``python -m cli.corrupt``."""
+
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture> by default."""
-    film: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes] = VideoOptions()
+    peclet: float | None = None
+    """Peclet number V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less."""
+    process: str | None = None
+    """Corrupt by a forward process: beyond-blur, beyond-blur-curl, ihd, blurring, soft, cold, ddpm or structured-noise."""
     flow: Annotated[FlowOptions, tyro.conf.OmitArgPrefixes] = FlowOptions()
+    video: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes] = VideoOptions()
 
 
 class Trajectory(NamedTuple):
@@ -109,50 +130,32 @@ class Trajectory(NamedTuple):
     """The moments of the strip, with their captions."""
     frames: set[int]
     """The moments of the video."""
-    flow: AdvectionDiffusion | None
-    """What has the velocity field; None without a flow."""
-    flow_seed: int | torch.Tensor
+    flow: tuple[AdvectionDiffusion, int | torch.Tensor] | None
+    """What has the velocity field, and its seed; None without a flow."""
     record: dict[str, Any]
     """What corruption.json says about the levels."""
 
 
 def corrupt(options: Corrupt) -> None:
     """Read the picture, corrupt it along one trajectory, write the results."""
-    device = console.pick_device(options.device)
-    for name, lowest in (("columns", 2), ("levels", 1)):
-        check_integer(f"--{name}", getattr(options, name), lowest)
-    for name, lowest in (("frames", 2), ("fps", 1)):
-        check_integer(f"--{name}", getattr(options.film, name), lowest)
-    if options.size is not None:
-        check_integer("--size", options.size, 2)
-    check_integer("--seed", options.seed, -(2**63), 2**63 - 1)
-
-    path = options.image or PHOTOGRAPH
-    image = read_image(path)
-    length = options.size or min(*image.shape[1:], DEFAULT_SIZE)
-    if length != min(image.shape[1:]):
-        image = resize_shorter(image, length)
-    u0 = torch.from_numpy(image)[None].to(device)
+    console.check_at_least(options.video, frames=2, fps=1)
+    path, u0 = options.image, options.read()
     trajectory = by_flow(options, u0) if options.process is None else by_process(options, u0)
-    height, width = image.shape[1:]
-    print(f"{path.stem}: {height} x {width} px, {trajectory.about} on {device}")
+    _, channels, height, width = u0.shape
+    print(f"{path.stem}: {height} x {width} px, {trajectory.about} on {u0.device}")
 
     out = options.out or Path("outputs") / path.stem
-    written = draw(trajectory, path.stem, options, out)
+    written = [*draw(trajectory, path.stem, options.video, out), out / "corruption.json"]
+    image = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "channels": channels, "height": height, "width": width}
     facts = {
         "command": console.command_line(),
-        "options": asdict(options) | {"image": str(options.image or path.name), "out": str(out)},
-        "image": {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "channels": len(image),
-            "height": height,
-            "width": width,
-        },
-        "device": str(device),
+        "options": asdict(options) | {"image": path.name if path == PHOTOGRAPH else str(path), "out": str(out)},
+        "image": image,
+        "device": str(u0.device),
         "versions": {module.__name__: module.__version__ for module in (warp, torch, np, PIL)},
     }
-    write_json(out / "corruption.json", facts | trajectory.record)
-    print("wrote " + ", ".join(map(str, [*written, out / "corruption.json"])))
+    write_json(written[-1], facts | trajectory.record)
+    print(f"wrote {', '.join(map(str, written))}")
 
 
 def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
@@ -164,7 +167,7 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     strip_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
     columns = np.unique(np.abs(schedule.sigma[:, None] - strip_sigma).argmin(axis=0))
     # The video's time is the blur width, a little slower at first, when most is visible.
-    frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.film.frames if options.film.video else 1) ** 1.15
+    frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.video.frames if options.video.video else 1) ** 1.15
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
     peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
     operator = AdvectionDiffusion(
@@ -188,8 +191,7 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
         moments=operator.trajectory(u0, options.seed),
         captions={int(np.searchsorted(moments.sigma, schedule.sigma[k])): caption for k, caption in captions.items()},
         frames=set(np.searchsorted(moments.sigma, frame_sigma).tolist()),
-        flow=operator if peclet > 0.0 else None,
-        flow_seed=options.seed,
+        flow=(operator, options.seed) if peclet > 0.0 else None,
         record={
             "peclet": peclet,
             "length_px": length,
@@ -210,7 +212,6 @@ def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     for option, value in asdict(options.flow).items():
         if value != getattr(FlowOptions, option):
             raise InputError(f"--{option.replace('_', '-')} does not go with --process, which has its own")
-    check_integer("--seed", options.seed, 0, 2**63 - 1)
     process = replace(named_process(options.process), levels=options.levels)
     process = process if options.peclet is None else replace(process, peclet=options.peclet)
     corruption = Corruption(process, Size(*u0.shape[2:]))
@@ -225,14 +226,13 @@ def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
             k: f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}"
             for k in evenly_spaced(options.levels + 1, options.columns).tolist()
         },
-        frames=set(evenly_spaced(options.levels + 1, options.film.frames).tolist()) if options.film.video else set(),
-        flow=flow_operator(process, sigma) if process.peclet > 0.0 else None,
-        flow_seed=seeds(options.seed, "flow"),
+        frames=set(evenly_spaced(options.levels + 1, options.video.frames).tolist()) if options.video.video else set(),
+        flow=(flow_operator(process, sigma), seeds(options.seed, "flow")) if process.peclet > 0.0 else None,
         record={"process": asdict(process), "sigma_px": sigma.tolist(), "signal": signal.tolist(), "noise": noise.tolist()},
     )
 
 
-def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list[Path]:
+def draw(trajectory: Trajectory, name: str, options: VideoOptions, out: Path) -> list[Path]:
     """Corrupt the picture; write the strip, the last picture, the velocity field, and the video if it is asked for."""
     shown: dict[int, np.ndarray] = {}
     written = [out / "strip.png", out / "corrupted.png"]
@@ -245,38 +245,40 @@ def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list
             if number in trajectory.frames:
                 yield render.enlarged(picture, VIDEO_SIZE)
 
-    if options.film.video:
+    if options.video:
         written.append(out / "trajectory.mp4")
-        render.save_video(written[-1], held(frames(), options.film.fps // 2, options.film.fps), options.film.fps)
+        save_video(written[-1], frames(), options.fps)
     else:
-        for _ in frames():
-            pass
+        deque(frames(), maxlen=0)
     strip = figures.strip(list(shown.values()), [trajectory.captions[k] for k in shown], f"{name}   {trajectory.title}")
     figures.save_figure(written[0], strip)
     render.save_image(written[1], shown[max(shown)])
     if trajectory.flow is not None:
-        height, width = shown[0].shape[:2]
         written.append(out / "velocity.png")
-        figures.save_figure(written[-1], draw_velocity(trajectory.flow, trajectory.flow_seed, height, width, trajectory.title))
+        figures.save_figure(written[-1], draw_velocity(*trajectory.flow, shown[0].shape[:2], trajectory.title))
     return written
 
 
-def draw_velocity(flow: AdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str) -> Figure:
+def draw_velocity(flow: AdvectionDiffusion, seed: int | torch.Tensor, size: tuple[int, int], title: str) -> Figure:
     """The velocity field of a seed, and its spectrum beside the mean of several seeds."""
-    velocity = flow.velocity(seed, height, width)
-    others = [energy_spectrum(flow.velocity(other, height, width), flow.boundary)[1] for other in range(SPECTRUM_SEEDS)]
+    velocity = flow.velocity(seed, *size)
+    others = [energy_spectrum(flow.velocity(other, *size), flow.boundary)[1] for other in range(SPECTRUM_SEEDS)]
     k, energy = energy_spectrum(velocity, flow.boundary)
     spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
     return figures.velocity_and_spectrum(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
 
 
-def held(frames: Iterator[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
-    """The frames, with the first one shown ``before`` times more and the last one ``after`` times more."""
-    last = next(frames)
-    yield from [last] * (before + 1)
-    for last in frames:
-        yield last
-    yield from [last] * after
+def save_video(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
+    """Write a video in which the first frame stays for half a second more, and the last one for a second."""
+
+    def held() -> Iterator[np.ndarray]:
+        last = next(frames)
+        yield from [last] * (fps // 2 + 1)
+        for last in frames:
+            yield last
+        yield from [last] * fps
+
+    render.save_video(path, held(), fps)
 
 
 def pixels(text: str, length: int) -> float:
@@ -292,9 +294,7 @@ def pixels(text: str, length: int) -> float:
         raise InputError(f"a blur width is a number of pixels (20) or of shorter sides (0.16L), got {text!r}") from None
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``python -m cli.corrupt``."""
-    console.run("corrupt", corrupt, partial(tyro.cli, Corrupt), arguments)
+main = partial(console.run, "corrupt", corrupt, partial(tyro.cli, Corrupt))
 
 
 if __name__ == "__main__":

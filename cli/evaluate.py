@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from diffusion.size import Size
 class Evaluate:
     """Options of ``python -m cli.evaluate``."""
 
-    samples: Annotated[str, tyro.conf.Positional]
+    samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
     """A run (its folder, or owner/name on the Hugging Face Hub), or samples of any model: a folder or .zip of images, or an
     .npz file (arr_0, uint8 [N, H, W, C])."""
     data: str | None = None
@@ -57,19 +57,16 @@ def distance_name(features: str, other: str) -> str:
 
 def table(rows: Mapping[str, Mapping[str, Any]], distance: str) -> str:
     """Scores side by side for a terminal, a row for each of ``rows``."""
-    heads = ["", "images", "reference", distance, "precision", "recall", "density", "coverage", "drift", "spread"]
-    lines = [heads]
+    columns = {"images": ("samples", "d"), "reference": ("reference", "d"), distance: ("frechet_distance", ".4g")}
+    columns |= {share: (share, ".3f") for share in ("precision", "recall", "density", "coverage")}
+    columns |= {"drift": ("colour_drift", ".2f"), "spread": ("colour_spread", ".3f")}
+    lines = [["", *columns]]
     for name, scores in rows.items():
-        shares = [f"{scores[share]:.3f}" for share in ("precision", "recall", "density", "coverage")]
-        spread = "-" if scores["colour_spread"] is None else f"{scores['colour_spread']:.3f}"
-        counts = [str(scores["samples"]), str(scores["reference"])]
-        lines.append([name, *counts, f"{scores['frechet_distance']:.4g}", *shares, f"{scores['colour_drift']:.2f}", spread])
+        lines.append([name, *("-" if scores[score] is None else f"{scores[score]:{form}}" for score, form in columns.values())])
     return "\n".join(f"{line[0]:<8}" + "".join(f"{cell:>11}" for cell in line[1:]) for line in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``python -m cli.evaluate``."""
-    console.run("evaluate", run, partial(tyro.cli, Evaluate), arguments)
+main = partial(console.run, "evaluate", run, partial(tyro.cli, Evaluate))
 
 
 if __name__ == "__main__":

@@ -51,12 +51,12 @@ def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[
     def work(job: Job) -> str | None:
         device = free.get()
         try:
-            return carry_out(job, device, environment, shown, lambda: closed.is_set() or interruption.came())
+            return carry_out(job, device, environment, shown, lambda: closed.is_set() or interrupted())
         finally:
             free.put(device)
 
     with (
-        console.Interruption() as interruption,
+        console.signals_noted() as interrupted,
         tqdm(total=len(jobs), desc="runs", unit="run", disable=shown) as progress,
         ThreadPoolExecutor(len(devices)) as pool,
     ):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -79,7 +79,7 @@ class Results:
 class Sample:
     """Options of ``python -m cli.sample``."""
 
-    run: Annotated[str | None, tyro.conf.Positional] = None
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")] = None
     """Run folder that cli.train made, or owner/name on the Hugging Face Hub; the bundled digits by default."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """Number of images (64), of rows with --interpolate (6), or of restorations at each level with --from-image (6)."""
@@ -99,26 +99,20 @@ class Sample:
 
     def validate(self) -> None:
         """Raise InputError if an option is out of its range or does not go with another."""
-        special = asdict(self.variation)
-        limits = {
-            "num": (self.num, 1),
-            "batch": (self.execution.batch, 1),
-            "fps": (self.results.fps, 1),
-            "interpolate": (self.variation.interpolate, 2),
-        }
-        for name, (value, lowest) in limits.items():
-            if value is not None:
-                check_integer(f"--{name}", value, lowest)
+        console.check_at_least(self, num=1)
+        console.check_at_least(self.variation, interpolate=2)
+        console.check_at_least(self.results, fps=1)
+        console.check_at_least(self.execution, batch=1)
         check_integer("--seed", self.seed, 0, 2**63 - 1)
         if self.delta is not None:
             check_number("--delta", self.delta, 0.0)
-        levels, picture = special.pop("level"), special["from_image"]
-        chosen = [f"--{name.replace('_', '-')}" for name, given in special.items() if given not in (None, False)]
+        picture, ways = self.variation.from_image, vars(self.variation).items()
+        chosen = [f"--{name.replace('_', '-')}" for name, given in ways if name != "level" and given not in (None, False)]
         if len(chosen) > 1:
             raise InputError(f"{' and '.join(chosen)} do not go together; choose one")
         if self.seeds and self.num is not None:
             raise InputError("--seeds names the images, --num counts them; give one of the two")
-        if picture is None and levels:
+        if picture is None and self.variation.level:
             raise InputError("--level goes with --from-image; for fewer steps use --levels")
         if picture is not None and (self.seeds or self.results.video):
             raise InputError("--from-image goes with --num, and without --seeds and --video")
@@ -151,7 +145,10 @@ def sample(options: Sample) -> None:
 
     run = BUNDLED if options.run is None else options.run
     pipeline = Pipeline.from_pretrained(run, device=device, precision=options.execution.precision, batch=options.execution.batch)
-    picture = None if options.variation.from_image is None else _picture(options.variation.from_image, pipeline)
+    picture = None
+    if options.variation.from_image is not None:
+        mode = "L" if pipeline.config.channels == 1 else "RGB"
+        picture = torch.from_numpy(fit(read_image(options.variation.from_image, mode), pipeline.config.size))
     parts = _plan(options, pipeline, picture, world)
     names = [name for part in parts for name in part.names]
     record = _record(options, pipeline, picture)
@@ -185,27 +182,27 @@ def sample(options: Sample) -> None:
         processes.destroy_process_group()
     if rank == 0:
         files = [_file(out, name) for name in names]
-        written = [f"{out / 'images'} ({len(files)} images, {len(missing)} of them new)"]
-        print("wrote " + ", ".join([*written, *_sheets(options, pipeline, picture, out, files, film)]))
+        sheets = _write_sheets(options, pipeline, picture, out, files, film)
+        print(f"wrote {out / 'images'} ({len(files)} images, {len(missing)} of them new), {', '.join(sheets)}")
 
 
-def _sheets(
+def _write_sheets(
     options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, out: Path, files: list[Path], film: Film | None
 ) -> list[str]:
-    """Write what shows and holds all the images together; returns what that is."""
-    written = []
+    """Write what shows and holds all the images together; returns the names of the files."""
     if picture is not None:
+        written = [f"{out / 'restoration.png'}"]
         _draw_restorations(out / "restoration.png", options, pipeline, picture, files)
-        written.append(f"{out / 'restoration.png'}")
     else:
+        written = [f"{out / 'grid.png'}" + (f" (the first {GRID})" if len(files) > GRID else "")]
         render.save_grid(out / "grid.png", _read(files[:GRID]), options.variation.interpolate)
-        written.append(f"{out / 'grid.png'}" + (f" (the first {GRID})" if len(files) > GRID else ""))
-    if options.results.npz:
-        archives.save_npz(out / "samples.npz", files)
-        written.append(f"{out / 'samples.npz'}")
-    if options.results.zip:
-        archives.save_zip(out / "samples.zip", files)
-        written.append(f"{out / 'samples.zip'}")
+    for wanted, save, name in (
+        (options.results.npz, archives.save_npz, "samples.npz"),
+        (options.results.zip, archives.save_zip, "samples.zip"),
+    ):
+        if wanted:
+            save(out / name, files)
+            written.append(f"{out / name}")
     if film is not None:
         film.save(out / "reverse.mp4", options.results.fps, options.variation.interpolate)
         written.append(f"{out / 'reverse.mp4'}")
@@ -254,7 +251,7 @@ class Film:
         size = pipeline.config.size
         rows, columns = (int(VIDEO_SIZE * min(1.0, size.shorter / VIDEO_PANEL) / side) for side in size)
         self.most = min(GRID, max(1, rows * columns))
-        self.batches: list[list[list[np.ndarray]]] = []
+        self.batches: list[list[list[np.ndarray]]] = []  # by batch and level the pictures
 
     def add(self, level: int, u: torch.Tensor) -> None:
         """Take the images [N, C, H, W] of a batch at a level; a batch begins at level K."""
@@ -308,12 +305,6 @@ def _numbers(seeds: tuple[str, ...]) -> list[int]:
     return numbers
 
 
-def _picture(path: Path, pipeline: Pipeline) -> torch.Tensor:
-    """The picture in the run's size and channels, float32 [C, H, W]."""
-    config = pipeline.config
-    return torch.from_numpy(fit(read_image(path, "L" if config.channels == 1 else "RGB"), config.size))
-
-
 def _read(files: Sequence[Path]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(read_image(file)) for file in files])
 
@@ -331,9 +322,7 @@ def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -
         "levels": options.levels,
         "delta": options.delta,
         "precision": options.execution.precision,
-        "same_init": options.variation.same_init,
-        "share_noise": options.variation.share_noise,
-        "interpolate": options.variation.interpolate,
+        **{name: getattr(options.variation, name) for name in ("same_init", "share_noise", "interpolate")},
         "image": None if picture is None else hashlib.sha256(picture.numpy().tobytes()).hexdigest(),
     }
 
@@ -351,9 +340,9 @@ def _default_name(options: Sample, record: dict[str, object]) -> str:
 
 def _check_same_images(out: Path, record: dict[str, object]) -> None:
     """Raise InputError if the folder holds images that are not of this record."""
-    if (out / "images").exists() and not (out / "sampling.json").exists():
-        raise InputError(f"{out}: holds images, and no sampling.json that says which; choose another --out")
     if not (out / "sampling.json").exists():
+        if (out / "images").exists():
+            raise InputError(f"{out}: holds images, and no sampling.json that says which; choose another --out")
         return
     there = read_json(out / "sampling.json")
     for name, value in record.items():
@@ -362,9 +351,7 @@ def _check_same_images(out: Path, record: dict[str, object]) -> None:
             raise InputError(f"{out}: holds images made with {what}; choose another --out, or remove the folder")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``python -m cli.sample``."""
-    console.run("sample", sample, partial(tyro.cli, Sample), arguments)
+main = partial(console.run, "sample", sample, partial(tyro.cli, Sample))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from diffusion.evaluation.scoring import EvaluationConfig, Reference, ScoringCon
 from diffusion.files import read_json
 from diffusion.process import PROCESSES, named_process
 from diffusion.training.ranks import Ranks
-from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.checks import InputError, check_number
 
 # The process that the others become without their flow.
 STILL = "ihd"
@@ -58,8 +58,7 @@ class Sweep:
 
     def validate(self) -> None:
         """Raise InputError if a value is out of its range, or does not go with another."""
-        check_integer("--seeds", self.seeds, 1)
-        check_integer("--jobs", self.jobs, 1)
+        console.check_at_least(self, seeds=1, jobs=1)
         self.scoring.validate()
         for name, example in (("peclet", "0 0.05 0.1"), ("process", ", ".join(PROCESSES))):
             values = getattr(self, name)
@@ -161,7 +160,7 @@ def sweep(parsed: tuple[Sweep, list[str]]) -> None:
             written = plan.write_summary()
     if len(written) > 1:
         print("\n" + written[1].read_text(encoding="utf-8"))
-    print("wrote " + ", ".join(str(path) for path in written))
+    print(f"wrote {', '.join(map(str, written))}")
     if failed:
         name, problem = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; {name}: {problem}; the same command tries again")
@@ -182,18 +181,12 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     chosen = [train.parse(arguments(process, max(options.peclet))) for process in options.process]
     for choice in chosen:
         choice.check()
-    data, pictures = chosen[0].data, chosen[0].pictures
-    device = console.pick_device(chosen[0].device)
-    dataset = train.open_pictures(chosen[0])
+    data, device = chosen[0].data, console.pick_device(chosen[0].device)
+    dataset, pictures = train.open_pictures(chosen[0]), chosen[0].pictures
     folder = options.out or Path("sweeps") / Path(whole_and_half(dataset.name)[0]).stem
 
-    scoring = EvaluationConfig(
-        **vars(options.scoring),
-        split=OTHER_HALF[options.split],
-        size=chosen[0].size,
-        data_root=pictures.data_root,
-        data_cache=pictures.data_cache,
-    )
+    given = vars(options.scoring) | {"data_root": pictures.data_root, "data_cache": pictures.data_cache, "size": chosen[0].size}
+    scoring = EvaluationConfig(**given, split=OTHER_HALF[options.split])
     reference = Reference(open_pictures(data, scoring, dataset.channels), scoring, device)
     reference.check_enough("a set of samples", reference.num)
     asked = (reference.facts(), scoring.k, scoring.seed, reference.num)
@@ -248,9 +241,7 @@ def check_same_sweep(plan: Plan) -> None:
             raise InputError(f"{plan.folder} holds another sweep ({difference}); choose another --out")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``python -m cli.sweep``."""
-    console.run("sweep", sweep, partial(tyro.cli, Sweep, return_unknown_args=True), arguments)
+main = partial(console.run, "sweep", sweep, partial(tyro.cli, Sweep, return_unknown_args=True))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
+import imageio.v3 as iio
 import tyro
-from PIL import Image
 from torch import nn
 
 from cli import console, render
@@ -112,8 +112,9 @@ def parse(args: Sequence[str], **shown: object) -> Train:
     Raises:
         InputError: if it names a preset or a process that does not exist.
     """
-    choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False, **shown)
-    return tyro.cli(Train, args=args, default=defaults(choice), **shown)
+    with console.parse_errors():
+        choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False, **shown)
+        return tyro.cli(Train, args=args, default=defaults(choice), **shown)
 
 
 def defaults(choice: Choice) -> Train:
@@ -200,16 +201,9 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         if board:
             board.add_grid(grid, images)
 
-    with console.Interruption() as interruption:
+    with console.signals_noted() as stop:
         complete = train(
-            config,
-            dataset,
-            folder,
-            ranks.device,
-            options.execution,
-            should_stop=interruption.came,
-            on_log=on_log,
-            on_checkpoint=on_checkpoint,
+            config, dataset, folder, ranks.device, options.execution, should_stop=stop, on_log=on_log, on_checkpoint=on_checkpoint
         )
     if ranks.main and complete:
         print(f"trained; sample with: python -m cli.sample {folder}")
@@ -221,13 +215,7 @@ def open_pictures(options: Train) -> ImageDataset | ImageStream:
     """The data set that the options name, or the half of it that they ask for."""
     how = options.pictures
     return open_dataset(
-        options.data,
-        options.size,
-        how.data_root,
-        grey=how.grey or None,
-        stream=how.stream,
-        split=how.split,
-        cache=how.data_cache,
+        options.data, options.size, how.data_root, grey=how.grey or None, stream=how.stream, split=how.split, cache=how.data_cache
     )
 
 
@@ -252,7 +240,7 @@ class Board:
 
     def add_scalars(self, line: dict[str, float]) -> None:
         """Add a line of metrics.jsonl."""
-        writer = self._opened(line["images"])
+        writer = self._at(line["images"])
         for name, value in line.items():
             if name != "images":
                 writer.add_scalar(name, value, line["images"])
@@ -260,13 +248,12 @@ class Board:
 
     def add_grid(self, picture: Path, images: int) -> None:
         """Add a grid of samples from its PNG file."""
-        writer = self._opened(images)
-        with Image.open(picture) as grid:
-            writer.add_image("samples", np.asarray(grid), images, dataformats="HWC")
+        writer = self._at(images)
+        writer.add_image("samples", iio.imread(picture), images, dataformats="HWC")
         writer.flush()
 
-    def _opened(self, images: int) -> SummaryWriter:
-        """The event file, made at first use; entries of older files from ``images`` on are hidden."""
+    def _at(self, images: int) -> SummaryWriter:
+        """The writer, made at first use; entries of older files from ``images`` on are hidden."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -274,9 +261,7 @@ class Board:
         return self._writer
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``python -m cli.train``."""
-    console.run("train", run, parse, arguments)
+main = partial(console.run, "train", run, parse)
 
 
 if __name__ == "__main__":

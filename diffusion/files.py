@@ -31,6 +31,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         with open(aside, "rb") as written:
             os.fsync(written.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        if error.filename == str(aside):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

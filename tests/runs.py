@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +44,20 @@ def stripes(count: int = 20, size: int | tuple[int, int] = SIZE) -> list[np.ndar
     for picture, column in zip(pictures, generator.integers(0, width - 2, count), strict=True):
         picture[..., column : column + 2] = generator.uniform(0.5, 1.0)
     return list(pictures)
+
+
+def exit_code(main: Callable[[list[str]], None], *arguments: object) -> int:
+    """Run a command; returns what it ends with."""
+    try:
+        main([str(word) for word in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The contents of all files in a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def without_dropout(config: RunConfig) -> RunConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -25,7 +26,7 @@ from diffusion.config import load_config, save_config
 from diffusion.files import write_json
 from diffusion.process import PROCESSES, ForwardProcess
 from diffusion.size import Size
-from tests.runs import SIZE, corruption, said, stripes
+from tests.runs import SIZE, corruption, exit_code, files, said, stripes
 
 ROOT = Path(__file__).parent.parent
 PICTURES = np.rint(255 * np.stack(stripes(41))).astype(np.uint8)
@@ -46,15 +47,27 @@ HEADS = {
 Call = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def whole_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data and a whole sweep, as if it had been carried out: two processes at two Peclet numbers."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "data").mkdir()
+    for index, picture in enumerate(PICTURES):
+        Image.fromarray(picture[0]).save(folder / "data" / f"{index:03}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for run in planned(*PAIR).runs():
+            finish(run)
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, whole_sweep: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh working folder with the data; processes of a sweep run this code, and on the CPU."""
     monkeypatch.chdir(tmp_path)
     for name, value in {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "data").mkdir()
-    for index, picture in enumerate(PICTURES):
-        Image.fromarray(picture[0]).save(tmp_path / "data" / f"{index:03}.png")
+    shutil.copytree(whole_sweep / "data", tmp_path / "data")
     return tmp_path
 
 
@@ -63,21 +76,15 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run the command; returns exit code, standard output and standard error."""
 
     def command(*arguments: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            sweep.main([str(word) for word in arguments])
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        return code, *said(capsys.readouterr())
+        return exit_code(sweep.main, *arguments), *said(capsys.readouterr())
 
     return command
 
 
 @pytest.fixture
-def swept(place: Path) -> Path:
-    """A working folder with the data and a whole sweep, as if it had been carried out: two processes at two Peclet numbers."""
-    for run in planned(*PAIR).runs():
-        finish(run)
+def swept(place: Path, whole_sweep: Path) -> Path:
+    """A working folder with the data and the whole sweep."""
+    shutil.copytree(whole_sweep / "out", place / "out")
     return place
 
 
@@ -112,10 +119,6 @@ def finish(run: sweep.Run) -> None:
 
 def found(folder: Path) -> dict:
     return json.loads((folder / "out" / "sweep.json").read_text())
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # Which runs
@@ -320,6 +323,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         (["--checkpoint-every", "0", *zero], "checkpoint_every must be at least 1, got 0"),
         (["--device", "tpu", *zero], "--device tpu: expected auto, cpu, cuda or cuda:N"),
         (["--out", "data/000.png", *zero], "data/000.png"),
+        (["--levls", "5", *zero], "Unrecognized options: --levls, 5; did you mean --levels?"),
     ):
         code, _, err = call(*SMALL, *arguments)
         assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1, (arguments, err)
