@@ -13,9 +13,9 @@ what a Wiener filter leaves over. With z_k = m + (u_k - m) / s_k = y_k + r_k eps
 
     base_k = E x + W_k (z_k - E y_k),    W_k = <x y_k> / (<y_k y_k> + r_k^2),
 
-is the best linear estimate of x, gain_k^2 the mean over modes of <x x> - W_k <x y_k>, what is left to know, and 1 / c_k^2 the mean of
-<y_k y_k> + r_k^2. So inputs and targets have variance one at every level, whatever the process. Without blur and with one number
-for the spectrum this is the preconditioning of EDM (Karras et al. 2022, table 1).
+is the best linear estimate of x, gain_k^2 the mean over modes of <x x> - W_k <x y_k>, what is left to know, and 1 / c_k^2 the mean
+of <y_k y_k> + r_k^2. So inputs and targets have variance one at every level, whatever the process. Without blur and with one
+number for the spectrum this is the preconditioning of EDM (Karras et al. 2022, table 1).
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from torch import nn
 
 from diffusion.config import RunConfig, load_config, save_config
 from diffusion.corruption import Corruption
-from diffusion.parametrisation import parametrisation
 from diffusion.files import load_tensors, read_json, save_tensors, write_json
+from diffusion.parametrisation import parametrisation
 from diffusion.rng import seeds
 from diffusion.sampling.card import PAPER, card_text
 from diffusion.sampling.prior import Prior, load_prior

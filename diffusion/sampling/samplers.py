@@ -122,8 +122,8 @@ def resampling_sampler(
         sigma_fresh^2 = c^2 (sigma_j / sigma_k)^2 (sigma_k^2 - (s_k / s_j)^2 sigma_j^2).
 
     Steps of order 2 extrapolate the clean image in h = log(s / sigma), from the prediction x_i of the level before:
-    x + (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). Without blur and flow this is DPM-Solver++(2M), and with c = 1 its stochastic form (Lu
-    et al. 2022, algorithm 2 and appendix C).
+    x + (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). Without blur and flow this is DPM-Solver++(2M), and with c = 1 its stochastic form
+    (Lu et al. 2022, algorithm 2 and appendix C).
 
     Args:
         denoise: called as ``denoise(u, level)``; gives the clean images that the network predicts.
@@ -168,8 +168,8 @@ def resampling_sampler(
 def visited_levels(corruption: Corruption, start: int | None = None, steps: int | None = None) -> list[int]:
     """The levels a sampler visits: from ``start`` down to 1, then 0.
 
-    They are evenly spaced, or with ``spacing`` = edm nearest to the noise-to-signal ratios of Karras et al. (2022, equation 5), whose
-    roots of order 7 are evenly spaced.
+    They are evenly spaced, or with ``spacing`` = edm nearest to the noise-to-signal ratios of Karras et al. (2022, equation 5),
+    whose roots of order 7 are evenly spaced.
 
     Args:
         corruption: the forward process.
