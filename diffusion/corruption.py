@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from diffusion.process import TURBULENCE, ForwardProcess
-from diffusion.rng import seeds
+from diffusion.rng import below, seeds, uniform
 from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, Operator, Schedule
 from lbm_warp.checks import Integers
 from lbm_warp.random import normal
+
+# Mean and standard deviation of the logarithm of the noise-to-signal ratio in training (Karras et al. 2022, table 1).
+LOG_MEAN, LOG_DEVIATION = -1.2, 1.2
 
 
 class Corruption:
@@ -57,56 +60,41 @@ class Corruption:
 
     def corrupt(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """Level k of clean images, u_k; arguments as for :meth:`mean`."""
-        return self.mean(u0, level, seed) + self._each(self.noise, level, u0) * _noise(seed, u0)
+        return self.mean(u0, level, seed) + self.at(self.noise, level, u0) * self.white_noise(seed, u0)
+
+    def pair(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Level k - 1 without its noise and level k with it, for levels 1 to K; arguments as for :meth:`mean`."""
+        before, after = self.operator.pair(u0, level, seeds(seed, "flow"))
+        noise = self.at(self.noise, level, u0) * self.white_noise(seed, u0)
+        return self._scaled(before, level - 1), self._scaled(after, level) + noise
 
     def trajectory(self, u0: torch.Tensor, seed: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """``(k, u_k)`` for all levels 0 to K in one pass; arguments as for :meth:`mean`."""
-        noise = _noise(seed, u0)
+        noise = self.white_noise(seed, u0)
         for level, u in self.operator.trajectory(u0, seeds(seed, "flow")):
             yield level, self._scaled(u, level) + float(self.noise[level]) * noise
 
-    def training_example(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the network sees at level k, and what it has to predict.
-
-        Args:
-            u0: clean images, float32 [N, C, H, W].
-            level: k, int64 [N] on the CPU, 1 to K.
-            seed: seeds of flow and noise, int64 [N].
-
-        Returns:
-            ``(u_k, target)``, float32 [N, C, H, W] each. By the process's ``target`` this is u_{k-1} without its noise minus u_k
-            (``step``), u_0 minus u_k (``clean``), or the noise eps, of unit variance (``noise``).
-        """
-        noise = _noise(seed, u0)
-        if self.process.target == "step":
-            before, after = self.operator.pair(u0, level, seeds(seed, "flow"))
-            before, after = self._scaled(before, level - 1), self._scaled(after, level)
-        else:
-            before, after = u0, self.mean(u0, level, seed)
-        corrupted = after + self._each(self.noise, level, u0) * noise
-        return corrupted, noise if self.process.target == "noise" else before - corrupted
-
-    def clean_image(self, prediction: torch.Tensor, u: torch.Tensor, level: int) -> torch.Tensor:
-        """The clean image that the network's prediction at level k implies, for the targets ``clean`` and ``noise``.
-
-        Args:
-            prediction: output of the network for ``u``, float32 [N, C, H, W].
-            u: images at level k, float32 [N, C, H, W].
-            level: k, 1 to K.
-        """
-        if self.process.target == "clean":
-            return u + prediction
-        return 0.5 + (u - 0.5 - float(self.noise[level]) * prediction) / float(self.signal[level])
+    def draw_levels(self, seed: torch.Tensor) -> torch.Tensor:
+        """A training level for every seed, int64 [N], 1 to K, by the process's ``level_density``."""
+        if self.process.level_density == "uniform":
+            return 1 + below(self.levels, seed, "level")
+        deviation = (np.log(2.0 * self.noise[1:] / self.signal[1:]) - LOG_MEAN) / LOG_DEVIATION
+        share = np.exp(-0.5 * deviation**2).cumsum()
+        return 1 + torch.from_numpy(np.searchsorted(share / share[-1], uniform(seed, "level").numpy()))
 
     def iterations(self) -> np.ndarray:
         """Lattice iterations from the clean image to levels 0..K, in units of one on the pixel grid, float64 [K + 1]."""
         return self.operator.iterations(*self.size)
 
     def _scaled(self, u: torch.Tensor, level: int | torch.Tensor) -> torch.Tensor:
-        return u if self.process.signal == "constant" else 0.5 + self._each(self.signal, level, u) * (u - 0.5)
+        return u if self.process.signal == "constant" else 0.5 + self.at(self.signal, level, u) * (u - 0.5)
 
-    def _each(self, scale: np.ndarray, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor | float:
-        """A scale at one level for all images, or at one level each as [N, 1, 1, 1]."""
+    def white_noise(self, seed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """eps of unit variance, in the shape of ``like`` [N, C, H, W]."""
+        return normal(seeds(seed, "noise"), like.shape, like.device)
+
+    def at(self, scale: np.ndarray, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor | float:
+        """A scale, [K + 1], at one level for all images, or at one level each as [N, 1, 1, 1]."""
         if isinstance(level, int):
             return float(scale[level])
         return torch.from_numpy(scale)[level].to(like.device, like.dtype, non_blocking=True)[:, None, None, None]
@@ -177,7 +165,3 @@ def _operator(process: ForwardProcess, sigma: np.ndarray) -> Operator:
         return Sharp(process.levels)
     flow = flow_operator(process, sigma)
     return flow if process.transport else StructuredNoise(flow)
-
-
-def _noise(seed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return normal(seeds(seed, "noise"), like.shape, like.device)

@@ -50,11 +50,18 @@ def _cosine(t: np.ndarray) -> np.ndarray:
     return np.cos(first + t * (last - first))
 
 
+def _log_snr(t: np.ndarray) -> np.ndarray:
+    """Noise over signal from 0.004 to 40, evenly spaced in its logarithm: s = 1 / sqrt(1 + ratio^2)."""
+    ratio = 0.004 * 1e4 ** ((t - t[0]) / max(t[-1] - t[0], 1e-300))
+    return 1.0 / np.sqrt(1.0 + ratio**2)
+
+
 # Signal scales s of levels 1..K.
 SIGNAL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "constant": np.ones_like,
     "linear-beta": _linear_beta,
     "cosine": _cosine,
+    "log-snr": _log_snr,
 }
 # Noise scales of levels 1..K in units of the noise, from t and s.
 NOISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -62,7 +69,9 @@ NOISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "geometric": lambda t, s: 10.0 ** (t - 1.0),
     "variance-preserving": lambda t, s: np.sqrt(1.0 - s**2),
 }
-TARGETS = ("step", "clean", "noise")
+TARGETS = ("step", "clean", "noise", "remainder")
+DENSITIES = ("uniform", "log-normal")
+SPACINGS = ("even", "edm")
 SAMPLERS = ("residual", "resample", "ancestral")
 
 
@@ -89,17 +98,28 @@ class ForwardProcess:
     """Blur width of level K [image sides]."""
     levels: int = 60
     """Number of levels K; level K is the most corrupted one."""
-    signal: Literal["constant", "linear-beta", "cosine"] = "constant"
+    signal: Literal["constant", "linear-beta", "cosine", "log-snr"] = "constant"
     """How the signal scale s_k (the contrast) falls with the level."""
     noise: float = 0.01
     """Standard deviation of the Gaussian noise at level K, >= 0; 0.5 is usual where the signal falls to zero."""
     noise_schedule: Literal["constant", "geometric", "variance-preserving"] = "constant"
     """How the noise grows with the level: constant, by a factor of ten in all, or as sqrt(1 - s_k^2)."""
-    target: Literal["step", "clean", "noise"] = "step"
-    """What the network predicts: the step to the level below, the clean image, or the noise (for images without blur)."""
+    target: Literal["step", "clean", "noise", "remainder"] = "step"
+    """What the network predicts: the step to the level below, the clean image, the noise (for images without blur), or the
+    remainder, what a Wiener filter leaves over of the clean image (``diffusion.parametrisation``)."""
+    level_density: Literal["uniform", "log-normal"] = "uniform"
+    """How the levels of training are drawn: all alike, or with a log-normal noise-to-signal ratio as in EDM."""
     sampler: Literal["residual", "resample", "ancestral"] = "residual"
     """residual adds the predicted step and fresh noise (target step only). The others corrupt the predicted clean image again, up
     to the level below, with the noise of this level (resample) or with part of it drawn anew (ancestral)."""
+    fresh: float = 1.0
+    """Share of the fresh noise of the ancestral sampler, 0 to 1."""
+    order: Literal[1, 2] = 1
+    """Order of the steps of the resample and ancestral samplers: 2 extrapolates the clean image from the last two levels."""
+    spacing: Literal["even", "edm"] = "even"
+    """Levels that a sampler with fewer steps than levels visits: evenly spaced, or by EDM's rule in the noise-to-signal ratio."""
+    steps: int | None = None
+    """Steps of sampling by default, at most K; None is K."""
     sampling_noise: float = 1.25
     """Standard deviation of the noise added in sampling, in units of the process's own, >= 0: in every step of the residual
     sampler, at the start of the others."""
@@ -107,13 +127,18 @@ class ForwardProcess:
     def validate(self) -> None:
         """Raise InputError if a value is out of its range, or values do not fit each other."""
         choices = {"turbulence": TURBULENCE, "blur": (*BLUR, "none"), "signal": SIGNAL, "noise_schedule": NOISE}
-        for name, known in (choices | {"target": TARGETS, "sampler": SAMPLERS}).items():
+        choices |= {"target": TARGETS, "sampler": SAMPLERS, "level_density": DENSITIES, "spacing": SPACINGS}
+        for name, known in choices.items():
             check_choice(name.replace("_", " "), getattr(self, name), known)
         check_boundary(self.boundary)
         check_number("peclet", self.peclet, 0.0)
         check_number("noise", self.noise, 0.0, 1.0)
         check_number("sampling noise", self.sampling_noise, 0.0)
+        check_number("fresh", self.fresh, 0.0, 1.0)
+        check_integer("order", self.order, 1, 2)
         check_integer("levels", self.levels, 1)
+        if self.steps is not None:
+            check_integer("steps", self.steps, min(2, self.levels), self.levels)
         if (self.sampler == "residual") != (self.target == "step"):
             raise InputError(
                 f"sampler {self.sampler} cannot use target {self.target}: residual needs step, and step needs residual"
@@ -124,6 +149,10 @@ class ForwardProcess:
             raise InputError(f"blur none leaves no time for a flow: peclet must be 0, got {self.peclet:g}")
         if self.target == "noise" and not (self.blur == "none" and self.noise > 0.0):
             raise InputError("target noise needs blur none and noise above 0: only then does the noise determine the clean image")
+        if self.noise == 0.0:
+            for name, value in (("target", "remainder"), ("level density", "log-normal"), ("spacing", "edm"), ("order", 2)):
+                if getattr(self, name.replace(" ", "_")) == value:
+                    raise InputError(f"{name} {value} needs noise above 0")
 
     def scales(self) -> tuple[np.ndarray, np.ndarray]:
         """Signal s_k and noise sigma_k of levels 0..K, float64 [K + 1] each; level 0 is the clean image."""

@@ -39,6 +39,12 @@ def seeds(seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.nd
     return torch.from_numpy((state >> np.uint64(1)).astype(np.int64))
 
 
+def uniform(seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.ndarray = 0) -> torch.Tensor:
+    """Uniform numbers from 0 to 1 (1 excluded), float64; arguments as for :func:`seeds`."""
+    # The 53 bits of a float64's mantissa.
+    return (seeds(seed, stream, index) >> 10).double() * 2.0**-53
+
+
 def below(limit: int, seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.ndarray = 0) -> torch.Tensor:
     """Uniform integers from 0 to ``limit`` - 1, int64; arguments as for :func:`seeds`. The bias is below limit / 2^63."""
     return seeds(seed, stream, index) % limit

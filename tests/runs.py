@@ -16,6 +16,19 @@ from diffusion.size import Size
 
 SIZE = 8
 
+REMAINDER = ForwardProcess(
+    blur="sine",
+    sigma_max=0.16,
+    levels=1000,
+    signal="log-snr",
+    noise=0.5,
+    noise_schedule="variance-preserving",
+    target="remainder",
+    level_density="log-normal",
+    sampler="ancestral",
+    sampling_noise=1.0,
+)
+
 
 def corruption(process: str | ForwardProcess = "beyond-blur", size: int | tuple[int, int] = SIZE, **changes: object) -> Corruption:
     """A process by name or numbers, some of them changed, for images of a size."""

@@ -16,6 +16,7 @@ from torch import nn
 from diffusion.config import RunConfig, load_config, save_config
 from diffusion.corruption import Corruption
 from diffusion.files import load_tensors, read_json, save_tensors, write_json
+from diffusion.parametrisation import parametrisation
 from diffusion.rng import seeds
 from diffusion.sampling.card import PAPER, card_text
 from diffusion.sampling.prior import Prior, load_prior
@@ -29,10 +30,11 @@ from diffusion.sampling.samplers import (
     spherical,
     visited_levels,
 )
+from diffusion.statistics import Statistics, load_statistics
 from lbm_warp.checks import InputError, check_integer
 
 BUNDLED = Path(str(resources.files("assets") / "digits-model"))
-FILES = ("config.json", "ema.safetensors", "prior.safetensors", "metrics.json")
+FILES = ("config.json", "ema.safetensors", "prior.safetensors", "statistics.safetensors", "metrics.json")
 
 
 class Pipeline(
@@ -56,6 +58,7 @@ class Pipeline(
         config: the run.
         network: the reverse network, called as ``network(u, level)``; put into evaluation mode.
         prior: thumbnails that sampling starts from.
+        statistics: moments of the training pictures, for a process whose target is ``remainder``.
         metrics: numbers of an evaluation, by name, for the model card.
         precision: ``fp32``, or ``bf16`` to run the network, and only the network, under autocast.
         batch: images at a time; by default chosen by memory. It is halved permanently when a GPU runs out of memory.
@@ -70,6 +73,7 @@ class Pipeline(
         network: nn.Module,
         prior: Prior,
         *,
+        statistics: Statistics | None = None,
         metrics: dict[str, Any] | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         batch: int | None = None,
@@ -80,6 +84,8 @@ class Pipeline(
             check_integer("batch", batch, 1)
         self.config = config
         self.corruption = config.corruption()
+        self.parametrisation = parametrisation(self.corruption, statistics)
+        self.statistics = statistics
         self.network = network.eval()
         self.prior = prior
         self.metrics = metrics or {}
@@ -141,7 +147,15 @@ class Pipeline(
         network.load_state_dict(_fitting(load_tensors(weights), network, weights), assign=True)
         network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-        return cls(config, network, load_prior(folder, config), metrics=metrics, precision=precision, batch=batch)
+        return cls(
+            config,
+            network,
+            load_prior(folder, config),
+            statistics=load_statistics(folder, config),
+            metrics=metrics,
+            precision=precision,
+            batch=batch,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -272,7 +286,7 @@ class Pipeline(
             InputError: if an argument has the wrong shape or range.
         """
         corruption, noise_seed = self._corruption(delta), _sample_seeds(np.arange(images), seed)
-        visited_levels(corruption.levels, level, levels)
+        visited_levels(corruption, level, levels)
         corrupted, flow = self.corrupt(image, level, seed).to(self.device), _sample_seeds(np.zeros(images, dtype=np.int64), seed)
 
         def draw(rows: slice) -> torch.Tensor:
@@ -322,6 +336,8 @@ class Pipeline(
     def _save_pretrained(self, save_directory: Path) -> None:
         save_tensors(save_directory / "ema.safetensors", self.network.state_dict())
         save_tensors(save_directory / "prior.safetensors", {"thumbnails": self.prior.thumbnails})
+        if self.statistics:
+            self.statistics.save(save_directory)
         if self.metrics:
             write_json(save_directory / "metrics.json", self.metrics)
         save_config(save_directory, self.config)
@@ -349,8 +365,13 @@ class Pipeline(
             callback(start, u)
         if corruption.process.sampler == "residual":
             return residual_sampler(self._predict, u, corruption, seed, callback, start=start, levels=levels)
-        fresh = 1.0 if corruption.process.sampler == "ancestral" else 0.0
-        return resampling_sampler(self._predict, u, corruption, seed, callback, flow=flow, fresh=fresh, start=start, levels=levels)
+
+        def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
+            inputs = self.parametrisation.inputs(u, level)
+            prediction = self._predict(inputs, torch.full((len(u),), level, device=u.device))
+            return self.parametrisation.clean(prediction, u, level)
+
+        return resampling_sampler(denoise, u, corruption, seed, callback, flow=flow, start=start, levels=levels)
 
     def _batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """Call ``draw`` for the rows of ``count`` images batch by batch; halve a batch that does not fit into a GPU's memory."""

@@ -53,13 +53,20 @@ class Prior:
         noise = max(corruption.noise[-1], QUANTUM)
         # The background is left out: the difference of two images has none.
         linear = Corruption(replace(corruption.process, offset=0.0), size)
+
+        def hidden(difference: torch.Tensor) -> bool:
+            at_last = linear.operator(difference, linear.levels, torch.arange(len(difference)))
+            return float((float(linear.signal[-1]) * at_last.flatten(1).norm(dim=1)).amax()) < noise
+
+        kept = evenly_spaced(count, MOST).tolist()
+        mean = sum(torch.from_numpy(dataset[i]).double() for i in kept)[None] / len(kept)
+        if hidden(probe - mean.to(probe)):
+            return cls(mean.float())
         for side in range(1, size.shorter + 1):
             small = _thumbnail_size(size, side)
-            difference = probe - _resized(_resized(probe, small), size)
-            at_last = linear.operator(difference, linear.levels, torch.arange(len(difference)))
-            if (float(linear.signal[-1]) * at_last.flatten(1).norm(dim=1)).amax() < noise:
+            if hidden(probe - _resized(_resized(probe, small), size)):
                 break
-        kept = tqdm(evenly_spaced(count, MOST).tolist(), desc="prior", unit="img", leave=False)
+        kept = tqdm(kept, desc="prior", unit="img", leave=False)
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in kept]))
 
     def draw(self, seed: torch.Tensor, corruption: Corruption, device: torch.device) -> torch.Tensor:

@@ -79,7 +79,7 @@ def residual_sampler(
     Raises:
         InputError: if ``start`` or ``levels`` is out of its range.
     """
-    visited = visited_levels(corruption.levels, start, levels)
+    visited = visited_levels(corruption, start, levels)
     noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
     sigma = corruption.sigma
     rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])
@@ -98,37 +98,40 @@ def residual_sampler(
 
 @torch.inference_mode()
 def resampling_sampler(
-    network: nn.Module,
+    denoise: Callable[[torch.Tensor, int], torch.Tensor],
     u: torch.Tensor,
     corruption: Corruption,
     seed: torch.Tensor | Noise,
     callback: Callback | None = None,
     *,
     flow: torch.Tensor | None = None,
-    fresh: float = 0.0,
     start: int | None = None,
     levels: int | None = None,
 ) -> torch.Tensor:
     """Go down the levels by way of the clean image: predict it, corrupt it again to a lower level, add noise.
 
-    With u0 the predicted clean image, M_k = m + s_k (A_k(u0) - m) and j < k the level below,
+    With x the predicted clean image, M_k = m + s_k (A_k(x) - m) and j < k the level below,
 
         u_j = M_j + r (u_k - M_k) + sigma_fresh eps,    r^2 sigma_k^2 + sigma_fresh^2 = sigma_j^2.
 
-    Without noise (r = 1) this is cold diffusion's improved sampling (Bansal et al. 2022, algorithm 2). With ``fresh`` = 0 it is
+    Without noise (r = 1) this is cold diffusion's improved sampling (Bansal et al. 2022, algorithm 2). Without fresh noise it is
     DDIM (Song et al. 2021, equation 12) and, under blur and growing noise, a deterministic form of soft diffusion's momentum
-    sampler (Daras et al. 2023). With ``fresh`` = 1 it is the ancestral sampler of DDPM (Ho et al. 2020), whose share of fresh noise
-    is
+    sampler (Daras et al. 2023). The sampler ``ancestral`` adds the process's share ``fresh`` = c of it; c = 1 is DDPM's (Ho et al.
+    2020):
 
-        sigma_fresh^2 = (sigma_j / sigma_k)^2 (sigma_k^2 - (s_k / s_j)^2 sigma_j^2).
+        sigma_fresh^2 = c^2 (sigma_j / sigma_k)^2 (sigma_k^2 - (s_k / s_j)^2 sigma_j^2).
+
+    Steps of order 2 extrapolate the clean image in h = log(s / sigma), from the prediction x_i of the level before:
+    x + (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). Without blur and flow this is DPM-Solver++(2M), and with c = 1 its stochastic form
+    (Lu et al. 2022, algorithm 2 and appendix C).
 
     Args:
-        network, seed, callback, start: as for :func:`residual_sampler`.
+        denoise: called as ``denoise(u, level)``; gives the clean images that the network predicts.
         u: images at level ``start`` without their noise, float32 [N, C, H, W].
-        corruption: the forward process the network was trained on, whose target is ``clean`` or ``noise``.
+        corruption: the forward process the network was trained on; its sampler is ``resample`` or ``ancestral``.
+        seed, callback, start: as for :func:`residual_sampler`.
         flow: seeds of the flows that corrupted the images, int64 [N]; ``seed`` by default.
-        fresh: share of the fresh noise, 0 to 1.
-        levels: number of steps, at most ``start``, which is the default; with fewer, steps skip levels.
+        levels: number of steps, at most ``start``; the process's by default. With fewer than ``start``, steps skip levels.
 
     Returns:
         Samples, float32 [N, C, H, W], values around [0, 1].
@@ -136,14 +139,20 @@ def resampling_sampler(
     Raises:
         InputError: if ``start`` or ``levels`` is out of its range.
     """
-    visited = visited_levels(corruption.levels, start, levels)
+    visited = visited_levels(corruption, start, levels)
     flow = seed if flow is None else flow
     noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
-    signal, sigma = corruption.signal.tolist(), corruption.noise.tolist()
-    u = u + corruption.process.sampling_noise * sigma[visited[0]] * noise(visited[0])
+    process, signal, sigma = corruption.process, corruption.signal.tolist(), corruption.noise.tolist()
+    fresh = process.fresh if process.sampler == "ancestral" else 0.0
+    u = u + process.sampling_noise * sigma[visited[0]] * noise(visited[0])
+    previous = None
     for level, below in pairwise(visited):
-        prediction = network(u, torch.full((len(u),), level, device=u.device))
-        clean = corruption.clean_image(prediction, u, level)
+        predicted = clean = denoise(u, level)
+        if process.order == 2 and previous is not None and below > 0:
+            before, last = previous
+            here, there, far = (np.log(signal[k] / sigma[k]) for k in (level, below, before))
+            clean = predicted + (there - here) / (2.0 * (here - far)) * (predicted - last)
+        previous = level, predicted
         ratio = sigma[below] / sigma[level] if sigma[level] > 0.0 else 1.0
         added = sigma[level] ** 2 - (signal[level] / signal[below] * sigma[below]) ** 2
         anew = fresh * ratio * max(added, 0.0) ** 0.5
@@ -156,23 +165,36 @@ def resampling_sampler(
     return u
 
 
-def visited_levels(last: int, start: int | None = None, steps: int | None = None) -> list[int]:
-    """The levels a sampler visits: from ``start`` down to 1 in ``steps`` evenly spaced steps, then 0.
+def visited_levels(corruption: Corruption, start: int | None = None, steps: int | None = None) -> list[int]:
+    """The levels a sampler visits: from ``start`` down to 1, then 0.
+
+    They are evenly spaced, or with ``spacing`` = edm nearest to the noise-to-signal ratios of Karras et al. (2022, equation 5),
+    whose roots of order 7 are evenly spaced.
 
     Args:
-        last: K, the number of the most corrupted level.
+        corruption: the forward process.
         start: 1 to K; K by default.
-        steps: number of steps, 2 to ``start`` (1 where ``start`` is 1); ``start`` by default.
+        steps: number of steps, 2 to ``start`` (1 where ``start`` is 1); by default the process's, in proportion to ``start``.
 
     Raises:
         InputError: if an argument is out of its range.
     """
+    last, process = corruption.levels, corruption.process
     start = last if start is None else start
     check_integer("level", start, 1, last)
-    steps = start if steps is None else steps
+    least = min(2, start)
+    steps = max(least, -(-(process.steps or last) * start // last)) if steps is None else steps
     # The last step always starts from level 1: level 0 has no log(sigma).
-    check_integer("levels", steps, min(2, start), start)
-    return [*np.linspace(start, 1, steps).round().astype(int).tolist(), 0]
+    check_integer("levels", steps, least, start)
+    if process.spacing == "edm":
+        root = (corruption.noise[1:] / corruption.signal[1:]) ** (1.0 / 7.0)
+        levels = 1 + np.abs(root[:, None] - np.linspace(root[start - 1], root[0], steps)).argmin(axis=0)
+        # Every step goes down, and leaves a level for each of those after it.
+        for i in range(1, steps):
+            levels[i] = max(min(levels[i], levels[i - 1] - 1), steps - i)
+    else:
+        levels = np.linspace(start, 1, steps).round().astype(int)
+    return [*levels.tolist(), 0]
 
 
 def seeded_noise(seed: torch.Tensor, last: int, like: torch.Tensor) -> Noise:

@@ -18,8 +18,10 @@ from diffusion.config import RunConfig, check_same_run, save_config
 from diffusion.data.loader import batches, default_workers
 from diffusion.files import save_tensors
 from diffusion.network import MixedPrecision
-from diffusion.rng import below, seeds
+from diffusion.parametrisation import parametrisation
+from diffusion.rng import seeds
 from diffusion.sampling.prior import Prior, load_prior
+from diffusion.statistics import Statistics, load_statistics
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.log import MetricsLog, Stopwatch
 from diffusion.training.ranks import Ranks, one_line
@@ -96,9 +98,11 @@ def train(
     execution.validate()
     folder, ranks, training = Path(folder), Ranks(None if device is None else torch.device(device)), config.training
     state = TrainingState.initial(config, ranks.device)
-    trainer = Trainer(config, state, ranks, execution)
     checkpoints = Checkpoints(folder, execution.keep_every)
     prior = _start(config, dataset, folder, state, checkpoints, ranks)
+    with ranks.together():
+        statistics = load_statistics(folder, config)
+    trainer = Trainer(config, state, ranks, execution, statistics)
     with ranks.together():
         log = MetricsLog(folder / "metrics.jsonl", state.images, ranks)
     averaged = MixedPrecision(state.average.network) if trainer.precision == "bf16" else state.average.network
@@ -180,6 +184,8 @@ def _start(
             if checkpoints.good is None:
                 prior = Prior.build(dataset, config.corruption(), ranks.device)
                 save_tensors(folder / "prior.safetensors", {"thumbnails": prior.thumbnails})
+                if config.process.target == "remainder":
+                    Statistics.measure(dataset, config.corruption(), ranks.device).save(folder)
             else:
                 for problem in problems:
                     print(f"{problem}; going on from {checkpoints.good}")
@@ -206,12 +212,20 @@ class Trainer:
         state: the state that steps change, the same on all ranks: equal gradients give equal weights.
         ranks: the processes of the run.
         execution: how steps are carried out (precision, accumulate, compile).
+        statistics: moments of the training pictures, for the target ``remainder``.
 
     Raises:
         InputError: if the batch does not divide into equal parts.
     """
 
-    def __init__(self, config: RunConfig, state: TrainingState, ranks: Ranks, execution: ExecutionConfig) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        state: TrainingState,
+        ranks: Ranks,
+        execution: ExecutionConfig,
+        statistics: Statistics | None = None,
+    ) -> None:
         parts, batch = ranks.count * execution.accumulate, config.training.batch
         if batch % parts:
             raise InputError(
@@ -220,6 +234,7 @@ class Trainer:
             )
         self.config = config
         self.corruption = config.corruption()
+        self.parametrisation = parametrisation(self.corruption, statistics)
         self.state = state
         self.ranks = ranks
         self.part = batch // parts
@@ -263,14 +278,14 @@ class Trainer:
         """
         seed = self.config.training.seed
         sample = seeds(seed, "image", np.arange(first, first + len(part)))
-        level = 1 + below(self.corruption.levels, sample, "level")
+        level = self.corruption.draw_levels(sample)
         device = self.ranks.device
         try:
             with watch.part("corruption"):
-                corrupted, target = self.corruption.training_example(_to(device, part), level, sample)
+                inputs, target = self.parametrisation.example(_to(device, part), level, sample)
             torch.manual_seed(int(seeds(seed, "dropout", first)))
             with watch.part("network"):
-                loss = weight * prediction_loss(self.model, corrupted, target, _to(device, level))
+                loss = weight * prediction_loss(self.model, inputs, target, _to(device, level))
                 # The backward pass averages gradients over the ranks; their sum is wanted.
                 (self.ranks.count * loss).backward()
         except TorchDynamoException as error:
@@ -292,7 +307,7 @@ def prediction_loss(network: nn.Module, corrupted: torch.Tensor, target: torch.T
 
     Args:
         network: called as ``network(corrupted, level)``.
-        corrupted, target: what ``Corruption.training_example`` returns, float32 [N, C, H, W].
+        corrupted, target: what ``Parametrisation.example`` returns, float32 [N, C, H, W].
         level: int64 [N], 1 to K, on the same device.
     """
     return (network(corrupted, level) - target).square().flatten(1).sum(dim=1).mean()

@@ -1,0 +1,101 @@
+"""Second moments of the training pictures and of their corruption, mode by mode: what a Wiener filter needs.
+
+They are measured once, on pictures corrupted by the process itself (blur, flow and background), and kept in the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from diffusion.config import RunConfig
+from diffusion.corruption import Corruption
+from diffusion.data.dataset import evenly_spaced
+from diffusion.files import load_tensors, save_tensors
+from diffusion.rng import seeds
+from lbm_warp.checks import InputError
+from lbm_warp.heat import cosines
+
+FILE = "statistics.safetensors"
+# Levels at which the moments are measured (between them they are interpolated), pictures, and pictures at a time.
+KNOTS = 33
+MOST = 4096
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of clean pictures x and of corrupted ones y = A_k(x), without signal scale and noise.
+
+    Variances and covariances are those of the amplitudes of the orthonormal cosine modes (DCT-II). All are float32 [C, H, W], or
+    [L, C, H, W] for L levels spaced evenly from 0 to K.
+    """
+
+    mean: torch.Tensor
+    """Mean picture, [C, H, W]."""
+    variance: torch.Tensor
+    """Variance of x, [C, H, W]."""
+    corrupted_mean: torch.Tensor
+    """Mean of y, [L, C, H, W]."""
+    corrupted_variance: torch.Tensor
+    """Variance of y, [L, C, H, W]."""
+    covariance: torch.Tensor
+    """Covariance of x and y, [L, C, H, W]."""
+
+    @classmethod
+    def measure(cls, dataset: Sequence[np.ndarray], corruption: Corruption, device: torch.device) -> Statistics:
+        """The moments of a data set under a process.
+
+        Args:
+            dataset: pictures, float32 [C, H, W]; of a large set 4,096 are taken, spread over it. Picture i has the flow of seed i.
+            corruption: the forward process.
+            device: where to compute.
+        """
+        chosen = evenly_spaced(len(dataset), MOST)
+        knots = min(KNOTS, corruption.levels + 1)
+        levels = np.linspace(0, corruption.levels, knots).round().astype(int).tolist()
+        rows, columns = (cosines(side)[1].to(device) for side in corruption.size)
+        first = second = cross = 0.0
+        for numbers in tqdm(np.array_split(chosen, -(-len(chosen) // BATCH)), desc="statistics", unit="batch", leave=False):
+            x = torch.stack([torch.from_numpy(dataset[i]) for i in numbers.tolist()]).to(device)
+            flow = seeds(numbers, "statistics")
+            # [L, N, C, H, W]; level 0 is the clean picture.
+            y = torch.stack([corruption.operator(x, level, flow) for level in levels]).double()
+            modes = rows @ y @ columns.T
+            first += modes.sum(dim=1)
+            second += modes.square().sum(dim=1)
+            cross += (modes * modes[:1]).sum(dim=1)
+        mean = first / len(chosen)
+        variance = second / len(chosen) - mean.square()
+        covariance = cross / len(chosen) - mean * mean[0]
+        pictures = rows.T @ mean @ columns
+        moments = (pictures[0], variance[0], pictures, variance, covariance)
+        return cls(*(moment.float().cpu() for moment in moments))
+
+    def save(self, folder: Path) -> None:
+        """Write statistics.safetensors."""
+        save_tensors(folder / FILE, {field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def load_statistics(folder: Path, config: RunConfig) -> Statistics | None:
+    """Read a run's statistics.safetensors; None for a process that needs none.
+
+    Raises:
+        InputError: if the file is missing, damaged, or of images of another shape.
+    """
+    if config.process.target != "remainder":
+        return None
+    tensors = load_tensors(folder / FILE)
+    knots = len(tensors.get("covariance", ()))
+    expected = {
+        field.name: config.shape if field.name in ("mean", "variance") else (knots, *config.shape) for field in fields(Statistics)
+    }
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected or not knots:
+        channels, height, width = config.shape
+        raise InputError(f"{folder / FILE}: not the statistics of {channels} x {height} x {width} images; train the run again")
+    return Statistics(**{name: tensor.float() for name, tensor in tensors.items()})

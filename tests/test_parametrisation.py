@@ -1,0 +1,150 @@
+"""What the network sees and predicts, against closed forms for pictures with independent Gaussian cosine modes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.corruption import Corruption
+from diffusion.files import save_tensors
+from diffusion.parametrisation import Remainder, parametrisation
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.samplers import resampling_sampler
+from diffusion.statistics import FILE, Statistics
+from diffusion.training.loop import train
+from lbm_warp.checks import InputError
+from lbm_warp.heat import cosines
+from tests.runs import REMAINDER, corruption, stripes, tiny_config
+
+CPU = torch.device("cpu")
+WIDE = (8, 12)
+
+
+def gaussian(count: int, size: tuple[int, int] = WIDE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures whose cosine modes are independent and Gaussian, [count, 1, H, W], and the variances of the modes, [H, W]."""
+    (ky, rows), (kx, columns) = (cosines(side) for side in size)
+    variance = 0.3 / (1.0 + 8.0 * (ky[:, None] + kx).square())
+    amplitudes = torch.randn((count, 1, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * variance.sqrt()
+    return (0.4 + rows.T @ amplitudes @ columns).float(), variance
+
+
+def exact(process: Corruption, variance: torch.Tensor) -> Statistics:
+    """The moments of ``gaussian`` pictures under blur: <x x> = P, <x y> = d P, <y y> = d^2 P, d = exp(-kappa^2 b^2 / 2)."""
+    ky, kx = (cosines(side)[0] for side in process.size)
+    widths = torch.from_numpy(process.sigma)[:, None, None, None]
+    transfer = torch.exp(-0.5 * widths**2 * (ky.square()[:, None] + kx.square()))
+    mean = torch.full((1, *process.size), 0.4)
+    power = variance[None].expand_as(mean)
+    moments = (mean, power, mean.expand(len(transfer), -1, -1, -1), transfer**2 * power, transfer * power)
+    return Statistics(*(moment.float() for moment in moments))
+
+
+def test_the_moments_of_blurred_pictures_are_those_of_the_transfer_function() -> None:
+    """<x y> = d <x x> and <y y> = d^2 <x x> hold for every set of pictures, not only on average."""
+    process = corruption(REMAINDER, WIDE, levels=32)
+    pictures, _ = gaussian(70)
+    found = Statistics.measure(list(pictures.numpy()), process, CPU)
+    _, rows = cosines(8)
+    _, columns = cosines(12)
+    modes = rows @ pictures.double() @ columns.T
+    expected = exact(process, modes.var(dim=0, correction=0)[0])
+    torch.testing.assert_close(found.mean, pictures.mean(dim=0), rtol=0, atol=1e-5)
+    for name in ("variance", "corrupted_variance", "covariance"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{}, {"peclet": 8.0}, {"blur": "none"}, {"signal": "cosine"}])
+def test_inputs_and_targets_have_variance_one_at_every_level(change: dict[str, object]) -> None:
+    """For the pictures that were measured, under flow too. Tolerance: the spread of the mean over 6,144 correlated pixels."""
+    process = corruption(REMAINDER, (16, 24), levels=32, **change)
+    pictures, _ = gaussian(64, (16, 24))
+    remainder = Remainder(process, Statistics.measure(list(pictures.numpy()), process, CPU))
+    for level in (1, 5, 16, 24, 32):
+        inputs, target = remainder.example(pictures, torch.full((64,), level), torch.arange(64))
+        assert (2.0 * inputs - 1.0).square().mean() == pytest.approx(1.0, abs=0.15)
+        assert target.square().mean() == pytest.approx(1.0, abs=0.15)
+
+
+def test_without_blur_and_with_a_white_spectrum_it_is_the_preconditioning_of_edm() -> None:
+    """Karras et al. (2022), table 1: c_skip, c_out and c_in, for pictures of standard deviation 0.5 between -1 and 1."""
+    process, data = corruption(REMAINDER, WIDE, blur="none"), 0.5
+    power = torch.full((8, 12), (data / 2.0) ** 2)
+    statistics = replace(exact(process, power), mean=torch.full((1, *WIDE), 0.5), corrupted_mean=torch.full((1001, 1, *WIDE), 0.5))
+    remainder = Remainder(process, statistics)
+    u, prediction = torch.rand(3, 1, *WIDE), torch.randn(3, 1, *WIDE)
+    for level in (1, 400, 1000):
+        sigma = float(2.0 * process.noise[level] / process.signal[level])
+        x = (2.0 * u - 1.0) / float(process.signal[level])
+        torch.testing.assert_close(2.0 * remainder.inputs(u, level) - 1.0, x / (sigma**2 + data**2) ** 0.5)
+        expected = data**2 / (sigma**2 + data**2) * x + sigma * data / (sigma**2 + data**2) ** 0.5 * prediction
+        torch.testing.assert_close(2.0 * remainder.clean(prediction, u, level) - 1.0, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_target_gives_the_clean_image_at_any_level() -> None:
+    process = corruption(REMAINDER, WIDE, peclet=4.0, levels=40)
+    pictures, _ = gaussian(8)
+    remainder = Remainder(process, Statistics.measure(list(pictures.numpy()), process, CPU))
+    level, seed = torch.tensor([1, 3, 7, 12, 20, 30, 39, 40]), torch.arange(8)
+    inputs, target = remainder.example(pictures, level, seed)
+    u = process.corrupt(pictures, level, seed)
+    torch.testing.assert_close(remainder.inputs(u, level), inputs)
+    torch.testing.assert_close(remainder.clean(target, u, level), pictures, rtol=0, atol=1e-5)
+    torch.testing.assert_close(remainder.clean(target[3:4], u[3:4], 12), pictures[3:4], rtol=0, atol=1e-5)
+
+
+def sampled_variance(process: Corruption, variance: torch.Tensor, count: int, steps: int) -> torch.Tensor:
+    """Variance of the modes of samples by the exact denoiser: of Gaussian pictures the Wiener estimate, F = 0."""
+    remainder = Remainder(process, exact(process, variance))
+    start = process.mean(torch.full((count, 1, *WIDE), 0.4), process.levels, torch.arange(count))
+    samples = resampling_sampler(
+        lambda u, level: remainder.clean(torch.zeros_like(u), u, level), start, process, torch.arange(count), levels=steps
+    )
+    (_, rows), (_, columns) = (cosines(side) for side in WIDE)
+    return (rows @ (samples.double() - 0.4) @ columns.T).square().mean(dim=(0, 1))
+
+
+@pytest.mark.parametrize("fresh", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("blur", ["sine", "none"])
+def test_the_exact_denoiser_gives_samples_of_the_distribution(fresh: float, blur: str) -> None:
+    """All modes get the variance of the pictures. Tolerance: five standard errors of 1,000 samples, and 3 % for 250 steps."""
+    _, variance = gaussian(1)
+    process = corruption(REMAINDER, WIDE, fresh=fresh, blur=blur, order=2)
+    ratio = sampled_variance(process, variance, 1000, 250) / variance
+    assert (ratio - 1.0).abs().max() < 5.0 * (2.0 / 1000) ** 0.5 + 0.03
+
+
+@pytest.mark.parametrize(("order", "expected"), [(1, 1.0), (2, 2.0)])
+def test_the_order_of_the_steps(order: int, expected: float) -> None:
+    """Without fresh noise a sample is a linear map of its start: the error of one start falls as steps^-order."""
+    _, variance = gaussian(1)
+
+    def sample(steps: int) -> torch.Tensor:
+        process = corruption(REMAINDER, WIDE, fresh=0.0, order=order, blur="none")
+        return sampled_variance(process, variance, 1, steps)
+
+    limit = sample(1000)
+    errors = [(sample(steps) - limit).abs().max() for steps in (25, 50, 100)]
+    assert float(errors[0] / errors[2]) > 4.0 ** (expected - 0.25)
+
+
+def test_a_run_keeps_its_statistics_and_samples_with_them(tmp_path: Path) -> None:
+    config = replace(tiny_config(), process=replace(REMAINDER, levels=40, steps=5))
+    assert train(config, stripes(), tmp_path / "run", "cpu")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    images = pipeline.sample(2)
+    assert images.isfinite().all()
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path / "saved").sample(2), images)
+    tensors = vars(pipeline.statistics)
+    for wrong in ({name: tensor[..., :4] for name, tensor in tensors.items()}, {"mean": tensors["mean"]}):
+        save_tensors(tmp_path / "run" / FILE, wrong)
+        with pytest.raises(InputError, match="not the statistics of 1 x 8 x 8 images; train the run again"):
+            Pipeline.from_pretrained(tmp_path / "run")
+    (tmp_path / "run" / FILE).unlink()
+    with pytest.raises(InputError, match="missing; the run folder is not complete"):
+        Pipeline.from_pretrained(tmp_path / "run")
+    with pytest.raises(InputError, match="needs the statistics"):
+        parametrisation(config.corruption(), None)
