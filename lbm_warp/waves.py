@@ -24,7 +24,7 @@ from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import checked_seeds
 
 # Waves are often faster than the blur. The transport of an image then needs only the mean field of a few intervals.
-SCHEME = replace(DEFAULT_SCHEME, updates_per_grid=16)
+SCHEME = replace(DEFAULT_SCHEME, updates_per_grid=8)
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ class TravellingWaves:
 
         The waves travel one shorter side in one unit of ``time``. The field is periodic whatever the boundary of the image.
         """
-        phasors = _phasors(checked_seeds(seed, height, width, boundary, device), height, width)
+        phasors = _phasors(*_checked(seed, height, width, boundary), torch.device(device))
         _, _, m, amplitude = _waves(height, width, phasors.device)
-        moved = amplitude * torch.exp(2j * torch.pi * m * time) * torch.sinc(m * span)
-        return _sum(moved * phasors).float().contiguous()
+        return _sum(amplitude * torch.sinc(m * span).float() * _unit(m * time) * phasors)
 
     def response(self, seed: Integers, height: int, width: int, peclet: float, speed: float, fourier: torch.Tensor) -> torch.Tensor:
         """What the flow makes of a flat density of one: the density minus one, to first order in the Peclet number.
@@ -77,16 +76,17 @@ class TravellingWaves:
             fourier: time as a Fourier number alpha t / L^2, float64 [N], one for each seed; its device is that of the result.
 
         Returns:
-            float64 [N, 1, height, width].
+            float32 [N, 1, height, width].
         """
-        phasors = _phasors(checked_seeds(seed, height, width, "periodic", fourier.device), height, width)
+        phasors = _phasors(*_checked(seed, height, width, "periodic"), fourier.device)
         my, mx, m, amplitude = _waves(height, width, fourier.device)
         fourier = fourier[:, None, None]
         # k = 2 pi m / L; common factors of alpha and L cancel.
-        growth = torch.exp(2j * torch.pi * m * speed * fourier) - torch.exp(-((2.0 * torch.pi * m) ** 2) * fourier)
+        growth = _unit(m * speed * fourier) - torch.exp(-((2.0 * torch.pi * m) ** 2) * fourier).float()
         # At m = 0 the amplitude is zero.
-        growth = growth * amplitude / torch.where(m > 0.0, 2.0 * torch.pi * m**2 + 1j * m * speed, 1.0)
-        return _sum(-1j * peclet * growth * (mx * phasors[:, 0] + my * phasors[:, 1]))[:, None]
+        rate = torch.where(m > 0.0, 2.0 * torch.pi * m**2 + 1j * m * speed, 1.0).to(growth.dtype)
+        source = -1j * peclet * (mx.float() * phasors[:, 0] + my.float() * phasors[:, 1])
+        return _sum(amplitude * growth / rate * source)[:, None]
 
 
 class WaveAdvectionDiffusion:
@@ -183,16 +183,28 @@ def _mean(u0: torch.Tensor) -> torch.Tensor:
     return u0.mean(dim=3, keepdim=True, dtype=torch.float64).mean(dim=2, keepdim=True).to(u0.dtype)
 
 
-def _phasors(seeds: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """exp(i phase) of every wave of both components (x, y), complex128 [N, 2, height, width]."""
-    phase = torch.empty((len(seeds), 2, height, width), device=seeds.device)
-    launch(wave_phases_kernel, phase.shape, batched=[seeds], outputs=[phase])
-    return torch.exp(2j * torch.pi * phase.double())
+def _checked(seed: Integers, height: int, width: int, boundary: str) -> tuple[tuple[int, ...], int, int]:
+    return tuple(checked_seeds(seed, height, width, boundary, "cpu").tolist()), height, width
+
+
+# A batch needs its phases for several moments.
+@functools.lru_cache(maxsize=1)
+def _phasors(seeds: tuple[int, ...], height: int, width: int, device: torch.device) -> torch.Tensor:
+    """exp(i phase) of every wave of both components (x, y), complex64 [N, 2, height, width]."""
+    phase = torch.empty((len(seeds), 2, height, width), device=device)
+    launch(wave_phases_kernel, phase.shape, batched=[torch.tensor(seeds, device=device)], outputs=[phase])
+    return _unit(phase)
+
+
+def _unit(turns: torch.Tensor) -> torch.Tensor:
+    """exp(2 pi i turns), complex64; turns are float64 if there may be many."""
+    angle = (2.0 * torch.pi * (turns % 1.0)).float()
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 def _sum(waves: torch.Tensor) -> torch.Tensor:
     """Real part of the sum of waves [..., height, width] at the pixels, from the indices of the discrete Fourier transform."""
-    return torch.fft.ifft2(waves, norm="forward").real
+    return torch.fft.ifft2(waves, norm="forward").real.contiguous()
 
 
 @functools.lru_cache(maxsize=32)
@@ -201,7 +213,7 @@ def _waves(height: int, width: int, device: torch.device) -> tuple[torch.Tensor,
 
     Returns:
         m_y, m_x and m = hypot(m_y, m_x), periods per shorter side along y, along x and along the wave, float64, which broadcast to
-        [height, width]; amplitude, complex128 [height, width]: m^(-5/3) times a factor for unit rms, and the phase of the centres
+        [height, width]; amplitude, complex64 [height, width]: m^(-5/3) times a factor for unit rms, and the phase of the centres
         of the pixels.
     """
     length = min(height, width)
@@ -210,5 +222,5 @@ def _waves(height: int, width: int, device: torch.device) -> tuple[torch.Tensor,
     m = length * torch.hypot(fy, fx)
     amplitude = torch.where(m > 0.0, m, torch.inf) ** (-5.0 / 3.0)
     # The mean of the square of a wave's real part is half its amplitude's.
-    amplitude = amplitude / (0.5 * amplitude.square().sum()).sqrt() * torch.exp(1j * torch.pi * (fy + fx))
+    amplitude = (amplitude / (0.5 * amplitude.square().sum()).sqrt()).float() * _unit(0.5 * (fy + fx))
     return tuple(part.to(device) for part in (length * fy, length * fx, m, amplitude))
