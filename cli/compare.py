@@ -35,7 +35,7 @@ class Compare:
     image: Annotated[Path | None, tyro.conf.Positional] = None
     """The picture, anything Pillow reads; the bundled photograph of a cat by default."""
     processes: tuple[str, ...] = tuple(name for name, process in PROCESSES.items() if process.transport)
-    """Processes, in this order; all except the control by default."""
+    """Processes, in this order; all except the controls by default."""
     levels: int = 200
     """Number of levels K of each."""
     columns: int = 8

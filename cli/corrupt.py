@@ -26,7 +26,7 @@ from diffusion.files import write_json
 from diffusion.process import TURBULENCE, named_process
 from diffusion.rng import seeds
 from diffusion.size import Size
-from lbm_warp import AdvectionDiffusion, Schedule, energy_spectrum
+from lbm_warp import AdvectionDiffusion, Schedule, WaveAdvectionDiffusion, energy_spectrum
 from lbm_warp.checks import InputError, check_integer
 
 PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
@@ -47,7 +47,7 @@ class FlowOptions:
     sigma_max: str = "0.08L"
     """Blur width of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
     turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
-    """Generator of the velocity field. The first two are divergence-free; the third is that of the published research code."""
+    """Generator of the velocity field. The first two are divergence-free; the third is the published one, frozen."""
     turbulence_time: float = 0.0
     """How fast the flow itself changes: 0 freezes it; at 1 its largest eddies turn over in their own time."""
     offset: float = 0.0
@@ -81,7 +81,8 @@ class Corrupt:
     seed: int = 0
     """Seed of the velocity field."""
     process: str | None = None
-    """Corrupt by a forward process: beyond-blur, beyond-blur-curl, ihd, blurring, soft, cold, ddpm or structured-noise."""
+    """Corrupt by a forward process: beyond-blur, beyond-blur-frozen, beyond-blur-curl, ihd, blurring, soft, cold, ddpm,
+    structured-noise or structured-noise-frozen."""
     size: int | None = None
     """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
     columns: int = 8
@@ -109,7 +110,7 @@ class Trajectory(NamedTuple):
     """The moments of the strip, with their captions."""
     frames: set[int]
     """The moments of the video."""
-    flow: AdvectionDiffusion | None
+    flow: AdvectionDiffusion | WaveAdvectionDiffusion | None
     """What has the velocity field; None without a flow."""
     flow_seed: int | torch.Tensor
     record: dict[str, Any]
@@ -261,7 +262,9 @@ def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list
     return written
 
 
-def draw_velocity(flow: AdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str) -> Figure:
+def draw_velocity(
+    flow: AdvectionDiffusion | WaveAdvectionDiffusion, seed: int | torch.Tensor, height: int, width: int, title: str
+) -> Figure:
     """The velocity field of a seed, and its spectrum beside the mean of several seeds."""
     velocity = flow.velocity(seed, height, width)
     others = [energy_spectrum(flow.velocity(other, height, width), flow.boundary)[1] for other in range(SPECTRUM_SEEDS)]

@@ -112,6 +112,7 @@ class WaveAdvectionDiffusion:
 
     Attributes:
         solver: method for the image, ``heat kernel`` or ``lattice``.
+        boundary: boundary of the field, ``periodic``.
 
     Raises:
         InputError: if a value is out of range.
@@ -142,6 +143,7 @@ class WaveAdvectionDiffusion:
             scheme=SCHEME,
         )
         self.solver = self.image.solver
+        self.boundary = "periodic"
 
     def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
         """As :meth:`AdvectionDiffusion.__call__`."""
@@ -159,6 +161,11 @@ class WaveAdvectionDiffusion:
         u0, mean = u0.detach(), _mean(u0.detach())
         for level, image in self.image.trajectory(u0 - mean, seed):
             yield level, self._on_background(u0, mean, image, level, seed)
+
+    def velocity(self, seed: Integers, height: int, width: int, device: Device = "cpu", sigma: float = 0.0) -> torch.Tensor:
+        """As :meth:`AdvectionDiffusion.velocity`, without a mean over time."""
+        time = self.wave_speed * 0.5 * (sigma / min(height, width)) ** 2
+        return self.waves.velocity(seed, height, width, device=device, time=time)
 
     def iterations(self, height: int, width: int) -> np.ndarray:
         """As :meth:`AdvectionDiffusion.iterations`."""
