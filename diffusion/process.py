@@ -80,7 +80,7 @@ class ForwardProcess:
     """Background c that the flow acts on, A(u + c) - c; it matters for compressible flows only."""
     transport: bool = True
     """Whether the flow transports the image. If not, the image is only blurred, and the flow acts on the background alone:
-    A_0(u) + A(c) - c, the same structured noise without transport."""
+    A_0(u) + A(c) - c, the same structured noise without transport. With waves, c includes the mean of the image."""
     boundary: Literal["wall", "periodic"] = "wall"
     """Boundary condition of the image."""
     blur: Literal["geometric", "sine", "exponential", "none"] = "geometric"

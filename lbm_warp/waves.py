@@ -227,7 +227,8 @@ def _waves(height: int, width: int, device: torch.device) -> tuple[torch.Tensor,
     fy, fx = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
     fy = fy[:, None]
     m = length * torch.hypot(fy, fx)
-    amplitude = torch.where(m > 0.0, m, torch.inf) ** (-5.0 / 3.0)
+    # Two pixels per period are left out: on the pixels such a wave has no slope.
+    amplitude = torch.where((m > 0.0) & (fy > -0.5) & (fx > -0.5), m, torch.inf) ** (-5.0 / 3.0)
     # The mean of the square of a wave's real part is half its amplitude's.
     amplitude = (amplitude / (0.5 * amplitude.square().sum()).sqrt()).float() * _unit(0.5 * (fy + fx))
     return tuple(part.to(device) for part in (length * fy, length * fx, m, amplitude))
