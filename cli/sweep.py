@@ -218,8 +218,8 @@ def number(value: float) -> str:
 def is_still(process: str) -> bool:
     """Whether a process is ihd where Pe = 0, and its flow does nothing."""
     still = PROCESSES[STILL]
-    # Levels and blur widths are the preset's.
-    flow = ("peclet", "turbulence", "wave_speed", "offset", "transport", "levels", "sigma_max")
+    # The blur width is the preset's.
+    flow = ("peclet", "turbulence", "wave_speed", "offset", "transport", "sigma_max")
     return replace(named_process(process), **{name: getattr(still, name) for name in flow}) == still
 
 

@@ -130,7 +130,8 @@ def load_config(folder: Path) -> RunConfig:
         raise InputError(f"{path}: not a run of format {FORMAT}, the one this version reads")
     parts = {"process": ForwardProcess, "network": NetworkConfig, "training": TrainingConfig}
     for name, added in ADDED.items():
-        values[name] = added | values[name] if isinstance(values.get(name), dict) else None
+        if isinstance(values.get(name), dict):
+            values[name] = added | values[name]
     return _build(RunConfig, values | {name: _build(kind, values.get(name), path) for name, kind in parts.items()}, path)
 
 

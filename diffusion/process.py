@@ -151,7 +151,7 @@ class ForwardProcess:
 
 
 # The waves travel 10^-3 L in an iteration of alpha = 1/6 px^2: W L / alpha = 0.006 (L / px)^2, here at 128 px.
-_PUBLISHED = ForwardProcess(peclet=0.1, turbulence="waves", wave_speed=0.006 * 128**2, offset=9.5, sigma_max=1.0, levels=200)
+_PUBLISHED = ForwardProcess(peclet=0.1, turbulence="waves", wave_speed=0.006 * 128**2, offset=9.5, sigma_max=1.0)
 _FROZEN = ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5)
 
 PROCESSES = {

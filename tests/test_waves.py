@@ -147,7 +147,7 @@ def smooth_image(height: int, width: int) -> torch.Tensor:
 def test_the_operator_is_the_equation(speed: float) -> None:
     """Against a direct simulation at Pe = 0.1.
 
-    The closed form leaves out terms of the order c r^2: with r of three standard deviations and a factor of 1/2, up to 1.8e-3 for slow
+    The closed form leaves out terms of the order c r^2: with r of three standard deviations and a factor 1/2, up to 1.8e-3 for slow
     waves. The lattice at one pixel of blur and the mean field of intervals add up to 4e-4.
     """
     u0, schedule = smooth_image(24, 32), Schedule(np.array([0.0, 1.0, 2.0, 4.0]))
