@@ -189,6 +189,8 @@ def test_batches_levels_and_pairs_do_not_matter(boundary: str, transport: bool) 
         assert torch.equal(operator(u0[n : n + 1], k, int(seeds[n]))[0], after[n])
         assert torch.equal(levels[k][n], after[n])
     assert torch.equal(levels[0], u0)
+    half = operator(u0.half(), level, seeds)
+    assert half.dtype == torch.float16 and (half - after).abs().max() < 2e-3
 
 
 def test_the_operator_is_linear_and_has_its_gradient(device: torch.device) -> None:
