@@ -38,7 +38,7 @@ figures: $(VENV)/.installed
 
 evidence: $(VENV)/.installed
 	$(PY) -m cli.sweep --process beyond-blur-curl --peclet 0 1 2 4 --seeds 3 --images 40000 --jobs 2 --out sweeps/transport
-	$(PY) -m cli.sweep --process beyond-blur structured-noise --peclet 0.1 --seeds 3 --images 40000 --jobs 2 --out sweeps/noise
+	$(PY) -m cli.sweep --process beyond-blur-frozen structured-noise-frozen --peclet 0.1 --seeds 3 --images 40000 --jobs 2 --out sweeps/noise
 	cp sweeps/transport/sweep.png $(FIGURES)/transport.png
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -34,7 +34,7 @@ class Compare(PictureOptions):
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture>-comparison by default."""
     processes: tuple[str, ...] = tuple(name for name, process in PROCESSES.items() if process.transport)
-    """Processes, in this order; all except the control by default."""
+    """Processes, in this order; all except the controls by default."""
     video: bool = False
     """Write comparison.mp4 as well."""
     fps: int = 30

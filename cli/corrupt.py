@@ -27,7 +27,7 @@ from diffusion.files import write_json
 from diffusion.process import TURBULENCE, named_process
 from diffusion.rng import seeds
 from diffusion.size import Size
-from lbm_warp import AdvectionDiffusion, Schedule, energy_spectrum
+from lbm_warp import AdvectionDiffusion, Schedule, WaveAdvectionDiffusion, energy_spectrum
 from lbm_warp.checks import InputError, check_integer
 
 PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
@@ -48,7 +48,7 @@ class FlowOptions:
     sigma_max: str = "0.08L"
     """Blur width of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
     turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
-    """Generator of the velocity field. The first two are divergence-free; the third is that of the published research code."""
+    """Generator of the velocity field. The first two are divergence-free; the third is the published one, frozen."""
     turbulence_time: float = 0.0
     """How fast the flow itself changes: 0 freezes it; at 1 its largest eddies turn over in their own time."""
     offset: float = 0.0
@@ -110,7 +110,8 @@ class Corrupt(PictureOptions):
     peclet: float | None = None
     """Peclet number V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less."""
     process: str | None = None
-    """Corrupt by a forward process: beyond-blur, beyond-blur-curl, ihd, blurring, soft, cold, ddpm or structured-noise."""
+    """Corrupt by a forward process: beyond-blur, beyond-blur-frozen, beyond-blur-curl, ihd, blurring, soft, cold, ddpm,
+    structured-noise or structured-noise-frozen."""
     flow: Annotated[FlowOptions, tyro.conf.OmitArgPrefixes] = FlowOptions()
     video: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes] = VideoOptions()
 
@@ -130,7 +131,7 @@ class Trajectory(NamedTuple):
     """The moments of the strip, with their captions."""
     frames: set[int]
     """The moments of the video."""
-    flow: tuple[AdvectionDiffusion, int | torch.Tensor] | None
+    flow: tuple[AdvectionDiffusion | WaveAdvectionDiffusion, int | torch.Tensor] | None
     """What has the velocity field, and its seed; None without a flow."""
     record: dict[str, Any]
     """What corruption.json says about the levels."""
@@ -259,7 +260,9 @@ def draw(trajectory: Trajectory, name: str, options: VideoOptions, out: Path) ->
     return written
 
 
-def draw_velocity(flow: AdvectionDiffusion, seed: int | torch.Tensor, size: tuple[int, int], title: str) -> Figure:
+def draw_velocity(
+    flow: AdvectionDiffusion | WaveAdvectionDiffusion, seed: int | torch.Tensor, size: tuple[int, int], title: str
+) -> Figure:
     """The velocity field of a seed, and its spectrum beside the mean of several seeds."""
     velocity = flow.velocity(seed, *size)
     others = [energy_spectrum(flow.velocity(other, *size), flow.boundary)[1] for other in range(SPECTRUM_SEEDS)]

@@ -39,7 +39,7 @@ class Sweep:
     """Options of ``python -m cli.sweep``, beside those of cli.train."""
 
     process: tuple[str, ...] = ("beyond-blur",)
-    """Each at every Peclet number: beyond-blur, beyond-blur-curl, structured-noise; at Pe = 0 alone any that cli.train knows."""
+    """Each at every Peclet number: a process with a flow; at Pe = 0 alone any that cli.train knows."""
     peclet: tuple[float, ...] = ()
     """The values, each >= 0, such as 0 0.05 0.1. At 0 processes that differ in nothing but their flow are one run, called ihd."""
     seeds: int = 1
@@ -211,8 +211,9 @@ def number(value: float) -> str:
 def is_still(process: str) -> bool:
     """Whether a process is ihd where Pe = 0, and its flow does nothing."""
     still = PROCESSES[STILL]
-    flow = {"peclet": still.peclet, "turbulence": still.turbulence, "offset": still.offset, "transport": still.transport}
-    return replace(named_process(process), **flow) == still
+    # The blur width is the preset's.
+    flow = ("peclet", "turbulence", "wave_speed", "offset", "transport", "sigma_max")
+    return replace(named_process(process), **{name: getattr(still, name) for name in flow}) == still
 
 
 def as_arguments(options: object) -> list[str]:

@@ -19,6 +19,10 @@ from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_number
 
 FORMAT = 1
+# Entries that runs of earlier versions lack, with the values that they were made with.
+ADDED = {
+    "process": {"wave_speed": 0.0, "level_density": "uniform", "fresh": 1.0, "order": 1, "spacing": "even", "steps": None}
+}
 Part = TypeVar("Part")
 
 
@@ -127,6 +131,9 @@ def load_config(folder: Path) -> RunConfig:
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{path}: not a run of format {FORMAT}, the one this version reads")
     parts = {"process": ForwardProcess, "network": NetworkConfig, "training": TrainingConfig}
+    for name, added in ADDED.items():
+        if isinstance(values.get(name), dict):
+            values[name] = added | values[name]
     return _build(RunConfig, values | {name: _build(kind, values.get(name), path) for name, kind in parts.items()}, path)
 
 

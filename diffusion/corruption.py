@@ -10,7 +10,7 @@ import torch
 from diffusion.process import TURBULENCE, ForwardProcess
 from diffusion.rng import below, seeds, uniform
 from diffusion.size import Size
-from lbm_warp import AdvectionDiffusion, Operator, Schedule
+from lbm_warp import AdvectionDiffusion, Operator, Schedule, WaveAdvectionDiffusion
 from lbm_warp.checks import Integers
 from lbm_warp.random import normal
 
@@ -153,8 +153,11 @@ class StructuredNoise:
         return self.flow.iterations(height, width)
 
 
-def flow_operator(process: ForwardProcess, sigma: np.ndarray) -> AdvectionDiffusion:
+def flow_operator(process: ForwardProcess, sigma: np.ndarray) -> AdvectionDiffusion | WaveAdvectionDiffusion:
     """The advection-diffusion of a process that blurs; ``sigma`` are the blur widths of levels 0..K [pixels]."""
+    if process.turbulence == "waves":
+        options = {"offset": process.offset, "boundary": process.boundary, "transport": process.transport}
+        return WaveAdvectionDiffusion(Schedule(sigma), process.peclet, process.wave_speed, **options)
     return AdvectionDiffusion(
         Schedule(sigma), process.peclet, TURBULENCE[process.turbulence], boundary=process.boundary, offset=process.offset
     )
@@ -164,4 +167,4 @@ def _operator(process: ForwardProcess, sigma: np.ndarray) -> Operator:
     if process.blur == "none":
         return Sharp(process.levels)
     flow = flow_operator(process, sigma)
-    return flow if process.transport else StructuredNoise(flow)
+    return flow if process.transport or isinstance(flow, WaveAdvectionDiffusion) else StructuredNoise(flow)

@@ -13,7 +13,7 @@ a given size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -81,13 +81,15 @@ class ForwardProcess:
 
     peclet: float = 0.0
     """Peclet number Pe = V L / alpha, advection against diffusion, >= 0."""
-    turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
-    """Generator of the velocity field."""
+    turbulence: Literal["curl-noise", "spectral", "compressible", "waves"] = "curl-noise"
+    """Generator of the velocity field. waves move and are compressible, as published; the others are frozen."""
+    wave_speed: float = 0.0
+    """Speed W of the waves as W L / alpha, >= 0; L is the image side. Published: 98.3 at 128 px."""
     offset: float = 0.0
     """Background c that the flow acts on, A(u + c) - c; it matters for compressible flows only."""
     transport: bool = True
     """Whether the flow transports the image. If not, the image is only blurred, and the flow acts on the background alone:
-    A_0(u) + A(c) - c, the same structured noise without transport."""
+    A_0(u) + A(c) - c, the same structured noise without transport. With waves, c includes the mean of the image."""
     boundary: Literal["wall", "periodic"] = "wall"
     """Boundary condition of the image."""
     blur: Literal["geometric", "sine", "exponential", "none"] = "geometric"
@@ -126,12 +128,13 @@ class ForwardProcess:
 
     def validate(self) -> None:
         """Raise InputError if a value is out of its range, or values do not fit each other."""
-        choices = {"turbulence": TURBULENCE, "blur": (*BLUR, "none"), "signal": SIGNAL, "noise_schedule": NOISE}
+        choices = {"turbulence": (*TURBULENCE, "waves"), "blur": (*BLUR, "none"), "signal": SIGNAL, "noise_schedule": NOISE}
         choices |= {"target": TARGETS, "sampler": SAMPLERS, "level_density": DENSITIES, "spacing": SPACINGS}
         for name, known in choices.items():
             check_choice(name.replace("_", " "), getattr(self, name), known)
         check_boundary(self.boundary)
         check_number("peclet", self.peclet, 0.0)
+        check_number("wave speed", self.wave_speed, 0.0)
         check_number("noise", self.noise, 0.0, 1.0)
         check_number("sampling noise", self.sampling_noise, 0.0)
         check_number("fresh", self.fresh, 0.0, 1.0)
@@ -176,10 +179,17 @@ class ForwardProcess:
         return np.concatenate([[0.0], BLUR[self.blur](t, self.sigma_min, self.sigma_max * shorter)])
 
 
+# The waves travel 10^-3 L in an iteration of alpha = 1/6 px^2: W L / alpha = 0.006 (L / px)^2, here at 128 px.
+_PUBLISHED = ForwardProcess(peclet=0.1, turbulence="waves", wave_speed=0.006 * 128**2, offset=9.5, sigma_max=1.0)
+_FROZEN = ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5)
+
 PROCESSES = {
-    # The operator of the paper's public research code: a compressible field on a background of 9.5, that is transport and noise
-    # with the spectrum of the flow. At Pe = 0.1 a particle hardly moves.
-    "beyond-blur": ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5),
+    # Beyond Blur (Gruszczynski et al. 2025) as in its public research code at 128 px: moving waves on a background of 9.5, that is,
+    # structured noise about as strong as the white noise, and transport of a fiftieth of a pixel. Published runs: Pe = 0.02 to 0.12
+    # in the paper's table, 0.05 to 1 in the code's grid.
+    "beyond-blur": _PUBLISHED,
+    # The same numbers with a field that does not move, an earlier reading of that code: 13 times as much structured noise.
+    "beyond-blur-frozen": _FROZEN,
     # Transport by a divergence-free flow, without structured noise.
     "beyond-blur-curl": ForwardProcess(peclet=2.0),
     # Inverse heat dissipation (Rissanen et al. 2023).
@@ -209,8 +219,9 @@ PROCESSES = {
         sampler="ancestral",
         sampling_noise=1.0,
     ),
-    # The control for beyond-blur: its structured noise without its transport.
-    "structured-noise": ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5, transport=False),
+    # The controls of beyond-blur and beyond-blur-frozen: their structured noise without their transport.
+    "structured-noise": replace(_PUBLISHED, transport=False),
+    "structured-noise-frozen": replace(_FROZEN, transport=False),
 }
 
 

@@ -4,6 +4,7 @@ from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.operator import Operator
 from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, energy_spectrum, solenoidal
+from lbm_warp.waves import TravellingWaves, WaveAdvectionDiffusion
 
 __all__ = [
     "AdvectionDiffusion",
@@ -12,7 +13,9 @@ __all__ = [
     "Operator",
     "Schedule",
     "SpectralTurbulence",
+    "TravellingWaves",
     "Turbulence",
+    "WaveAdvectionDiffusion",
     "energy_spectrum",
     "solenoidal",
 ]

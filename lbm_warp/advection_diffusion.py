@@ -9,6 +9,7 @@ component. A particle travels about Pe Fo image sides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -170,14 +171,18 @@ class AdvectionDiffusion:
         with torch.no_grad():
             return _transposed(self, w, seed, level).to(w.dtype)
 
-    def velocity(self, seed: Integers, height: int, width: int, device: Device = "cpu", sigma: float = 0.0) -> torch.Tensor:
+    def velocity(
+        self, seed: Integers, height: int, width: int, device: Device = "cpu", sigma: float = 0.0, span: float = 0.0
+    ) -> torch.Tensor:
         """The velocity fields of these seeds in units of V, float32 [N, 2, height, width].
 
-        ``sigma`` is the time, as a blur width [pixels]. It matters only for a flow that changes in time.
+        ``sigma`` is the time, as a blur width [pixels], and ``span`` the length of an interval around it, as an increase of sigma^2
+        [square pixels]. They matter only for a flow that changes in time.
         """
         # Time in units of L / V is t V / L = Pe Fo = Pe sigma^2 / (2 L^2).
-        time = self.turbulence_time * self.peclet * 0.5 * (sigma / min(height, width)) ** 2
-        return self.turbulence.velocity(seed, height, width, boundary=self.boundary, device=device, time=time)
+        rate, length = self.turbulence_time * self.peclet * 0.5, min(height, width)
+        times = {"time": rate * (sigma / length) ** 2, "span": rate * span / length**2}
+        return self.turbulence.velocity(seed, height, width, boundary=self.boundary, device=device, **times)
 
     def plan(self, height: int, width: int) -> Plan:
         """The iterations on the lattice for images of this size [pixels]; the heat kernel does not use it."""
@@ -256,9 +261,13 @@ class _Flow:
         else:
             self.steppers = [Stepper(grid, offset, self.periodic, adjoint) for grid in self.plan.grids]
         # Updates per unit of sigma^2.
-        rate = operator.turbulence_time * operator.peclet / (2.0 * min(self.size) ** 2) * operator.scheme.updates_per_turnover
+        scheme = operator.scheme
+        rate = operator.turbulence_time * operator.peclet / (2.0 * min(self.size) ** 2) * scheme.updates_per_turnover
         self.interval = [
-            max(1, round(1.0 / (rate * grid.factor**2 * grid.theta[1]))) if rate > 0.0 else UNLIMITED for grid in self.plan.grids
+            max(1, round(1.0 / (rate * grid.factor**2 * grid.theta[1])), math.ceil(grid.iterations / scheme.updates_per_grid))
+            if rate > 0.0
+            else UNLIMITED
+            for grid in self.plan.grids
         ]
         # fields[g]: velocity used on grid g. field: the velocity on the last of these grids, before midpoint_velocity; None once no
         # coarser grid is left. key: grid and interval that they were made for.
@@ -300,9 +309,13 @@ class _Flow:
         steady = self.interval[grid] == UNLIMITED
         key = None if steady else (grid, interval)
         if not self.fields or key != self.key:
-            sigma = 0.0 if steady else self.plan.grids[grid].sigma2((interval + 0.5) * self.interval[grid]) ** 0.5
+            # sigma^2 at the begin, the middle and the end of the interval.
+            begin, middle, end = (
+                0.0 if steady else self.plan.grids[grid].sigma2((interval + part) * self.interval[grid]) for part in (0.0, 0.5, 1.0)
+            )
             if self.operator.peclet > 0.0:
-                self.field = self.operator.velocity(self.seed, *self.size, self.device, sigma=sigma).to(self.dtype)
+                field = self.operator.velocity(self.seed, *self.size, self.device, sigma=middle**0.5, span=end - begin)
+                self.field = field.to(self.dtype)
             else:
                 self.field = torch.zeros((len(self.seed), 2, *self.size), dtype=self.dtype, device=self.device)
             self.fields, self.key = [], key

@@ -40,7 +40,8 @@ class Scheme:
         min_cells: the shorter side of a coarser grid has at least this many cells,
         min_cells_per_peclet: at least this many x Pe,
         min_cells_per_root_source: and at least this many x sqrt(Pe x source).
-        updates_per_turnover: updates of a velocity that changes in time, per turnover time of an eddy as large as the image.
+        updates_per_turnover: updates of a velocity that changes in time, per turnover time of an eddy as large as the image,
+        updates_per_grid: but not more than this on one grid.
     """
 
     theta_sharp: float = 1.0 / 3.0
@@ -53,6 +54,7 @@ class Scheme:
     min_cells_per_peclet: float = 5.0
     min_cells_per_root_source: float = 62.0
     updates_per_turnover: int = 64
+    updates_per_grid: float = np.inf
 
 
 DEFAULT_SCHEME = Scheme()

@@ -31,7 +31,15 @@ class Turbulence(Protocol):
         """Whether the fields may have divergence; fields without divergence can be used on coarser grids."""
 
     def velocity(
-        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
+        self,
+        seed: Integers,
+        height: int,
+        width: int,
+        *,
+        boundary: str = "wall",
+        device: Device = "cpu",
+        time: float = 0.0,
+        span: float = 0.0,
     ) -> torch.Tensor:
         """Velocity fields in units of V, the rms of one component.
 
@@ -41,6 +49,8 @@ class Turbulence(Protocol):
             boundary: ``wall`` (no flow through the border) or ``periodic``.
             device: device of the result.
             time: time in a flow that changes, in turnover times L / V of an eddy as large as the image.
+            span: length of an interval around ``time``, same unit, over which :class:`TravellingWaves` take the mean. The other
+                generators give the field at its middle.
 
         Returns:
             float32 [N, 2, height, width], components (v_x, v_y) with x along the width. The generators of this module scale every
@@ -76,10 +86,18 @@ class CurlNoise:
         check_integer("cells", self.cells, 1)
 
     def velocity(
-        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
+        self,
+        seed: Integers,
+        height: int,
+        width: int,
+        *,
+        boundary: str = "wall",
+        device: Device = "cpu",
+        time: float = 0.0,
+        span: float = 0.0,
     ) -> torch.Tensor:
         """Velocity fields without divergence; arguments, result and errors as for :meth:`Turbulence.velocity`."""
-        seeds = _seeds(seed, height, width, boundary, device)
+        seeds = checked_seeds(seed, height, width, boundary, device)
         psi = seeds.new_zeros((len(seeds), height + 1, width + 1), dtype=torch.float32)
         length = min(height, width)
         for octave in range(self.octaves):
@@ -124,10 +142,18 @@ class SpectralTurbulence:
         check_number("k_min", self.k_min, 0.0, 0.999 * self.k_max)
 
     def velocity(
-        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
+        self,
+        seed: Integers,
+        height: int,
+        width: int,
+        *,
+        boundary: str = "wall",
+        device: Device = "cpu",
+        time: float = 0.0,
+        span: float = 0.0,
     ) -> torch.Tensor:
         """Velocity fields; arguments, result and errors as for :meth:`Turbulence.velocity`."""
-        seeds = _seeds(seed, height, width, boundary, device)
+        seeds = checked_seeds(seed, height, width, boundary, device)
         if not self.compressible:
             kinds = ("fourier", "fourier") if boundary == "periodic" else ("sine", "sine")
             return _normalised(_curl(self._sum_of_modes(seeds, 0, kinds, (height, width), time)))
@@ -190,14 +216,22 @@ class GivenVelocity:
             )
 
     def velocity(
-        self, seed: Integers, height: int, width: int, *, boundary: str = "wall", device: Device = "cpu", time: float = 0.0
+        self,
+        seed: Integers,
+        height: int,
+        width: int,
+        *,
+        boundary: str = "wall",
+        device: Device = "cpu",
+        time: float = 0.0,
+        span: float = 0.0,
     ) -> torch.Tensor:
         """The given fields, one per seed, whatever the values of the seeds and the time; otherwise as :meth:`Turbulence.velocity`.
 
         Raises:
             InputError: if the fields have another size or number.
         """
-        count = len(_seeds(seed, height, width, boundary, "cpu"))
+        count = len(checked_seeds(seed, height, width, boundary, "cpu"))
         if self.field.shape[0] not in (1, count) or self.field.shape[2:] != (height, width):
             raise InputError(
                 f"the given velocity has shape {list(self.field.shape)}, the images need {[count, 2, height, width]} or "
@@ -308,7 +342,7 @@ def _modes(kind: str, size: int, length: int, k_max: float, corners: bool, devic
     return tuple(torch.from_numpy(part).to(device) for part in parts)
 
 
-def _seeds(seed: Integers, height: int, width: int, boundary: str, device: Device) -> torch.Tensor:
+def checked_seeds(seed: Integers, height: int, width: int, boundary: str, device: Device) -> torch.Tensor:
     """The seeds as int64 [N] on the device; all arguments are checked."""
     check_boundary(boundary)
     check_integer("height", height, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from diffusion.config import load_config
 from diffusion.files import load_tensors, save_tensors
+from diffusion.process import named_process
 from diffusion.sampling.pipeline import Pipeline
 from tests.runs import tiny_config
 
@@ -52,6 +54,14 @@ def test_a_run_comes_back_as_it_was(run: Path) -> None:
         "model.safetensors",
         "prior.safetensors",
     }
+
+
+def test_a_run_of_an_earlier_version_has_the_values_it_was_made_with(run: Path) -> None:
+    frozen = named_process("beyond-blur-frozen")
+    values = asdict(frozen)
+    del values["wave_speed"]
+    edit(run / "config.json", process=values)
+    assert load_config(run).process == frozen
 
 
 def test_missing_things_are_named(run: Path) -> None:

@@ -257,10 +257,10 @@ def test_the_model_card_says_what_the_run_is(pipeline: Pipeline, tmp_path: Path)
     for words in (
         "# beyond-blur: 8 x 8 grey images",
         "| peclet | 0.1 |",
-        "| turbulence | compressible |",
+        "| turbulence | waves |",
         "| levels K | 6 |",
-        "| blur, levels 1 to K | 0.5 to 4 px |",
-        "| Fourier number, level K | 0.125 |",
+        "| blur, levels 1 to K | 0.5 to 8 px |",
+        "| Fourier number, level K | 0.5 |",
         f"| parameters | {sum(p.numel() for p in pipeline.network.parameters()):,} |",
         "| multipliers | 1, 2 |",
         "| images | 48 |",

@@ -84,14 +84,15 @@ def test_every_kind_of_block_of_a_preset_computes(name: str) -> None:
     assert done
 
 
-def test_ffhq_128_is_the_published_run() -> None:
-    config = preset("ffhq-128")
+def test_ffhq_128_published_is_the_published_run() -> None:
+    config = preset("ffhq-128-published")
     assert (config.data, config.size, config.channels, config.process_name) == ("ffhq", (128, 128), 3, "beyond-blur")
     assert config.network == NetworkConfig(128, (1, 2, 3, 4, 5), 3, (2, 3, 4), 0.3)
     expected = TrainingConfig(images=1_300_000 * 32, batch=32, learning_rate=2e-5, warmup=5_000 * 32, ema=0.9999, clip=1.0)
     assert config.training == expected
     process = config.process
-    assert (process.peclet, process.turbulence, process.offset, process.levels) == (0.06, "compressible", 9.5, 200)
+    assert (process.peclet, process.turbulence, process.offset, process.levels) == (0.06, "waves", 9.5, 200)
+    assert process.wave_speed == pytest.approx(1e-3 * 128**2 * 6)  # 1e-3 L an iteration of alpha = 1/6
     assert (process.noise, process.sampling_noise) == (0.01, 1.25)
     sigma = config.corruption().sigma
     assert sigma[1] == pytest.approx(0.5) and sigma[200] == pytest.approx(128.0)

@@ -196,3 +196,19 @@ def normalise_kernel(
     for x in range(width):
         velocity[n, 0, y, x] = velocity[n, 0, y, x] * factor
         velocity[n, 1, y, x] = velocity[n, 1, y, x] * factor
+
+
+@wp.kernel
+def wave_phases_kernel(
+    seed: wp.array[wp.int64],
+    # outputs
+    phase: wp.array4d[wp.float32],
+):
+    """Random phases in (0, 1) of the waves of each component, at the indices of the discrete Fourier transform.
+
+    They are functions of the signed numbers of periods along y and x, whatever the size of the transform.
+    """
+    n, component, y, x = wp.tid()
+    ny = wp.where(2 * y < phase.shape[2], y, y - phase.shape[2])
+    nx = wp.where(2 * x < phase.shape[3], x, x - phase.shape[3])
+    phase[n, component, y, x] = uniform(absorb(absorb(absorb(start(seed[n]), component), ny), nx))
