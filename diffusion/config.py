@@ -20,9 +20,7 @@ from lbm_warp.checks import InputError, check_integer, check_number
 
 FORMAT = 1
 # Entries that runs of earlier versions lack, with the values that they were made with.
-ADDED = {
-    "process": {"wave_speed": 0.0, "level_density": "uniform", "fresh": 1.0, "order": 1, "spacing": "even", "steps": None}
-}
+ADDED = {"process": {"wave_speed": 0.0, "level_density": "uniform", "fresh": 1.0, "order": 1, "spacing": "even", "steps": None}}
 Part = TypeVar("Part")
 
 
