@@ -212,18 +212,18 @@ def _write_sheets(
 def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, world: int) -> list[Part]:
     """What makes all images, in their order."""
     how = {"seed": options.seed, "levels": options.levels, "delta": options.delta}
-    last = pipeline.corruption.levels
+    corruption = pipeline.corruption
     if picture is not None:
         count = options.num or 6
         return [
             Part(
                 [f"level{level:03d}-{number:05d}" for number in range(count)],
                 partial(pipeline.restore, picture, level, count, **how),
-                len(visited_levels(last, level, options.levels)),
+                len(visited_levels(corruption, level, options.levels)),
             )
             for level in _levels(options, pipeline)
         ]
-    visits = len(visited_levels(last, last, options.levels))
+    visits = len(visited_levels(corruption, steps=options.levels))
     if options.variation.interpolate is not None:
         numbers = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
         if len(numbers) % 2:
@@ -247,7 +247,7 @@ class Film:
     """Frames of the reverse process: as many of the first images as fit a screen."""
 
     def __init__(self, pipeline: Pipeline, levels: int | None) -> None:
-        self.visited = visited_levels(pipeline.corruption.levels, steps=levels)
+        self.visited = visited_levels(pipeline.corruption, steps=levels)
         size = pipeline.config.size
         rows, columns = (int(VIDEO_SIZE * min(1.0, size.shorter / VIDEO_PANEL) / side) for side in size)
         self.most = min(GRID, max(1, rows * columns))

@@ -17,6 +17,8 @@ FLOORS = [
     {"diffusion.network", "diffusion.process", "diffusion.data"},
     {"diffusion.corruption"},
     {"diffusion.config"},
+    {"diffusion.statistics"},
+    {"diffusion.parametrisation"},
     {"diffusion.presets", "diffusion.sampling"},
     {"diffusion.training", "diffusion.evaluation"},
     {"cli"},

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.fft import dctn, idctn
 
+from diffusion.parametrisation import Plain
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.rng import below, seeds
 from tests.runs import corruption
@@ -76,7 +77,7 @@ def test_the_network_sees_level_k_under_noise_and_learns_the_step_to_the_level_b
     u0 = torch.rand((6, 3, 16, 24), generator=torch.Generator().manual_seed(0)).to(device)
     level = torch.tensor([1, 2, 5, 9, 11, 12])
     seed = torch.arange(6)
-    corrupted, answer = process.training_example(u0, level, seed)
+    corrupted, answer = Plain(process).example(u0, level, seed)
     before, after = process.operator.pair(u0, level, seeds(seed, "flow"))
     torch.testing.assert_close(corrupted + answer, before)
     noise = corrupted - after
@@ -91,11 +92,11 @@ def test_the_right_answer_gives_the_clean_image(name: str, device: torch.device)
     u0 = torch.rand((3, 1, 24, 16), generator=torch.Generator().manual_seed(0)).to(device)
     seed = torch.arange(3)
     for k in (1, 6, 12):
-        corrupted, answer = process.training_example(u0, torch.full((3,), k), seed)
+        corrupted, answer = Plain(process).example(u0, torch.full((3,), k), seed)
         torch.testing.assert_close(corrupted, process.corrupt(u0, k, seed), rtol=0, atol=1e-6)
         assert (corrupted - u0).abs().max() > 1e-3
         # Where the contrast is a two-hundredth of the image's (ddpm's last level), rounding is two hundred times as large.
-        torch.testing.assert_close(process.clean_image(answer, corrupted, k), u0, rtol=0, atol=2e-4)
+        torch.testing.assert_close(Plain(process).clean(answer, corrupted, k), u0, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -124,7 +125,7 @@ def test_level_zero_is_clean_and_levels_of_a_batch_are_its_images_own(name: str)
 def test_flow_and_noise_of_an_image_come_from_its_seed_alone() -> None:
     process = corruption("beyond-blur-frozen", 16, levels=12)
     u0 = torch.rand((1, 1, 16, 16)).repeat(3, 1, 1, 1)
-    corrupted, answer = process.training_example(u0, torch.tensor([12, 12, 12]), torch.tensor([1, 2, 1]))
+    corrupted, answer = Plain(process).example(u0, torch.tensor([12, 12, 12]), torch.tensor([1, 2, 1]))
     assert torch.equal(corrupted[0], corrupted[2]) and torch.equal(answer[0], answer[2])
     assert (corrupted[0] - corrupted[1]).abs().max() > 0.1
 

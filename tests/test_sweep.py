@@ -24,6 +24,7 @@ from cli.jobs import Job
 from diffusion import Pipeline
 from diffusion.config import load_config, save_config
 from diffusion.files import write_json
+from diffusion.parametrisation import Plain
 from diffusion.process import PROCESSES, ForwardProcess
 from diffusion.size import Size
 from tests.runs import SIZE, corruption, exit_code, files, said, stripes
@@ -128,12 +129,11 @@ def test_processes_without_their_flow_are_one(device: torch.device) -> None:
     """What the sharing of runs at Pe = 0 rests on."""
     u0, seed = torch.from_numpy(np.stack(stripes(4))).to(device), torch.arange(4)
     level = torch.tensor([1, 20, 40, 60])
-    expected = corruption("ihd").training_example(u0, level, seed)
+    expected = Plain(corruption("ihd")).example(u0, level, seed)
     for name, process in PROCESSES.items():
         if process.peclet > 0.0:
-            for got, want in zip(
-                corruption(process, peclet=0.0, sigma_max=0.5).training_example(u0, level, seed), expected, strict=True
-            ):
+            found = Plain(corruption(process, peclet=0.0, sigma_max=0.5)).example(u0, level, seed)
+            for got, want in zip(found, expected, strict=True):
                 assert (got - want).abs().max() < 2e-5, name
 
 

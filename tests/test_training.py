@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.corruption import Corruption
 from diffusion.files import load_tensors
+from diffusion.parametrisation import Plain
 from diffusion.process import PROCESSES
 from diffusion.rng import below, seeds
 from diffusion.training.log import MetricsLog
@@ -36,7 +36,7 @@ def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
     u0 = torch.from_numpy(np.stack(stripes()))
     seed = torch.arange(len(u0))
     level = 1 + below(config.process.levels, seed, "level")
-    corrupted, answer = config.corruption().training_example(u0, level, seed)
+    corrupted, answer = Plain(config.corruption()).example(u0, level, seed)
     loss = prediction_loss(config.build_network(), corrupted, answer, level)
     assert loss.item() == pytest.approx(answer.square().sum().item() / len(u0), rel=1e-6)
 
@@ -49,7 +49,7 @@ def test_one_batch_is_learnt_by_heart() -> None:
     optimiser = torch.optim.Adam(network.parameters(), lr=4e-3)
     u0 = torch.from_numpy(np.stack(stripes(4)))
     level, seed = torch.tensor([1, 3, 5, 6]), torch.arange(4)
-    corrupted, answer = config.corruption().training_example(u0, level, seed)
+    corrupted, answer = Plain(config.corruption()).example(u0, level, seed)
     losses = []
     for _ in range(300):
         loss = prediction_loss(network, corrupted, answer, level)
@@ -77,13 +77,13 @@ def test_ema_is_its_definition() -> None:
 def test_every_image_of_every_step_is_corrupted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     config = tiny_config(images=80)
-    pair = Corruption.training_example
+    pair = Plain.example
 
     def spy(self, u0, level, seed):
         seen.extend(zip(level.tolist(), seed.tolist(), strict=True))
         return pair(self, u0, level, seed)
 
-    monkeypatch.setattr(Corruption, "training_example", spy)
+    monkeypatch.setattr(Plain, "example", spy)
     ranks = Ranks(CPU)
     trainer = Trainer(config, TrainingState.initial(config, CPU), ranks, ExecutionConfig())
     log = MetricsLog(tmp_path / "metrics.jsonl", 0, ranks)
@@ -308,14 +308,14 @@ def test_a_run_carried_out_in_another_way_is_the_same_run(finished: Path, tmp_pa
 
 def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = without_dropout(tiny_config(images=64))
-    pair, seen = Corruption.training_example, []
+    pair, seen = Plain.example, []
 
     def spy(self, u0, level, seed):
         result = pair(self, u0, level, seed)
         seen.append((torch.is_autocast_enabled("cpu"), {tensor.dtype for tensor in (u0, *result)}))
         return result
 
-    monkeypatch.setattr(Corruption, "training_example", spy)
+    monkeypatch.setattr(Plain, "example", spy)
     outputs = []
 
     def on_checkpoint(images: int, network: nn.Module, prior: object) -> None:
@@ -375,7 +375,7 @@ def test_too_little_memory_is_said_with_what_helps(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(Corruption, "training_example", full)
+    monkeypatch.setattr(Plain, "example", full)
     with pytest.raises(ValueError, match=r"cpu has not enough memory for 4 images at a time: .*--accumulate.*--precision bf16"):
         train(tiny_config(), stripes(), tmp_path, CPU, ExecutionConfig(accumulate=2))
 

@@ -24,6 +24,7 @@ from diffusion.presets import preset
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.prior import Prior
 from diffusion.sampling.samplers import activation_bytes, default_batch, visited_levels
+from diffusion.statistics import Statistics
 from diffusion.training.estimate import memory
 from diffusion.training.log import MetricsLog
 from diffusion.training.loop import ExecutionConfig, Trainer
@@ -140,7 +141,8 @@ class Train(Throughput):
 
     def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
         network, ranks, batch = same_weights(state.network), Ranks(device), config.training.batch
-        trainer = Trainer(config, TrainingState(network, state.average, state.optimiser), ranks, execution)
+        state = TrainingState(network, state.average, state.optimiser)
+        trainer = Trainer(config, state, ranks, execution, random_statistics(config, device))
         pictures, estimate = random_pictures(config, batch), memory(config, device, execution.precision).total(batch)
         with tempfile.TemporaryDirectory() as folder:
             log = MetricsLog(Path(folder) / "metrics.jsonl", 0, ranks)
@@ -171,7 +173,7 @@ class Sample(Throughput):
         self.compare("a batch a turn")
 
     def default_batch(self, config: RunConfig, device: torch.device) -> int:
-        visited_levels(config.process.levels, steps=self.levels)
+        visited_levels(config.corruption(), steps=self.levels)
         return default_batch(config.network, config.size, device)
 
     def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
@@ -179,8 +181,10 @@ class Sample(Throughput):
         if execution.compile:
             network.compile()
         prior = Prior(random_pictures(config, 1))
-        pipeline = Pipeline(config, network, prior, precision=execution.precision, batch=config.training.batch)
-        levels, weights = self.levels or config.process.levels, sum(parameter.nbytes for parameter in network.parameters())
+        options = {"statistics": random_statistics(config, device), "precision": execution.precision}
+        pipeline = Pipeline(config, network, prior, **options, batch=config.training.batch)
+        levels = len(visited_levels(pipeline.corruption, steps=self.levels)) - 1
+        weights = sum(parameter.nbytes for parameter in network.parameters())
 
         def sample() -> dict[str, float]:
             # The pipeline has halved a batch that does not fit into memory. Its first callback comes after the corruption.
@@ -209,3 +213,10 @@ def same_weights(network: nn.Module) -> nn.Module:
 def random_pictures(config: RunConfig, count: int) -> torch.Tensor:
     """Noise in the shape of a run's pictures, float32 [count, C, H, W] in [0, 1]."""
     return torch.rand((count, *config.shape), generator=torch.Generator().manual_seed(0))
+
+
+def random_statistics(config: RunConfig, device: torch.device) -> Statistics | None:
+    """The moments of such pictures, for a process that needs them."""
+    if config.process.target != "remainder":
+        return None
+    return Statistics.measure(random_pictures(config, 16).numpy(), config.corruption(), device)

@@ -97,6 +97,7 @@ def train(
     execution = execution or ExecutionConfig()
     execution.validate()
     folder, ranks, training = Path(folder), Ranks(None if device is None else torch.device(device)), config.training
+    _parts(config, ranks, execution)  # before anything is written
     state = TrainingState.initial(config, ranks.device)
     checkpoints = Checkpoints(folder, execution.keep_every)
     prior = _start(config, dataset, folder, state, checkpoints, ranks)
@@ -226,21 +227,12 @@ class Trainer:
         execution: ExecutionConfig,
         statistics: Statistics | None = None,
     ) -> None:
-        parts, batch = ranks.count * execution.accumulate, config.training.batch
-        if batch % parts:
-            raise InputError(
-                f"a batch of {batch} images does not divide into {ranks.count} processes x {execution.accumulate} "
-                f"accumulation steps; --batch must be a multiple of {parts}"
-            )
         self.config = config
         self.corruption = config.corruption()
         self.parametrisation = parametrisation(self.corruption, statistics)
         self.state = state
         self.ranks = ranks
-        self.part = batch // parts
-        self.precision = execution.precision or ranks.precision
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"precision must be fp32 or bf16, got {self.precision!r}")
+        self.part, self.precision = _parts(config, ranks, execution)
         if execution.compile:
             # In place, so the names in the state dict stay the same.
             state.network.compile()
@@ -311,6 +303,24 @@ def prediction_loss(network: nn.Module, corrupted: torch.Tensor, target: torch.T
         level: int64 [N], 1 to K, on the same device.
     """
     return (network(corrupted, level) - target).square().flatten(1).sum(dim=1).mean()
+
+
+def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple[int, str]:
+    """Images that a rank processes at a time, and the precision.
+
+    Raises:
+        InputError: if the batch does not divide into equal parts, or the launcher asks for another precision.
+    """
+    parts, batch = ranks.count * execution.accumulate, config.training.batch
+    if batch % parts:
+        raise InputError(
+            f"a batch of {batch} images does not divide into {ranks.count} processes x {execution.accumulate} "
+            f"accumulation steps; --batch must be a multiple of {parts}"
+        )
+    precision = execution.precision or ranks.precision
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
+    return batch // parts, precision
 
 
 def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
