@@ -86,7 +86,8 @@ class Run(NamedTuple):
     scoring: list[str]
     """Arguments of cli.evaluate."""
     asked: tuple[Any, ...]
-    """What the scores depend on beside the run: reference, k, seed and number of samples, as they stand in metrics.json."""
+    """What the scores depend on beside the run, as it stands in metrics.json: reference, k, seed, levels, delta and number of
+    samples."""
 
     @property
     def job(self) -> Job:
@@ -98,7 +99,8 @@ class Run(NamedTuple):
         """What metrics.json holds; None if the run is not finished, or was scored in another way than is asked for."""
         try:
             report = read_json(self.folder / "metrics.json")
-            scored = (report["reference"], report["k"], report["samples"]["seed"], report["scores"]["samples"])
+            made = {name: value for name, value in report["samples"].items() if name != "source"}
+            scored = (report["reference"], report["k"], made, report["scores"]["samples"])
             finished = scored == self.asked and load_config(self.folder) == self.config
         except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
@@ -189,7 +191,8 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     scoring = EvaluationConfig(**given, split=OTHER_HALF[options.split])
     reference = Reference(open_pictures(data, scoring, dataset.channels), scoring, device)
     reference.check_enough("a set of samples", reference.num)
-    asked = (reference.facts(), scoring.k, scoring.seed, reference.num)
+    made = {"seed": scoring.seed, "levels": scoring.levels, "delta": scoring.delta}
+    asked = (reference.facts(), scoring.k, made, reference.num)
 
     def run(process: str, peclet: float, seed: int) -> Run:
         process = STILL if peclet == 0.0 and is_still(process) else process

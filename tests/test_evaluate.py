@@ -72,15 +72,19 @@ PIXELS = ("--features", "pixels", "--size", SIZE)
 
 def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
     """Against an independent count and Frechet distance on the images that cli.sample would write."""
-    code, out, _ = call(run, "--data", data, "--num", 30, "--seed", 4, "--features", "pixels", "--k", 3)
+    scoring = ("--data", data, "--num", 30, "--features", "pixels", "--k", 3)
+    code, out, _ = call(run, *scoring, "--seed", 4, "--levels", 3, "--delta", 0.5)
     assert code == 0 and "samples" in out and "floor" in out and "precision" in out and str(run / "metrics.json") in out
     found = report(run / "metrics.json")
-    assert found["samples"] == {"source": str(run), "seed": 4} and len(found["reference"].pop("fingerprint")) == 64
+    assert (
+        found["samples"] == {"source": str(run), "seed": 4, "levels": 3, "delta": 0.5}
+        and len(found["reference"].pop("fingerprint")) == 64
+    )
     assert found["reference"] == {"data": str(data), "split": "all"}
     assert found["features"] == {"name": "pixels", "sha256": None, "dimension": SIZE**2}
     assert (found["size"], found["channels"], found["k"]) == (SIZE, 1, 3)
 
-    images = Pipeline.from_pretrained(run).sample(30, seed=4)
+    images = Pipeline.from_pretrained(run).sample(30, seed=4, levels=3, delta=0.5)
     samples = np.rint(images.clamp(0, 1).numpy() * 255).reshape(30, -1) / 255
     reference = PICTURES.reshape(41, -1) / 255
     thinned = reference[np.linspace(0, 40, 30).round().astype(int)]
@@ -107,7 +111,7 @@ def test_the_library_finds_what_the_command_finds(call: Call, run: Path, data: P
     config = EvaluationConfig(split="odd", features="pixels", batch=7, cache=Path("other"))
     for samples, name in ((run, str(run)), (Pipeline.from_pretrained(run), "pipeline")):
         again = json.loads(json.dumps(diffusion.evaluate(samples, str(data), config, device="cpu")))
-        assert again["samples"] == {"source": name, "seed": 0}
+        assert again["samples"] == {"source": name, "seed": 0, "levels": None, "delta": None}
         # A pixel on the edge between two bytes may fall either way.
         assert again["scores"]["frechet_distance"] == pytest.approx(found["scores"]["frechet_distance"], rel=1e-3)
         assert all(again[name] == found[name] for name in ("reference", "size", "channels", "features", "k", "floor"))

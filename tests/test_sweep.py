@@ -109,11 +109,11 @@ def planned(*arguments: object) -> sweep.Plan:
 def finish(run: sweep.Run) -> None:
     """Write the files of a run as cli.train and cli.evaluate leave them, with scores made up."""
     save_config(run.folder, run.config)
-    reference, k, seed, num = run.asked
+    reference, k, made, num = run.asked
     generator = np.random.default_rng(list(run.folder.name.encode()))
     scores, floor = ({"samples": num, "reference": 20} | {name: generator.uniform() for name in HEADS} for _ in range(2))
     facts = {"reference": reference, "features": {"name": "pixels"}, "k": k, "scores": scores, "floor": floor}
-    write_json(run.folder / "metrics.json", {"samples": {"source": str(run.folder), "seed": seed}} | facts)
+    write_json(run.folder / "metrics.json", {"samples": {"source": str(run.folder)} | made} | facts)
     samples = torch.from_numpy(generator.uniform(size=(36, 1, SIZE, SIZE)))
     render.save_grid(summary.last_grid(run.folder, run.config.training.images), samples)
 
@@ -167,7 +167,7 @@ def test_the_commands_of_a_run_say_what_it_is(place: Path, split: str, name: str
     scoring = tyro.cli(evaluate.Evaluate, args=run.scoring)
     assert scoring.samples == str(run.folder) and scoring.data == "data" and scoring.evaluation.split == other
     assert (scoring.evaluation.num, scoring.evaluation.k, scoring.evaluation.features) == (15, 3, "pixels")
-    assert run.asked[1:] == (3, 0, 15)
+    assert run.asked[1:] == (3, {"seed": 0, "levels": None, "delta": None}, 15)
 
 
 def test_a_dry_run_writes_nothing(call: Call, place: Path) -> None:

@@ -64,6 +64,10 @@ class EvaluationConfig(ScoringConfig):
     """Pictures to compare with: all, or those of even or odd number; by default those that a run was not trained on, else all."""
     seed: int = 0
     """Seed of a run's samples, as for cli.sample."""
+    levels: int | None = None
+    """Number of steps of a run's sampler, as for cli.sample."""
+    delta: float | None = None
+    """Sampling noise of a run, as for cli.sample."""
     size: str | None = None
     """Size to compare at in pixels, such as 64 or 96x128; by default that of the run or .npz file, else that of the data."""
     batch: int = 64
@@ -185,8 +189,9 @@ def evaluate(
     others = reference.numbers(OTHER_HALF[held])
     shown = others[evenly_spaced(len(others), len(index))]
     floor = score(real[shown].to(device), real[reference.numbers(held)].to(device), config.k)
+    made = {"seed": config.seed, "levels": config.levels, "delta": config.delta} if source.count is None else {}
     return {
-        "samples": {"source": source.name, "seed": config.seed if source.count is None else None},
+        "samples": {"source": source.name} | made,
         "reference": reference.facts(),
         "size": source.size.to_json(),
         "channels": source.channels,
@@ -204,13 +209,15 @@ def open_sources(
     source, split = None, "all"
     if isinstance(samples, Pipeline) or is_run(samples):
         pipeline = samples if isinstance(samples, Pipeline) else Pipeline.from_pretrained(samples, device=device)
-        source = open_run("pipeline" if samples is pipeline else str(samples), pipeline, config.seed)
+        source = open_run("pipeline" if samples is pipeline else str(samples), pipeline, config)
         trained_on, trained_half = whole_and_half(pipeline.config.data)
         data, split = data or trained_on, OTHER_HALF[trained_half]
         if config.size is not None and Size.of(config.size) != source.size:
             raise InputError(f"size {config.size}: the images of {source.name} have size {source.size}")
     elif not Path(samples).exists():
         raise InputError(f"{samples}: no such run folder, folder or .zip of images, or .npz file")
+    elif config.levels is not None or config.delta is not None:
+        raise InputError(f"{samples}: not a run; levels and delta say how a run makes its samples")
     elif data is None:
         raise InputError(f"{samples}: not a run, so name the real pictures to compare its images with: --data NAME")
     elif Path(samples).suffix.lower() == ".npz":
@@ -226,10 +233,14 @@ def is_run(samples: Path | str) -> bool:
     return (Path(samples) / "config.json").exists() or (not Path(samples).exists() and is_model_id(str(samples)))
 
 
-def open_run(name: str, pipeline: Pipeline, seed: int) -> ImageSource:
-    """The images that a run makes from a seed."""
+def open_run(name: str, pipeline: Pipeline, how: EvaluationConfig) -> ImageSource:
+    """The images that a run makes from a seed, in a number of steps with an amount of noise."""
     config = pipeline.config
-    return ImageSource(name, config.size, config.channels, None, lambda index: to_uint8(pipeline.sample(index, seed)))
+
+    def read(index: np.ndarray) -> torch.Tensor:
+        return to_uint8(pipeline.sample(index, how.seed, levels=how.levels, delta=how.delta))
+
+    return ImageSource(name, config.size, config.channels, None, read)
 
 
 def open_pictures(data: str, config: EvaluationConfig, channels: int | None = None) -> ImageSource:
