@@ -218,6 +218,7 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
     for arguments, message in (
         (["nowhere"], "nowhere: no such run folder, folder or .zip of images, or .npz file"),
         (["good.npz"], "good.npz: not a run, so name the real pictures to compare its images with: --data NAME"),
+        (["good.npz", "--data", data, "--levels", 3], "good.npz: not a run; levels and delta say how a run makes its samples"),
         (["empty", "--data", data], "empty: no image files"),
         (["text.npz", "--data", data], "text.npz: not an .npz file with an array arr_0"),
         (["cut.npz", "--data", data], "cut.npz: not an .npz file with an array arr_0"),
