@@ -20,7 +20,10 @@ from lbm_warp.checks import InputError, check_integer, check_number
 
 FORMAT = 1
 # Entries that runs of earlier versions lack, with the values that they were made with.
-ADDED = {"process": {"wave_speed": 0.0, "level_density": "uniform", "fresh": 1.0, "order": 1, "spacing": "even", "steps": None}}
+ADDED = {
+    "process": {"wave_speed": 0.0, "level_density": "uniform", "fresh": 1.0, "order": 1, "spacing": "even", "steps": None},
+    "training": {"decay": 0.0},
+}
 Part = TypeVar("Part")
 
 
@@ -36,6 +39,8 @@ class TrainingConfig:
     """Adam's step size, > 0."""
     warmup: int = 6_400
     """Images over which the learning rate grows linearly from zero."""
+    decay: float = 0.0
+    """Share of the training, at its end, over which the learning rate falls linearly to zero, 0 to 1."""
     ema: float = 0.999
     """Decay of the averaged weights (EMA) in a step."""
     clip: float = 1.0
@@ -51,11 +56,18 @@ class TrainingConfig:
         check_integer("batch", self.batch, 1)
         check_number("learning rate", self.learning_rate, 1e-12, 10.0)
         check_integer("warmup", self.warmup, 0)
+        check_number("decay", self.decay, 0.0, 1.0)
         check_number("ema", self.ema, 0.0, 0.999999)
         check_number("clip", self.clip, 1e-12)
         if not isinstance(self.flip, bool):
             raise InputError(f"flip must be true or false, got {self.flip!r}")
         check_integer("seed", self.seed, 0, 2**63 - 1)
+
+    def learning_rate_at(self, first: int, count: int) -> float:
+        """Learning rate of the step on ``count`` images, from the run's image number ``first`` on."""
+        rising = min(1.0, (first + count) / max(self.warmup, 1))
+        falling = min(1.0, (self.images - first) / max(self.decay * self.images, 1.0))
+        return self.learning_rate * min(rising, falling)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.config import TrainingConfig
 from diffusion.files import load_tensors
 from diffusion.parametrisation import Plain
 from diffusion.process import PROCESSES
@@ -72,6 +73,13 @@ def test_ema_is_its_definition() -> None:
         decay = min(0.15, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
         assert average.network.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    training = TrainingConfig(images=1000, batch=10, learning_rate=1e-3, warmup=100, decay=0.5)
+    rates = {first: training.learning_rate_at(first, 10) for first in (0, 90, 490, 500, 750, 990)}
+    assert rates == pytest.approx({0: 1e-4, 90: 1e-3, 490: 1e-3, 500: 1e-3, 750: 5e-4, 990: 2e-5})
+    assert replace(training, decay=0.0).learning_rate_at(990, 10) == 1e-3
 
 
 def test_every_image_of_every_step_is_corrupted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,9 +256,9 @@ class Trainer:
                 losses.append(self._accumulate(part, first + number * self.part, weight, log.watch))
         with log.watch.part("network"):
             norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
-            state.images += batch
             for group in state.optimiser.param_groups:
-                group["lr"] = training.learning_rate * min(1.0, state.images / max(training.warmup, 1))
+                group["lr"] = training.learning_rate_at(state.images, batch)
+            state.images += batch
             state.optimiser.step()
             state.average.update()
         log.add(state.average.updates, state.images, sum(losses), norm.detach())
