@@ -21,7 +21,22 @@ from lbm_warp.checks import InputError, check_integer, check_number
 FORMAT = 1
 # Entries that runs of earlier versions lack, with the values that they were made with.
 ADDED = {
-    "process": {"wave_speed": 0.0, "level_density": "uniform", "fresh": 1.0, "order": 1, "spacing": "even", "steps": None},
+    "process": {
+        "wave_speed": 0.0,
+        "by_channel": False,
+        "blur_floor": 0.0,
+        "spectrum": "measured",
+        "loss": "squared",
+        "level_density": "uniform",
+        "fresh": 1.0,
+        "variance": "fixedsmall",
+        "clip": False,
+        "extrapolation": 0.0,
+        "start": "pictures",
+        "start_noise": 0.0,
+        "spacing": "even",
+        "steps": None,
+    },
     "training": {"decay": 0.0},
 }
 Part = TypeVar("Part")

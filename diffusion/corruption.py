@@ -12,6 +12,7 @@ from diffusion.rng import below, seeds, uniform
 from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, Operator, Schedule, WaveAdvectionDiffusion
 from lbm_warp.checks import Integers
+from lbm_warp.heat import cosines
 from lbm_warp.random import normal
 
 # Mean and standard deviation of the logarithm of the noise-to-signal ratio in training (Karras et al. 2022, table 1).
@@ -82,6 +83,16 @@ class Corruption:
         share = np.exp(-0.5 * deviation**2).cumsum()
         return 1 + torch.from_numpy(np.searchsorted(share / share[-1], uniform(seed, "level").numpy()))
 
+    def transfer(self, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Factor of every cosine mode in A_k without flow, (1 - d) exp(-kappa^2 sigma_k^2 / 2) + d with the floor d of the blur.
+
+        Its shape is [N, 1, H, W], or [1, 1, H, W] for one level; ``like`` gives its device and dtype.
+        """
+        ky, kx = (cosines(side)[0] for side in self.size)
+        widths = torch.from_numpy(self.sigma)[torch.as_tensor(level).reshape(-1)][:, None, None, None]
+        factor = torch.exp(-0.5 * widths.square() * (ky.square()[:, None] + kx.square()))
+        return torch.lerp(factor, torch.ones_like(factor), self.process.blur_floor).to(like.device, like.dtype)
+
     def iterations(self) -> np.ndarray:
         """Lattice iterations from the clean image to levels 0..K, in units of one on the pixel grid, float64 [K + 1]."""
         return self.operator.iterations(*self.size)
@@ -125,6 +136,65 @@ class Sharp:
         return np.zeros(self.levels + 1)
 
 
+class Floored:
+    """A blur that loses no mode: (1 - d) A_k + d with the floor d (Hoogeboom and Salimans 2023, appendix A)."""
+
+    def __init__(self, operator: Operator, floor: float) -> None:
+        self.operator = operator
+        self.floor = floor
+        self.solver = operator.solver
+
+    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
+        """As :meth:`AdvectionDiffusion.__call__`."""
+        return torch.lerp(self.operator(u0, level, seed), u0, self.floor)
+
+    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`AdvectionDiffusion.pair`."""
+        before, after = self.operator.pair(u0, level, seed)
+        return torch.lerp(before, u0, self.floor), torch.lerp(after, u0, self.floor)
+
+    def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
+        """As :meth:`AdvectionDiffusion.trajectory`."""
+        return ((level, torch.lerp(u, u0, self.floor)) for level, u in self.operator.trajectory(u0, seed))
+
+    def iterations(self, height: int, width: int) -> np.ndarray:
+        """As :meth:`AdvectionDiffusion.iterations`."""
+        return self.operator.iterations(height, width)
+
+
+class ByChannel:
+    """An operator that gives every channel a flow of its own: the channels become images."""
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+        self.solver = operator.solver
+
+    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
+        """As :meth:`AdvectionDiffusion.__call__`."""
+        return self.operator(*self._split(u0, level, seed)).view_as(u0)
+
+    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`AdvectionDiffusion.pair`."""
+        before, after = self.operator.pair(*self._split(u0, level, seed))
+        return before.view_as(u0), after.view_as(u0)
+
+    def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
+        """As :meth:`AdvectionDiffusion.trajectory`."""
+        channels, _, flows = self._split(u0, 0, seed)
+        return ((level, u.view_as(u0)) for level, u in self.operator.trajectory(channels, flows))
+
+    def iterations(self, height: int, width: int) -> np.ndarray:
+        """As :meth:`AdvectionDiffusion.iterations`."""
+        return self.operator.iterations(height, width)
+
+    def _split(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, Integers, torch.Tensor]:
+        """Channels as images, their levels and their seeds."""
+        count, channels = u0.shape[:2]
+        own = torch.as_tensor(seed).reshape(-1, 1).expand(count, 1)
+        level = level if isinstance(level, int) else torch.as_tensor(level).repeat_interleave(channels)
+        return u0.reshape(count * channels, 1, *u0.shape[2:]), level, seeds(own, "channel", np.arange(channels)).flatten()
+
+
 class StructuredNoise:
     """The effect of a flow on its background, and on images nothing but the blur: A_0(u_0) + A(c) - c."""
 
@@ -166,5 +236,9 @@ def flow_operator(process: ForwardProcess, sigma: np.ndarray) -> AdvectionDiffus
 def _operator(process: ForwardProcess, sigma: np.ndarray) -> Operator:
     if process.blur == "none":
         return Sharp(process.levels)
-    flow = flow_operator(process, sigma)
-    return flow if process.transport or isinstance(flow, WaveAdvectionDiffusion) else StructuredNoise(flow)
+    operator = flow_operator(process, sigma)
+    if not (process.transport or isinstance(operator, WaveAdvectionDiffusion)):
+        operator = StructuredNoise(operator)
+    if process.by_channel:
+        operator = ByChannel(operator)
+    return Floored(operator, process.blur_floor) if process.blur_floor > 0.0 else operator

@@ -5,17 +5,18 @@ With x the clean image, m = 1/2 and u_k = m + s_k (y_k - m) + sigma_k eps, y_k =
     target      the network sees     and predicts             clean image
     step        u_k                  A_{k-1}(x) - u_k         (none: the residual sampler adds the step)
     clean       u_k                  x - u_k                  u_k + F
-    noise       u_k                  eps                      m + (u_k - m - sigma_k F) / s_k
+    noise       u_k                  eps                      m + (u_k - m - sigma_k F) / (s_k d_k), mode by mode
     remainder   c_k (z_k - E y_k)    (x - base_k) / gain_k    base_k + gain_k F
 
-``step`` is inverse heat dissipation's form, ``clean`` blurring, soft and cold diffusion's, ``noise`` DDPM's. ``remainder`` predicts
-what a Wiener filter leaves over. With z_k = m + (u_k - m) / s_k = y_k + r_k eps and r_k = sigma_k / s_k, in every cosine mode
+d_k is the factor of a cosine mode in A_k (1 without blur). ``step`` is inverse heat dissipation's form, ``clean`` soft and cold
+diffusion's, ``noise`` that of DDPM and blurring diffusion. ``remainder`` predicts what a Wiener filter leaves over. With
+z_k = m + (u_k - m) / s_k = y_k + r_k eps and r_k = sigma_k / s_k, in every cosine mode
 
     base_k = E x + W_k (z_k - E y_k),    W_k = <x y_k> / (<y_k y_k> + r_k^2),
 
 is the best linear estimate of x, gain_k^2 the mean over modes of <x x> - W_k <x y_k>, what is left to know, and 1 / c_k^2 the mean
 of <y_k y_k> + r_k^2. So inputs and targets have variance one at every level, whatever the process. Without blur and with one
-number for the spectrum this is the preconditioning of EDM (Karras et al. 2022, table 1).
+number for the spectrum (``spectrum`` flat, about the mean 1/2) this is the preconditioning of EDM (Karras et al. 2022, table 1).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Protocol
 import torch
 
 from diffusion.corruption import Corruption
+from diffusion.rng import seeds
 from diffusion.statistics import Statistics
 from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
@@ -78,7 +80,11 @@ class Plain:
         if self.target == "clean":
             return u + prediction
         signal, noise = (self.corruption.at(scale, level, u) for scale in (self.corruption.signal, self.corruption.noise))
-        return 0.5 + (u - 0.5 - noise * prediction) / signal
+        scaled = (u - 0.5 - noise * prediction) / signal
+        if self.corruption.process.blur == "none":
+            return 0.5 + scaled
+        rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])
+        return 0.5 + rows.T @ (rows @ scaled @ columns.T / self.corruption.transfer(level, u)) @ columns
 
 
 class Remainder:
@@ -128,6 +134,28 @@ class Remainder:
         weight = (place - lower).to(like.dtype)[:, None, None, None].to(like.device)
         moment = moment.to(like)
         return torch.lerp(moment[lower], moment[lower + 1], weight)
+
+
+def prediction_loss(
+    corruption: Corruption, prediction: torch.Tensor, target: torch.Tensor, level: torch.Tensor, seed: torch.Tensor
+) -> torch.Tensor:
+    """Loss of predictions e = prediction - target, summed over pixels, mean over the batch.
+
+    - ``squared``: e^2. For the target ``step`` it is that of Rissanen et al. (2023, section 3.3), for ``noise`` the simple loss of
+      Ho et al. (2020).
+    - ``absolute``: |e| (Bansal et al. 2022).
+    - ``filtered``: (A_k e)^2 / sigma_k^2, soft score matching (Daras et al. 2023).
+
+    Args:
+        corruption: the forward process.
+        prediction, target: what the network predicts and should predict, float32 [N, C, H, W].
+        level, seed: levels and seeds of the images, int64 [N] on the CPU.
+    """
+    error = prediction - target
+    if corruption.process.loss == "filtered":
+        error = corruption.operator(error, level, seeds(seed, "flow")) / corruption.at(corruption.noise, level, error)
+    error = error.abs() if corruption.process.loss == "absolute" else error.square()
+    return error.flatten(1).sum(dim=1).mean()
 
 
 def parametrisation(corruption: Corruption, statistics: Statistics | None) -> Parametrisation:

@@ -70,13 +70,13 @@ _FFHQ_128 = {"size": 128, "sigma_max": 128, "network": _LARGE, "batch": 32, "lea
 PRESETS = {
     # Trains in minutes on a CPU.
     "digits": RunConfig(
-        process_name="beyond-blur-frozen",
+        process_name="fluid",
         data="digits",
         channels=1,
         size=16,
-        process=named_process("beyond-blur-frozen"),
+        process=named_process("fluid"),
         network=NetworkConfig(),
-        training=TrainingConfig(),
+        training=TrainingConfig(decay=0.5),
     ),
     "cifar10": _published(
         "cifar10",

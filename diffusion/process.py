@@ -27,14 +27,28 @@ TURBULENCE: dict[str, Turbulence] = {
     "compressible": SpectralTurbulence(compressible=True),
 }
 
+
+def _share(t: np.ndarray) -> np.ndarray:
+    """0 at level 1 to 1 at level K; a single level is the last one."""
+    return (t - t[0]) / (t[-1] - t[0]) if len(t) > 1 else np.ones(1)
+
+
+def _truncated(t: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Widths of blurs one after another, as in cold diffusion's generation (Bansal et al. 2022; public code, 128 px): step k of
+    300 has a kernel of 27 pixels and standard deviation exp(0.01 k), so the kernel is cut off. The variances add up."""
+    pixel, step = np.arange(-13, 14), np.exp(0.01 * np.arange(300))[:, None]
+    kernel = np.exp(-0.5 * (pixel / step) ** 2)
+    variance = np.cumsum((kernel * pixel**2).sum(axis=1) / kernel.sum(axis=1))
+    return high * np.sqrt(np.interp(300.0 * t, np.arange(301), [0.0, *variance / variance[-1]]))
+
+
 # Blur widths of levels 1..K at t = k / K, from the narrowest to the widest.
 BLUR: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
     # Inverse heat dissipation (Rissanen et al. 2023, section 3.1): logarithmically spaced.
-    "geometric": lambda t, low, high: low * (high / low) ** ((t - t[0]) / max(t[-1] - t[0], 1e-300)),
+    "geometric": lambda t, low, high: low * (high / low) ** _share(t),
     # Blurring diffusion (Hoogeboom and Salimans 2023, appendix A).
     "sine": lambda t, low, high: high * np.sin(0.5 * np.pi * t) ** 2,
-    # Cold diffusion's generation from blur (Bansal et al. 2022): step k of 300 blurs by exp(0.01 k); the variances add up.
-    "exponential": lambda t, low, high: high * np.sqrt(np.expm1(6.0 * t) / np.expm1(6.0)),
+    "truncated": _truncated,
 }
 
 
@@ -52,7 +66,7 @@ def _cosine(t: np.ndarray) -> np.ndarray:
 
 def _log_snr(t: np.ndarray) -> np.ndarray:
     """Noise over signal from 0.004 to 40, evenly spaced in its logarithm: s = 1 / sqrt(1 + ratio^2)."""
-    ratio = 0.004 * 1e4 ** ((t - t[0]) / max(t[-1] - t[0], 1e-300))
+    ratio = 0.004 * 1e4 ** _share(t)
     return 1.0 / np.sqrt(1.0 + ratio**2)
 
 
@@ -66,13 +80,18 @@ SIGNAL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 # Noise scales of levels 1..K in units of the noise, from t and s.
 NOISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "constant": lambda t, s: np.ones_like(t),
-    "geometric": lambda t, s: 10.0 ** (t - 1.0),
+    # Soft diffusion (Daras et al. 2023, section 5): the noise grows in the first quarter, and stays.
+    "first-quarter": lambda t, s: 10.0 ** (np.minimum(4.0 * t, 1.0) - 1.0),
     "variance-preserving": lambda t, s: np.sqrt(1.0 - s**2),
 }
 TARGETS = ("step", "clean", "noise", "remainder")
 DENSITIES = ("uniform", "log-normal")
 SPACINGS = ("even", "edm")
-SAMPLERS = ("residual", "resample", "ancestral")
+SAMPLERS = ("residual", "resample", "ancestral", "posterior")
+VARIANCES = ("fixedsmall", "fixedlarge")
+LOSSES = ("squared", "absolute", "filtered")
+STARTS = ("pictures", "mean-colour")
+SPECTRA = ("measured", "flat")
 
 
 @dataclass(frozen=True)
@@ -92,36 +111,55 @@ class ForwardProcess:
     A_0(u) + A(c) - c, the same structured noise without transport. With waves, c includes the mean of the image."""
     boundary: Literal["wall", "periodic"] = "wall"
     """Boundary condition of the image."""
-    blur: Literal["geometric", "sine", "exponential", "none"] = "geometric"
+    by_channel: bool = False
+    """Whether every channel has a flow of its own, and so structured noise of its own; otherwise the channels share one."""
+    blur: Literal["geometric", "sine", "truncated", "none"] = "geometric"
     """How the blur width grows with the level; none: no blur and no flow."""
     sigma_min: float = 0.5
     """Blur width of level 1 [pixels], for the geometric blur."""
     sigma_max: float = 0.5
     """Blur width of level K [image sides]."""
-    levels: int = 60
+    blur_floor: float = 0.0
+    """Floor d of the blur, 0 to 1: (1 - d) A_k + d, so no mode of the image is lost."""
+    levels: int = 200
     """Number of levels K; level K is the most corrupted one."""
     signal: Literal["constant", "linear-beta", "cosine", "log-snr"] = "constant"
     """How the signal scale s_k (the contrast) falls with the level."""
     noise: float = 0.01
     """Standard deviation of the Gaussian noise at level K, >= 0; 0.5 is usual where the signal falls to zero."""
-    noise_schedule: Literal["constant", "geometric", "variance-preserving"] = "constant"
-    """How the noise grows with the level: constant, by a factor of ten in all, or as sqrt(1 - s_k^2)."""
+    noise_schedule: Literal["constant", "first-quarter", "variance-preserving"] = "constant"
+    """How the noise grows with the level: constant, by a factor of ten over the first quarter, or as sqrt(1 - s_k^2)."""
     target: Literal["step", "clean", "noise", "remainder"] = "step"
-    """What the network predicts: the step to the level below, the clean image, the noise (for images without blur), or the
+    """What the network predicts: the step to the level below, the clean image, the noise (for images without flow), or the
     remainder, what a Wiener filter leaves over of the clean image (``diffusion.parametrisation``)."""
+    spectrum: Literal["measured", "flat"] = "measured"
+    """Spectrum of the images for the target remainder: that of the training pictures, or one number for all modes (EDM)."""
+    loss: Literal["squared", "absolute", "filtered"] = "squared"
+    """Loss of the prediction: squared, absolute, or squared after the corruption A_k and divided by sigma_k^2."""
     level_density: Literal["uniform", "log-normal"] = "uniform"
     """How the levels of training are drawn: all alike, or with a log-normal noise-to-signal ratio as in EDM."""
-    sampler: Literal["residual", "resample", "ancestral"] = "residual"
-    """residual adds the predicted step and fresh noise (target step only). The others corrupt the predicted clean image again, up
-    to the level below, with the noise of this level (resample) or with part of it drawn anew (ancestral)."""
+    sampler: Literal["residual", "resample", "ancestral", "posterior"] = "residual"
+    """residual adds the predicted step and fresh noise (target step only). The others go by the predicted clean image. They corrupt
+    it again, up to the level below, with the noise of this level (resample) or with part of it drawn anew (ancestral), or draw
+    every cosine mode from its posterior (posterior; without flow)."""
     fresh: float = 1.0
     """Share of the fresh noise of the ancestral sampler, 0 to 1."""
-    order: Literal[1, 2] = 1
-    """Order of the steps of the resample and ancestral samplers: 2 extrapolates the clean image from the last two levels."""
+    variance: Literal["fixedsmall", "fixedlarge"] = "fixedsmall"
+    """Variance of the ancestral sampler's fresh noise: the posterior's, or the forward process's (Ho et al. 2020, section 3.2)."""
+    clip: bool = False
+    """Clip the predicted clean image to [0, 1] in every step."""
+    extrapolation: float = 0.0
+    """Share to which the samplers resample and ancestral extrapolate the clean image from the last two levels, 0 to 1: 0 makes
+    steps of first order, 1 of second order."""
+    start: Literal["pictures", "mean-colour"] = "pictures"
+    """What sampling starts from: level K of thumbnails of training pictures, or flat images with a mean colour drawn from a
+    Gaussian that is fitted to theirs."""
+    start_noise: float = 0.0
+    """Standard deviation of white noise added to the start, >= 0, for a process without noise of its own."""
     spacing: Literal["even", "edm"] = "even"
     """Levels that a sampler with fewer steps than levels visits: evenly spaced, or by EDM's rule in the noise-to-signal ratio."""
     steps: int | None = None
-    """Steps of sampling by default, at most K; None is K."""
+    """Steps of sampling by default, at least 2; K if there are fewer levels, or if it is None."""
     sampling_noise: float = 1.25
     """Standard deviation of the noise added in sampling, in units of the process's own, >= 0: in every step of the residual
     sampler, at the start of the others."""
@@ -130,6 +168,7 @@ class ForwardProcess:
         """Raise InputError if a value is out of its range, or values do not fit each other."""
         choices = {"turbulence": (*TURBULENCE, "waves"), "blur": (*BLUR, "none"), "signal": SIGNAL, "noise_schedule": NOISE}
         choices |= {"target": TARGETS, "sampler": SAMPLERS, "level_density": DENSITIES, "spacing": SPACINGS}
+        choices |= {"variance": VARIANCES, "loss": LOSSES, "start": STARTS, "spectrum": SPECTRA}
         for name, known in choices.items():
             check_choice(name.replace("_", " "), getattr(self, name), known)
         check_boundary(self.boundary)
@@ -138,10 +177,12 @@ class ForwardProcess:
         check_number("noise", self.noise, 0.0, 1.0)
         check_number("sampling noise", self.sampling_noise, 0.0)
         check_number("fresh", self.fresh, 0.0, 1.0)
-        check_integer("order", self.order, 1, 2)
+        check_number("extrapolation", self.extrapolation, 0.0, 1.0)
+        check_number("blur floor", self.blur_floor, 0.0, 1.0)
+        check_number("start noise", self.start_noise, 0.0)
         check_integer("levels", self.levels, 1)
         if self.steps is not None:
-            check_integer("steps", self.steps, min(2, self.levels), self.levels)
+            check_integer("steps", self.steps, 2)
         if (self.sampler == "residual") != (self.target == "step"):
             raise InputError(
                 f"sampler {self.sampler} cannot use target {self.target}: residual needs step, and step needs residual"
@@ -150,12 +191,27 @@ class ForwardProcess:
             raise InputError("target step needs a blur: without one all levels are the same image")
         if self.blur == "none" and self.peclet > 0.0:
             raise InputError(f"blur none leaves no time for a flow: peclet must be 0, got {self.peclet:g}")
-        if self.target == "noise" and not (self.blur == "none" and self.noise > 0.0):
-            raise InputError("target noise needs blur none and noise above 0: only then does the noise determine the clean image")
+        if self.target == "noise" and self.blur != "none" and (self.blur_floor == 0.0 or not self.is_diagonal):
+            raise InputError("target noise needs blur none; or a blur floor above 0, walls and peclet 0, which keep every mode")
+        if self.sampler == "posterior" and not self.is_diagonal:
+            raise InputError("sampler posterior needs walls and no flow: peclet 0 and boundary wall")
+        if self.spectrum == "flat" and (self.target != "remainder" or self.blur != "none"):
+            raise InputError("spectrum flat needs target remainder and blur none")
+        if self.loss == "filtered" and (self.target != "clean" or self.offset > 0.0):
+            raise InputError("loss filtered needs target clean and offset 0")
         if self.noise == 0.0:
-            for name, value in (("target", "remainder"), ("level density", "log-normal"), ("spacing", "edm"), ("order", 2)):
-                if getattr(self, name.replace(" ", "_")) == value:
-                    raise InputError(f"{name} {value} needs noise above 0")
+            noisy = {"target": ("noise", "remainder"), "level_density": ("log-normal",), "sampler": ("posterior",)}
+            noisy |= {"loss": ("filtered",), "spacing": ("edm",)}
+            for name, values in noisy.items():
+                if getattr(self, name) in values:
+                    raise InputError(f"{name.replace('_', ' ')} {getattr(self, name)} needs noise above 0")
+            if self.extrapolation > 0.0:
+                raise InputError("extrapolation needs noise above 0")
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether the corruption multiplies every cosine mode by a factor: there is no flow, and the boundary is a wall."""
+        return self.peclet == 0.0 and self.boundary == "wall"
 
     def scales(self) -> tuple[np.ndarray, np.ndarray]:
         """Signal s_k and noise sigma_k of levels 0..K, float64 [K + 1] each; level 0 is the clean image."""
@@ -183,7 +239,37 @@ class ForwardProcess:
 _PUBLISHED = ForwardProcess(peclet=0.1, turbulence="waves", wave_speed=0.006 * 128**2, offset=9.5, sigma_max=1.0)
 _FROZEN = ForwardProcess(peclet=0.1, turbulence="compressible", offset=9.5)
 
+_DDPM = ForwardProcess(
+    blur="none",
+    levels=60,
+    signal="linear-beta",
+    noise=0.5,
+    noise_schedule="variance-preserving",
+    target="noise",
+    sampler="ancestral",
+    clip=True,
+    sampling_noise=1.0,
+)
+
 PROCESSES = {
+    # This project's own, chosen by measurement (README): gentle transport by a divergence-free flow, blur and noise. The network
+    # predicts what a Wiener filter leaves over.
+    "fluid": ForwardProcess(
+        peclet=4.0,
+        blur="sine",
+        sigma_max=0.16,
+        levels=1000,
+        signal="log-snr",
+        noise=0.5,
+        noise_schedule="variance-preserving",
+        target="remainder",
+        level_density="log-normal",
+        sampler="ancestral",
+        extrapolation=0.7,
+        spacing="edm",
+        steps=30,
+        sampling_noise=1.0,
+    ),
     # Beyond Blur (Gruszczynski et al. 2025) as in its public research code at 128 px: moving waves on a background of 9.5, that is,
     # structured noise about as strong as the white noise, and transport of a fiftieth of a pixel. Published runs: Pe = 0.02 to 0.12
     # in the paper's table, 0.05 to 1 in the code's grid.
@@ -192,31 +278,66 @@ PROCESSES = {
     "beyond-blur-frozen": _FROZEN,
     # Transport by a divergence-free flow, without structured noise.
     "beyond-blur-curl": ForwardProcess(peclet=2.0),
-    # Inverse heat dissipation (Rissanen et al. 2023).
+    # Inverse heat dissipation (Rissanen et al. 2023): K = 200, training noise 0.01, sampling noise 1.25 times that.
     "ihd": ForwardProcess(),
-    # Blurring diffusion (Hoogeboom and Salimans 2023): blur of 20 px at 128 px as published; their floor of 0.001 is left out.
+    # Blurring diffusion (Hoogeboom and Salimans 2023): noise prediction with its unweighted loss, posterior of every mode, blur of
+    # 20 px at 128 px with a floor of 0.001. Published with 1,000 steps.
     "blurring": ForwardProcess(
         blur="sine",
         sigma_max=0.16,
+        blur_floor=0.001,
+        levels=60,
         signal="cosine",
         noise=0.5,
         noise_schedule="variance-preserving",
-        target="clean",
-        sampler="resample",
+        target="noise",
+        sampler="posterior",
         sampling_noise=1.0,
     ),
-    # Soft diffusion (Daras et al. 2023): blur and a little growing noise, momentum sampler. The paper fits the levels to the data.
-    "soft": ForwardProcess(noise=0.1, noise_schedule="geometric", target="clean", sampler="resample", sampling_noise=1.0),
-    # Cold diffusion (Bansal et al. 2022), algorithm 2; a blur of 141 px at 128 px.
-    "cold": ForwardProcess(blur="exponential", sigma_max=1.1, noise=0.0, target="clean", sampler="resample", sampling_noise=1.0),
-    # Denoising diffusion (Ho et al. 2020).
-    "ddpm": ForwardProcess(
+    # Soft diffusion (Daras et al. 2023): loss after the blur, over the noise's variance; stochastic momentum sampler (mean of the
+    # posterior, variance of the forward process). The paper fits the blur of every level to the data; here it is geometric.
+    "soft": ForwardProcess(
+        levels=60,
+        noise=0.1,
+        noise_schedule="first-quarter",
+        target="clean",
+        loss="filtered",
+        sampler="ancestral",
+        variance="fixedlarge",
+        sampling_noise=1.0,
+    ),
+    # Cold diffusion (Bansal et al. 2022): 300 steps of truncated kernels, absolute error, algorithm 2, start from one colour with a
+    # little noise that breaks the symmetry. One Gaussian is fitted to the mean colours.
+    "cold": ForwardProcess(
+        blur="truncated",
+        sigma_max=0.67,
+        levels=300,
+        noise=0.0,
+        target="clean",
+        loss="absolute",
+        sampler="resample",
+        start="mean-colour",
+        start_noise=0.001,
+        sampling_noise=1.0,
+    ),
+    # Denoising diffusion (Ho et al. 2020), in 60 steps with fixedsmall as the variance, and in the published 1,000.
+    "ddpm": _DDPM,
+    "ddpm-1000": replace(_DDPM, levels=1000, variance="fixedlarge"),
+    # EDM (Karras et al. 2022): its preconditioning, density and spacing of levels, deterministic steps of second order. Published
+    # are 18 of Heun's steps, 35 network calls; these are 36 of DPM-Solver++(2M), with noise from 0.004 to 40, not 0.002 to 80.
+    "edm": ForwardProcess(
         blur="none",
-        signal="linear-beta",
+        levels=1000,
+        signal="log-snr",
         noise=0.5,
         noise_schedule="variance-preserving",
-        target="noise",
-        sampler="ancestral",
+        target="remainder",
+        spectrum="flat",
+        level_density="log-normal",
+        sampler="resample",
+        extrapolation=1.0,
+        spacing="edm",
+        steps=36,
         sampling_noise=1.0,
     ),
     # The controls of beyond-blur and beyond-blur-frozen: their structured noise without their transport.

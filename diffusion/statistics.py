@@ -32,7 +32,8 @@ BATCH = 64
 class Statistics:
     """Moments of clean pictures x and of corrupted ones y = A_k(x), without signal scale and noise.
 
-    Variances and covariances are those of the amplitudes of the orthonormal cosine modes (DCT-II). All are float32 [C, H, W], or
+    Variances and covariances are those of the amplitudes of the orthonormal cosine modes (DCT-II). For ``spectrum`` flat, all means
+    are 1/2 and all variances the mean square about 1/2. All are float32 [C, H, W], or
     [L, C, H, W] for L levels spaced evenly from 0 to K.
     """
 
@@ -74,6 +75,10 @@ class Statistics:
         variance = second / len(chosen) - mean.square()
         covariance = cross / len(chosen) - mean * mean[0]
         pictures = rows.T @ mean @ columns
+        if corruption.process.spectrum == "flat":
+            # One number for all modes: the mean square about the middle of the range, sigma_data^2 of EDM.
+            power = (variance[0].mean() + (pictures[0] - 0.5).square().mean()).expand_as(variance)
+            pictures, variance, covariance = torch.full_like(pictures, 0.5), power, power
         moments = (pictures[0], variance[0], pictures, variance, covariance)
         return cls(*(moment.float().cpu() for moment in moments))
 

@@ -69,11 +69,11 @@ def test_inputs_and_targets_have_variance_one_at_every_level(change: dict[str, o
 
 
 def test_without_blur_and_with_a_white_spectrum_it_is_the_preconditioning_of_edm() -> None:
-    """Karras et al. (2022), table 1: c_skip, c_out and c_in, for pictures of standard deviation 0.5 between -1 and 1."""
-    process, data = corruption(REMAINDER, WIDE, blur="none"), 0.5
-    power = torch.full((8, 12), (data / 2.0) ** 2)
-    statistics = replace(exact(process, power), mean=torch.full((1, *WIDE), 0.5), corrupted_mean=torch.full((1001, 1, *WIDE), 0.5))
-    remainder = Remainder(process, statistics)
+    """Karras et al. (2022), table 1: c_skip, c_out and c_in, for pictures of root mean square sigma_data between -1 and 1."""
+    process = corruption("edm", WIDE)
+    pictures = torch.rand((70, 1, *WIDE), generator=torch.Generator().manual_seed(0))
+    data = (2.0 * pictures - 1.0).square().mean().sqrt().item()
+    remainder = Remainder(process, Statistics.measure(list(pictures.numpy()), process, CPU))
     u, prediction = torch.rand(3, 1, *WIDE), torch.randn(3, 1, *WIDE)
     for level in (1, 400, 1000):
         sigma = float(2.0 * process.noise[level] / process.signal[level])
@@ -111,23 +111,23 @@ def sampled_variance(process: Corruption, variance: torch.Tensor, count: int, st
 def test_the_exact_denoiser_gives_samples_of_the_distribution(fresh: float, blur: str) -> None:
     """All modes get the variance of the pictures. Tolerance: five standard errors of 1,000 samples, and 3 % for 250 steps."""
     _, variance = gaussian(1)
-    process = corruption(REMAINDER, WIDE, fresh=fresh, blur=blur, order=2)
+    process = corruption(REMAINDER, WIDE, fresh=fresh, blur=blur, extrapolation=1.0)
     ratio = sampled_variance(process, variance, 1000, 250) / variance
     assert (ratio - 1.0).abs().max() < 5.0 * (2.0 / 1000) ** 0.5 + 0.03
 
 
-@pytest.mark.parametrize(("order", "expected"), [(1, 1.0), (2, 2.0)])
-def test_the_order_of_the_steps(order: int, expected: float) -> None:
+@pytest.mark.parametrize(("extrapolation", "order"), [(0.0, 1.0), (0.7, 1.0), (1.0, 2.0)])
+def test_the_order_of_the_steps(extrapolation: float, order: float) -> None:
     """Without fresh noise a sample is a linear map of its start: the error of one start falls as steps^-order."""
     _, variance = gaussian(1)
 
     def sample(steps: int) -> torch.Tensor:
-        process = corruption(REMAINDER, WIDE, fresh=0.0, order=order, blur="none")
+        process = corruption(REMAINDER, WIDE, fresh=0.0, extrapolation=extrapolation, blur="none")
         return sampled_variance(process, variance, 1, steps)
 
     limit = sample(1000)
     errors = [(sample(steps) - limit).abs().max() for steps in (25, 50, 100)]
-    assert float(errors[0] / errors[2]) > 4.0 ** (expected - 0.25)
+    assert float(errors[0] / errors[2]) > 4.0 ** (order - 0.25)
 
 
 def test_a_run_keeps_its_statistics_and_samples_with_them(tmp_path: Path) -> None:

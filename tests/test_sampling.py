@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn, idctn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.corruption import Corruption
@@ -18,6 +19,7 @@ from diffusion.sampling.prior import Prior, _resized
 from diffusion.sampling.samplers import (
     activation_bytes,
     default_batch,
+    posterior_sampler,
     resampling_sampler,
     residual_sampler,
     seeded_noise,
@@ -58,7 +60,7 @@ def resampled(name: str, levels: int = 8) -> tuple[Corruption, torch.Tensor, tor
     return corruption(name, WIDE, levels=levels, fresh=0.0), torch.from_numpy(np.stack(stripes(3, WIDE))), torch.tensor([1, 2, 3])
 
 
-@pytest.mark.parametrize("name", ["blurring", "soft", "cold", "ddpm"])
+@pytest.mark.parametrize("name", ["soft", "cold", "ddpm", "fluid"])
 @pytest.mark.parametrize("steps", [None, 4])
 def test_with_the_truth_resampling_goes_down_the_levels_of_one_trajectory(name: str, steps: int | None) -> None:
     """u_j = M_j + sigma_j eps with the noise of the start at every level visited, and u_0 at the end."""
@@ -80,7 +82,8 @@ def test_with_the_truth_resampling_goes_down_the_levels_of_one_trajectory(name: 
 @pytest.mark.parametrize("name", ["blurring", "soft", "ddpm"])
 def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
     """Mean M_j and variance sigma_j^2, of noise that is no longer the start's; five standard errors of 65,536 numbers."""
-    process, seed = corruption(name, 64, levels=6, sampler="ancestral"), torch.arange(16)
+    process, seed = corruption(name, 64, levels=6, variance="fixedsmall"), torch.arange(16)
+    sampler = posterior_sampler if name == "blurring" else resampling_sampler
     u0 = torch.full((16, 1, 64, 64), 0.3)
     first = seeded_noise(seed, process.levels, u0)(process.levels)
 
@@ -93,14 +96,14 @@ def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
             assert abs(torch.corrcoef(torch.stack([rest.flatten(), first.flatten()]))[0, 1]) < 0.9
 
     start = process.mean(u0, process.levels, seed)
-    u = resampling_sampler(lambda u, level: u0, start, process, seed, check)
+    u = sampler(lambda u, level: u0, start, process, seed, check)
     torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("fresh", [0.0, 1.0])
-def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(fresh: float) -> None:
-    """Ho et al. 2020, equations 7 and 11, and Song et al. 2021, equation 12, on x = 2 u - 1, with an arbitrary network."""
-    process = corruption("ddpm", levels=1000, fresh=fresh)
+@pytest.mark.parametrize(("fresh", "variance"), [(0.0, "fixedsmall"), (1.0, "fixedsmall"), (1.0, "fixedlarge")])
+def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(fresh: float, variance: str) -> None:
+    """Ho et al. 2020, equations 7 and 11 and section 3.2, and Song et al. 2021, equation 12, on x = 2 u - 1, with any network."""
+    process = corruption("ddpm-1000", fresh=fresh, variance=variance)
     u = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
     beta = np.linspace(1e-4, 0.02, 1000)
     abar = np.cumprod(1 - beta)
@@ -118,11 +121,61 @@ def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(fresh: float) -> Non
     k = 300 - 1
     if fresh:
         mean = (x - beta[k] / np.sqrt(1 - abar[k]) * eps) / np.sqrt(1 - beta[k])
-        expected = mean + np.sqrt((1 - abar[k - 1]) / (1 - abar[k]) * beta[k]) * 0.1
+        expected = mean + np.sqrt((1 - abar[k - 1]) / (1 - abar[k]) * beta[k] if variance == "fixedsmall" else beta[k]) * 0.1
     else:
         clean = (x - np.sqrt(1 - abar[k]) * eps) / np.sqrt(abar[k])
         expected = np.sqrt(abar[k - 1]) * clean + np.sqrt(1 - abar[k - 1]) * eps
     torch.testing.assert_close(2 * steps[299].double() - 1, expected, rtol=0, atol=2e-5)
+
+
+def test_a_step_of_soft_diffusion_is_the_momentum_sampler() -> None:
+    """Daras et al. 2023, section 3.3: the change of the predicted image's blur, and a step of the reverse diffusion of the noise,
+    x_j = x_k + C_j x - C_k x - (1 - s_j^2 / s_k^2) (x_k - C_k x) + sqrt(s_k^2 - s_j^2) eta, with a network that is wrong."""
+    process, u0, seed = corruption("soft", WIDE), torch.from_numpy(np.stack(stripes(3, WIDE))), torch.tensor([1, 2, 3])
+    steps, start, k = {}, torch.rand_like(u0), 10  # the noise still grows: 10 < 60 / 4
+
+    def noise(level: int) -> torch.Tensor:
+        return 0.1 * torch.ones_like(u0) if level < k else torch.zeros_like(u0)
+
+    resampling_sampler(lambda u, level: u0.flip(3), start, process, noise, lambda j, u: steps.setdefault(j, u), flow=seed, start=k)
+    here, there = process.noise[k], process.noise[k - 1]
+    assert there < here
+    first, second = (process.operator(u0.flip(3), level, 0) for level in (k, k - 1))
+    expected = start + second - first - (1 - (there / here) ** 2) * (start - first) + (here**2 - there**2) ** 0.5 * 0.1
+    torch.testing.assert_close(steps[k - 1], expected, rtol=0, atol=1e-5)
+
+
+def test_a_step_of_blurring_diffusion_is_the_posterior_of_its_paper() -> None:
+    """Hoogeboom and Salimans 2023, appendix A, on z = 2 u - 1 in cosine modes, with any network for the noise."""
+    process, k = corruption("blurring", WIDE, levels=50), 30
+    u = torch.rand((2, 1, *WIDE), generator=torch.Generator().manual_seed(0))
+    steps: dict[int, torch.Tensor] = {}
+
+    def noise(level: int) -> torch.Tensor:
+        return torch.full_like(u, 0.1) if level < k else torch.zeros_like(u)
+
+    def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
+        return Plain(process).clean(torch.sin(5 * u), u, level)
+
+    posterior_sampler(denoise, u, process, noise, lambda j, v: steps.setdefault(j, v), start=k)
+
+    kappa = sum(np.meshgrid(*[(np.pi * np.arange(side) / side) ** 2 for side in WIDE], indexing="ij"))
+
+    def alpha_sigma(level: int) -> tuple[np.ndarray, float]:
+        t = level / 50
+        angle = np.arctan(np.exp(-5.0)) + t * (np.arctan(np.exp(5.0)) - np.arctan(np.exp(-5.0)))
+        dissipation = 0.5 * (0.16 * 8 * np.sin(0.5 * np.pi * t) ** 2) ** 2
+        return np.cos(angle) * (0.999 * np.exp(-kappa * dissipation) + 0.001), np.sin(angle)
+
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(k), alpha_sigma(k - 1)
+    alpha_ts = alpha_t / alpha_s
+    variance_ts = sigma_t**2 - alpha_ts**2 * sigma_s**2
+    variance = 1 / (1 / sigma_s**2 + 1 / (sigma_t**2 / alpha_ts**2 - sigma_s**2))
+    z, eps = (dctn(x.double().numpy(), axes=(2, 3), norm="ortho") for x in (2 * u - 1, torch.sin(5 * u)))
+    mean = alpha_ts * variance / variance_ts * z + variance / (alpha_ts * sigma_s**2) * (z - sigma_t * eps)
+    # The noise of the sampler is white in the modes.
+    expected = idctn(mean + np.sqrt(variance) * 0.1, axes=(2, 3), norm="ortho")
+    np.testing.assert_allclose(2 * steps[k - 1].double().numpy() - 1, expected, rtol=0, atol=1e-4)
 
 
 def test_cold_sampling_is_algorithm_two_of_its_paper() -> None:
@@ -205,6 +258,23 @@ def test_the_prior_draws_level_k_of_the_pictures_with_a_flow_of_its_own() -> Non
     assert torch.equal(draws[0], draws[2]) and (draws[0] - draws[1]).abs().max() > 0.01
     # Walls keep the mean of the picture, whatever the flow.
     torch.testing.assert_close(draws.mean(dim=(1, 2, 3)), torch.full((3,), float(picture[0].mean())), rtol=0, atol=1e-4)
+
+
+def test_cold_starts_are_colours_of_the_pictures_distribution_and_all_differ() -> None:
+    """Mean and covariance of the colours: five standard errors of 898 draws. The noise breaks the symmetry of every one."""
+    process = corruption("cold", levels=6)
+    generator = np.random.default_rng(0)
+    colours = generator.multivariate_normal([0.3, 0.5, 0.6], [[0.02, 0.01, 0], [0.01, 0.02, 0.005], [0, 0.005, 0.01]], 300)
+    pictures = [np.full((3, SIZE, SIZE), 1, np.float32) * colour[:, None, None].astype(np.float32) for colour in colours]
+    prior = Prior.build(pictures, process, CPU)
+    draws = prior.draw(torch.arange(898), process, CPU)
+    assert prior.thumbnails.shape == (300, 3, 1, 1) and len({draw.numpy().tobytes() for draw in draws}) == 898
+    found, spread = draws.mean(dim=(2, 3)).double(), np.cov(colours.T, bias=True)
+    scale = np.sqrt(np.diag(spread))
+    assert (np.abs(found.mean(dim=0).numpy() - colours.mean(axis=0)) < 5 * scale / 898**0.5).all()
+    assert (np.abs(np.cov(found.T.numpy()) - spread) < 5 * np.outer(scale, scale) * (2 / 898) ** 0.5).all()
+    assert (draws - found.float()[:, :, None, None]).std().item() == pytest.approx(0.001, rel=0.05)
+    assert torch.equal(prior.draw(torch.tensor([7]), process, CPU)[0], draws[7])
 
 
 def blur(levels: int, size: int, sampling_noise: float = 0.0) -> Corruption:

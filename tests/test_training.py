@@ -18,11 +18,12 @@ from torch import nn
 
 from diffusion.config import TrainingConfig
 from diffusion.files import load_tensors
-from diffusion.parametrisation import Plain
+from diffusion.parametrisation import Plain, parametrisation, prediction_loss
 from diffusion.process import PROCESSES
 from diffusion.rng import below, seeds
+from diffusion.statistics import Statistics
 from diffusion.training.log import MetricsLog
-from diffusion.training.loop import ExecutionConfig, Trainer, prediction_loss, train
+from diffusion.training.loop import ExecutionConfig, Trainer, train
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import EMA, TrainingState
 from tests.runs import stripes, tiny_config, without_dropout
@@ -32,14 +33,23 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
-    """A network that answers nothing leaves the square of the right answer, (u_k + noise - u_{k-1})^2 for one."""
+    """A network that answers nothing leaves the right answer a: a^2; cold's |a| (Bansal et al. 2022), and soft's (A_k a)^2 over
+    sigma_k^2 (Daras et al. 2023)."""
     config = tiny_config(process)
+    corruption = config.corruption()
     u0 = torch.from_numpy(np.stack(stripes()))
     seed = torch.arange(len(u0))
     level = 1 + below(config.process.levels, seed, "level")
-    corrupted, answer = Plain(config.corruption()).example(u0, level, seed)
-    loss = prediction_loss(config.build_network(), corrupted, answer, level)
-    assert loss.item() == pytest.approx(answer.square().sum().item() / len(u0), rel=1e-6)
+    form = parametrisation(corruption, Statistics.measure(stripes(), corruption, CPU))
+    inputs, answer = form.example(u0, level, seed)
+    loss = prediction_loss(corruption, config.build_network()(inputs, level), answer, level, seed)
+    expected = answer.square()
+    if process == "cold":
+        expected = answer.abs()
+    elif process == "soft":
+        blurred = [corruption.operator(a[None], int(k), int(s))[0] for a, k, s in zip(answer, level, seed, strict=True)]
+        expected = (torch.stack(blurred) / torch.from_numpy(corruption.noise)[level][:, None, None, None]).square()
+    assert loss.item() == pytest.approx(expected.sum().item() / len(u0), rel=1e-5)
 
 
 def test_one_batch_is_learnt_by_heart() -> None:
@@ -53,7 +63,7 @@ def test_one_batch_is_learnt_by_heart() -> None:
     corrupted, answer = Plain(config.corruption()).example(u0, level, seed)
     losses = []
     for _ in range(300):
-        loss = prediction_loss(network, corrupted, answer, level)
+        loss = prediction_loss(config.corruption(), network(corrupted, level), answer, level, seed)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

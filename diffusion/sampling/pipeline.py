@@ -23,7 +23,9 @@ from diffusion.sampling.prior import Prior, load_prior
 from diffusion.sampling.samplers import (
     Callback,
     Noise,
+    circular,
     default_batch,
+    posterior_sampler,
     resampling_sampler,
     residual_sampler,
     seeded_noise,
@@ -215,7 +217,7 @@ class Pipeline(
         delta: float | None = None,
         callback: Callback | None = None,
     ) -> torch.Tensor:
-        """Images between pairs of samples: the start is interpolated linearly, the noise spherically.
+        """Images between pairs of samples: pictures are interpolated linearly, noise (the flow's, too) spherically.
 
         Args:
             pairs: image numbers of the two samples, as in :meth:`sample`; their images are the ends.
@@ -235,10 +237,14 @@ class Pipeline(
         corruption = self._corruption(delta)
         last = corruption.levels
 
+        still = Corruption(replace(corruption.process, peclet=0.0, start_noise=0.0), corruption.size)
+
         def draw(rows: slice) -> torch.Tensor:
             one, other = (self.prior.draw(seed[rows], corruption, self.device) for seed in (first, second))
+            blurred, other_blurred = (self.prior.draw(seed[rows], still, self.device) for seed in (first, second))
             place = places[rows].to(self.device)
-            u = (1.0 - place) * one + place * other
+            # What flow and noise add to the blurred pictures of the prior is random with mean zero.
+            u = torch.lerp(blurred, other_blurred, place) + circular(one - blurred, other - other_blurred, place)
             noise = spherical(*(seeded_noise(seed[rows], last, u) for seed in (first, second)), place)
             return self._reverse(u, noise, first[rows], corruption, last, levels, callback)
 
@@ -369,8 +375,11 @@ class Pipeline(
         def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
             inputs = self.parametrisation.inputs(u, level)
             prediction = self._predict(inputs, torch.full((len(u),), level, device=u.device))
-            return self.parametrisation.clean(prediction, u, level)
+            clean = self.parametrisation.clean(prediction, u, level)
+            return clean.clamp(0.0, 1.0) if corruption.process.clip else clean
 
+        if corruption.process.sampler == "posterior":
+            return posterior_sampler(denoise, u, corruption, seed, callback, start=start, levels=levels)
         return resampling_sampler(denoise, u, corruption, seed, callback, flow=flow, start=start, levels=levels)
 
     def _batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:

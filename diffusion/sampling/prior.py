@@ -1,4 +1,4 @@
-"""The prior that sampling starts from: level K of the training pictures, kept as thumbnails.
+"""The prior that sampling starts from: level K of the training pictures, kept as thumbnails or as mean colours.
 
 At level K so little is left of a picture that a thumbnail gives the same corrupted image. A run keeps up to ten thousand
 thumbnails, so it samples without its training data. Each sample corrupts one of them with a flow of its own.
@@ -18,10 +18,11 @@ from diffusion.config import RunConfig
 from diffusion.corruption import Corruption
 from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors
-from diffusion.rng import below
+from diffusion.rng import below, seeds
 from diffusion.size import Size
 from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
+from lbm_warp.random import normal
 
 PROBES = 32
 MOST = 10_000
@@ -49,6 +50,9 @@ class Prior:
             device: where to compute.
         """
         count, size = len(dataset), corruption.size
+        if corruption.process.start == "mean-colour":
+            colours = [torch.from_numpy(dataset[i]).mean(dim=(1, 2)) for i in evenly_spaced(count, MOST).tolist()]
+            return cls(torch.stack(colours)[:, :, None, None])
         probe = torch.stack([torch.from_numpy(dataset[i]) for i in evenly_spaced(count, PROBES).tolist()]).to(device)
         noise = max(corruption.noise[-1], QUANTUM)
         # The background is left out: the difference of two images has none.
@@ -70,7 +74,8 @@ class Prior:
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in kept]))
 
     def draw(self, seed: torch.Tensor, corruption: Corruption, device: torch.device) -> torch.Tensor:
-        """Images at level K without its noise: a random thumbnail for every seed, corrupted by a flow of its own.
+        """Images at level K without its noise, for every seed another: a random thumbnail, or a random colour from a Gaussian that
+        is fitted to the mean colours, corrupted by a flow of its own, with the process's ``start_noise``.
 
         Args:
             seed: one integer a sample, int64 [N].
@@ -80,8 +85,21 @@ class Prior:
         Returns:
             float32 [N, C, H, W].
         """
-        chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        return corruption.mean(_resized(chosen, corruption.size), corruption.levels, seed)
+        if corruption.process.start == "mean-colour":
+            chosen = self._colours(seed).to(device)
+        else:
+            chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
+        u = corruption.mean(_resized(chosen, corruption.size), corruption.levels, seed)
+        scale = corruption.process.start_noise
+        return u + scale * normal(seeds(seed, "start"), u.shape, u.device) if scale > 0.0 else u
+
+    def _colours(self, seed: torch.Tensor) -> torch.Tensor:
+        """A colour for every seed, [N, C, 1, 1], with mean and covariance of the thumbnails' mean colours."""
+        colours = self.thumbnails.double().mean(dim=(2, 3))
+        scale, axes = torch.linalg.eigh(colours.T.cov(correction=0).reshape(2 * colours.shape[1:]))
+        normals = normal(seeds(seed, "colour"), (len(seed), len(scale), 1, 1), torch.device("cpu"))[:, :, 0, 0].double()
+        drawn = colours.mean(dim=0) + (normals * scale.clamp_min(0.0).sqrt()) @ axes.T
+        return drawn.float()[:, :, None, None]
 
 
 def load_prior(folder: Path, config: RunConfig) -> Prior:

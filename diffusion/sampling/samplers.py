@@ -115,15 +115,17 @@ def resampling_sampler(
         u_j = M_j + r (u_k - M_k) + sigma_fresh eps,    r^2 sigma_k^2 + sigma_fresh^2 = sigma_j^2.
 
     Without noise (r = 1) this is cold diffusion's improved sampling (Bansal et al. 2022, algorithm 2). Without fresh noise it is
-    DDIM (Song et al. 2021, equation 12) and, under blur and growing noise, a deterministic form of soft diffusion's momentum
-    sampler (Daras et al. 2023). The sampler ``ancestral`` adds the process's share ``fresh`` = c of it; c = 1 is DDPM's (Ho et al.
-    2020):
+    DDIM (Song et al. 2021, equation 12). The sampler ``ancestral`` adds the process's share ``fresh`` = c of it,
 
-        sigma_fresh^2 = c^2 (sigma_j / sigma_k)^2 (sigma_k^2 - (s_k / s_j)^2 sigma_j^2).
+        sigma_fresh^2 = c^2 (sigma_j / sigma_k)^2 v,    v = sigma_k^2 - (s_k / s_j)^2 sigma_j^2,
 
-    Steps of order 2 extrapolate the clean image in h = log(s / sigma), from the prediction x_i of the level before:
-    x + (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). Without blur and flow this is DPM-Solver++(2M), and with c = 1 its stochastic form
-    (Lu et al. 2022, algorithm 2 and appendix C).
+    with c = 1 the posterior of DDPM (Ho et al. 2020, equation 7). With ``variance`` fixedlarge r is the same and the noise has the
+    variance c^2 v of the forward process (section 3.2 there); under blur this is soft diffusion's momentum sampler (Daras et al.
+    2023, section 3.3), which changes the blur by the predicted image and the noise by a step of the reverse diffusion.
+
+    The process's ``extrapolation`` e looks ahead in h = log(s / sigma), from the prediction x_i of the level before:
+    x + e (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). With e = 1 steps have second order: without blur and flow this is
+    DPM-Solver++(2M), and with c = 1 its stochastic form (Lu et al. 2022, algorithm 2 and appendix C).
 
     Args:
         denoise: called as ``denoise(u, level)``; gives the clean images that the network predicts.
@@ -143,23 +145,76 @@ def resampling_sampler(
     flow = seed if flow is None else flow
     noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
     process, signal, sigma = corruption.process, corruption.signal.tolist(), corruption.noise.tolist()
-    fresh = process.fresh if process.sampler == "ancestral" else 0.0
+    share = process.fresh if process.sampler == "ancestral" else 0.0
     u = u + process.sampling_noise * sigma[visited[0]] * noise(visited[0])
     previous = None
     for level, below in pairwise(visited):
         predicted = clean = denoise(u, level)
-        if process.order == 2 and previous is not None and below > 0:
+        if process.extrapolation > 0.0 and previous is not None and below > 0:
             before, last = previous
             here, there, far = (np.log(signal[k] / sigma[k]) for k in (level, below, before))
-            clean = predicted + (there - here) / (2.0 * (here - far)) * (predicted - last)
+            clean = predicted + process.extrapolation * (there - here) / (2.0 * (here - far)) * (predicted - last)
         previous = level, predicted
         ratio = sigma[below] / sigma[level] if sigma[level] > 0.0 else 1.0
         added = sigma[level] ** 2 - (signal[level] / signal[below] * sigma[below]) ** 2
-        anew = fresh * ratio * max(added, 0.0) ** 0.5
+        anew = share * ratio * max(added, 0.0) ** 0.5
         kept = ratio if anew == 0.0 else (sigma[below] ** 2 - anew**2) ** 0.5 / sigma[level]
+        if process.variance == "fixedlarge" and anew > 0.0:
+            anew /= ratio
         u = corruption.mean(clean, below, flow) + kept * (u - corruption.mean(clean, level, flow))
         if anew > 0.0:
             u = u + anew * noise(below)
+        if callback is not None:
+            callback(below, u)
+    return u
+
+
+@torch.inference_mode()
+def posterior_sampler(
+    denoise: Callable[[torch.Tensor, int], torch.Tensor],
+    u: torch.Tensor,
+    corruption: Corruption,
+    seed: torch.Tensor | Noise,
+    callback: Callback | None = None,
+    *,
+    start: int | None = None,
+    levels: int | None = None,
+) -> torch.Tensor:
+    """Draw every cosine mode of the level below from its posterior, given the level and the clean image.
+
+    A mode has a_k = s_k d_k of the clean image and white noise, as if it had a noise schedule of its own (Hoogeboom and Salimans
+    2023, section 4 and appendix A). With b = a_k / a_j and v = sigma_k^2 - b^2 sigma_j^2, the noise that is added from j to k,
+
+        p(u_j | u_k, x) = N(w (b / v u_k + a_j / sigma_j^2 x), w),    1 / w = b^2 / v + 1 / sigma_j^2.
+
+    Args:
+        denoise, u, seed, callback, start, levels: as for :func:`resampling_sampler`.
+        corruption: the forward process the network was trained on: walls and no flow.
+
+    Returns:
+        Samples, float32 [N, C, H, W], values around [0, 1].
+
+    Raises:
+        InputError: if ``start`` or ``levels`` is out of its range.
+    """
+    visited = visited_levels(corruption, start, levels)
+    noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
+    signal, sigma = corruption.signal.tolist(), corruption.noise.tolist()
+    rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])
+    u = u + corruption.process.sampling_noise * sigma[visited[0]] * noise(visited[0])
+    for level, below in pairwise(visited):
+        clean = denoise(u, level)
+        if below > 0:
+            here, there = (signal[k] * corruption.transfer(k, u.double()) for k in (level, below))
+            factor, variance = here / there, sigma[below] ** 2
+            added = sigma[level] ** 2 - factor.square() * variance
+            posterior = 1.0 / (factor.square() / added + 1.0 / variance)
+            image, target = (rows @ (picture - 0.5) @ columns.T for picture in (u, clean))
+            mean = (posterior * factor / added).to(u) * image + (posterior * there / variance).to(u) * target
+            # White noise has the same distribution in the modes as in the pixels.
+            u = 0.5 + rows.T @ (mean + posterior.sqrt().to(u) * noise(below)) @ columns
+        else:
+            u = clean
         if callback is not None:
             callback(below, u)
     return u
@@ -183,7 +238,7 @@ def visited_levels(corruption: Corruption, start: int | None = None, steps: int 
     start = last if start is None else start
     check_integer("level", start, 1, last)
     least = min(2, start)
-    steps = max(least, -(-(process.steps or last) * start // last)) if steps is None else steps
+    steps = max(least, -(-min(process.steps or last, last) * start // last)) if steps is None else steps
     # The last step always starts from level 1: level 0 has no log(sigma).
     check_integer("levels", steps, least, start)
     if process.spacing == "edm":
@@ -207,14 +262,19 @@ def seeded_noise(seed: torch.Tensor, last: int, like: torch.Tensor) -> Noise:
 
 
 def spherical(first: Noise, second: Noise, place: torch.Tensor) -> Noise:
-    """Spherical interpolation between two independent noises: standard normal everywhere, exactly the two at the ends.
+    """Noise between two independent noises of images [N, C, H, W], by :func:`circular`."""
+    return lambda level: circular(first(level), second(level), place)
+
+
+def circular(first: torch.Tensor, second: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Interpolation on a circle between independent noises of one variance: that variance everywhere, the two at the ends.
 
     Args:
-        first, second: noise for images [N, C, H, W].
+        first, second: noise with mean zero, float [N, C, H, W].
         place: position between the two, 0 to 1, float [N, 1, 1, 1].
     """
     quarter = 0.5 * torch.pi
-    return lambda level: torch.sin(quarter * (1.0 - place)) * first(level) + torch.sin(quarter * place) * second(level)
+    return torch.sin(quarter * (1.0 - place)) * first + torch.sin(quarter * place) * second
 
 
 def default_batch(network: NetworkConfig, size: Size, device: torch.device) -> int:

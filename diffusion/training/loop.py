@@ -18,7 +18,7 @@ from diffusion.config import RunConfig, check_same_run, save_config
 from diffusion.data.loader import batches, default_workers
 from diffusion.files import save_tensors
 from diffusion.network import MixedPrecision
-from diffusion.parametrisation import parametrisation
+from diffusion.parametrisation import parametrisation, prediction_loss
 from diffusion.rng import seeds
 from diffusion.sampling.prior import Prior, load_prior
 from diffusion.statistics import Statistics, load_statistics
@@ -277,7 +277,8 @@ class Trainer:
                 inputs, target = self.parametrisation.example(_to(device, part), level, sample)
             torch.manual_seed(int(seeds(seed, "dropout", first)))
             with watch.part("network"):
-                loss = weight * prediction_loss(self.model, inputs, target, _to(device, level))
+                prediction = self.model(inputs, _to(device, level))
+                loss = weight * prediction_loss(self.corruption, prediction, target, level, sample)
                 # The backward pass averages gradients over the ranks; their sum is wanted.
                 (self.ranks.count * loss).backward()
         except TorchDynamoException as error:
@@ -289,20 +290,6 @@ class Trainer:
             advice = "use more accumulation steps (--accumulate), or --precision bf16"
             raise InputError(f"{device} has not enough memory for {len(part)} images at a time: {advice}") from error
         return loss.detach()
-
-
-def prediction_loss(network: nn.Module, corrupted: torch.Tensor, target: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Squared error of the network's prediction, summed over pixels, mean over the batch.
-
-    For the target ``step`` this is the squared error of the less corrupted image (Rissanen et al. 2023, section 3.3), for ``noise``
-    the simple loss of Ho et al. (2020).
-
-    Args:
-        network: called as ``network(corrupted, level)``.
-        corrupted, target: what ``Parametrisation.example`` returns, float32 [N, C, H, W].
-        level: int64 [N], 1 to K, on the same device.
-    """
-    return (network(corrupted, level) - target).square().flatten(1).sum(dim=1).mean()
 
 
 def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple[int, str]:
