@@ -30,7 +30,7 @@ ADDED = {
         "level_density": "uniform",
         "fresh": 1.0,
         "variance": "fixedsmall",
-        "clip": False,
+        "clip_clean": False,
         "extrapolation": 0.0,
         "start": "pictures",
         "start_noise": 0.0,

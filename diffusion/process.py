@@ -146,7 +146,7 @@ class ForwardProcess:
     """Share of the fresh noise of the ancestral sampler, 0 to 1."""
     variance: Literal["fixedsmall", "fixedlarge"] = "fixedsmall"
     """Variance of the ancestral sampler's fresh noise: the posterior's, or the forward process's (Ho et al. 2020, section 3.2)."""
-    clip: bool = False
+    clip_clean: bool = False
     """Clip the predicted clean image to [0, 1] in every step."""
     extrapolation: float = 0.0
     """Share to which the samplers resample and ancestral extrapolate the clean image from the last two levels, 0 to 1: 0 makes
@@ -247,7 +247,7 @@ _DDPM = ForwardProcess(
     noise_schedule="variance-preserving",
     target="noise",
     sampler="ancestral",
-    clip=True,
+    clip_clean=True,
     sampling_noise=1.0,
 )
 

@@ -376,7 +376,7 @@ class Pipeline(
             inputs = self.parametrisation.inputs(u, level)
             prediction = self._predict(inputs, torch.full((len(u),), level, device=u.device))
             clean = self.parametrisation.clean(prediction, u, level)
-            return clean.clamp(0.0, 1.0) if corruption.process.clip else clean
+            return clean.clamp(0.0, 1.0) if corruption.process.clip_clean else clean
 
         if corruption.process.sampler == "posterior":
             return posterior_sampler(denoise, u, corruption, seed, callback, start=start, levels=levels)
