@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import imageio.v3 as iio
+import torch
 import tyro
-from torch import nn
 
 from cli import console, render
 from diffusion.config import RunConfig, TrainingConfig
 from diffusion.data.dataset import ImageDataset, ImageStream, find_source, name_of_half, open_dataset, whole_and_half
+from diffusion.evaluation.scoring import EvaluationConfig, frechet_scorer
 from diffusion.network import NetworkConfig
 from diffusion.presets import PRESETS, preset, preset_for
 from diffusion.process import ForwardProcess, named_process
-from diffusion.sampling import Pipeline, Prior
+from diffusion.sampling import Pipeline
 from diffusion.size import Size
 from diffusion.training.estimate import memory, meta_network
 from diffusion.training.loop import ExecutionConfig, train
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 GRID_SAMPLES = 36
+SCORED = 500
 # A preset's checkpoints: four in a short training, every 320,000 images (10,000 published steps of 32) in a long one.
 MOST_BETWEEN_CHECKPOINTS = 320_000
 
@@ -197,20 +199,29 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         if board:
             board.add_scalars(line)
 
-    def on_checkpoint(images: int, network: nn.Module, prior: Prior) -> None:
+    def on_checkpoint(images: int, pipeline: Pipeline) -> None:
         grid = folder / "samples" / f"{images:09d}.png"
-        render.save_grid(grid, Pipeline(config, network, prior).sample(GRID_SAMPLES))
+        render.save_grid(grid, pipeline.sample(GRID_SAMPLES))
         if board:
             board.add_grid(grid, images)
 
+    callbacks = {"on_log": on_log, "on_checkpoint": on_checkpoint}
+    if options.execution.score_every:
+        with ranks.together():
+            callbacks["score"] = scorer(options, ranks.device)
     with console.signals_noted() as stop:
-        complete = train(
-            config, dataset, folder, ranks.device, options.execution, should_stop=stop, on_log=on_log, on_checkpoint=on_checkpoint
-        )
+        complete = train(config, dataset, folder, ranks.device, options.execution, should_stop=stop, **callbacks)
     if ranks.main and complete:
         print(f"trained; sample with: python -m cli.sample {folder}")
     elif ranks.main:
         print(f"interrupted and saved; the same command goes on with {folder}")
+
+
+def scorer(options: Train, device: torch.device) -> Callable[[Pipeline], float | None]:
+    """What gives the Frechet distance to the pictures that are learned, on 500 samples."""
+    how = options.pictures
+    config = EvaluationConfig(num=SCORED, split=how.split, size=options.size, data_root=how.data_root, data_cache=how.data_cache)
+    return frechet_scorer(options.data, config, device)
 
 
 def open_pictures(options: Train) -> ImageDataset | ImageStream:

@@ -68,7 +68,7 @@ refused("data", config, Broken(dataset), folder / "broken", cpu, ExecutionConfig
 nan = [picture if index else picture * float("nan") for index, picture in enumerate(dataset)]
 refused("nan", config, nan, folder / "nan", cpu)
 
-def full(images, network, prior):
+def full(images, pipeline):
     raise OSError(28, "No space left on device", "grid.png")
 
 refused("write", config, dataset, folder / "full", cpu, on_checkpoint=full)

@@ -21,6 +21,7 @@ from diffusion.files import load_tensors
 from diffusion.parametrisation import Plain, parametrisation, prediction_loss
 from diffusion.process import PROCESSES
 from diffusion.rng import below, seeds
+from diffusion.sampling.pipeline import Pipeline
 from diffusion.statistics import Statistics
 from diffusion.training.log import MetricsLog
 from diffusion.training.loop import ExecutionConfig, Trainer, train
@@ -336,10 +337,8 @@ def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Plain, "example", spy)
     outputs = []
 
-    def on_checkpoint(images: int, network: nn.Module, prior: object) -> None:
-        u = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            outputs.append(network(u, torch.tensor([1, 6])))
+    def on_checkpoint(images: int, pipeline: Pipeline) -> None:
+        outputs.append(pipeline.sample(2))
 
     for precision in ("fp32", "bf16"):
         train(config, stripes(), tmp_path / precision, CPU, ExecutionConfig(precision=precision), on_checkpoint=on_checkpoint)
@@ -439,6 +438,41 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             train(other, dataset, tmp_path, CPU)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+def test_scores_are_logged_and_the_best_weights_kept_wherever_the_run_is_resumed(tmp_path: Path) -> None:
+    """The distances are made up: best at 32 images. A run that stops after 24 of 48 has the same log and the same weights."""
+
+    def run(folder: Path, images: int) -> None:
+        config = without_dropout(tiny_config(images=48))
+        config = replace(config, training=replace(config.training, images=images))
+        distances = {16: 5.0, 32: 2.0, 48: 3.0}
+        seen = []
+        train(
+            config,
+            stripes(),
+            folder,
+            CPU,
+            ExecutionConfig(score_every=16, checkpoint_every=8),
+            on_log=lambda line: seen.append(line["images"]),
+            score=lambda pipeline: distances[seen[-1]] + 0.0 * float(pipeline.sample(1).mean()),
+        )
+
+    run(tmp_path / "once", 48)
+    run(tmp_path / "twice", 24)
+    assert json.loads((tmp_path / "twice" / "best.json").read_text()) == {"images": 16, "frechet_distance": 5.0}
+    run(tmp_path / "twice", 48)
+    for name in ("once", "twice"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        found = {line["images"]: line["frechet_distance"] for line in lines if "frechet_distance" in line}
+        assert found == {16: 5.0, 32: 2.0, 48: 3.0}
+        assert json.loads((tmp_path / name / "best.json").read_text()) == {"images": 32, "frechet_distance": 2.0}
+    best, last = (load_tensors(tmp_path / "once" / name) for name in ("best.safetensors", "ema.safetensors"))
+    again = load_tensors(tmp_path / "twice" / "best.safetensors")
+    assert all(torch.equal(best[name], again[name]) for name in best) and not all(torch.equal(best[n], last[n]) for n in best)
+    assert torch.equal(
+        Pipeline.from_pretrained(tmp_path / "once", best=True).network.state_dict()["enter.bias"], best["enter.bias"]
+    )
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

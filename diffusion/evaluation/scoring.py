@@ -23,7 +23,7 @@ from tqdm import tqdm
 from diffusion.data.dataset import OTHER_HALF, Split, as_floats, evenly_spaced, numbers_of, open_dataset, whole_and_half
 from diffusion.data.images import fit
 from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
-from diffusion.evaluation.metrics import Measurement, check_features, score
+from diffusion.evaluation.metrics import Measurement, check_features, fit_gaussian, frechet_distance, score
 from diffusion.files import load_tensors, save_tensors
 from diffusion.sampling.pipeline import Pipeline, is_model_id
 from diffusion.size import Size
@@ -200,6 +200,36 @@ def evaluate(
         "scores": asdict(scores),
         "floor": asdict(floor),
     }
+
+
+def frechet_scorer(data: str, config: EvaluationConfig, device: torch.device) -> Callable[[Pipeline], float | None]:
+    """A function that gives the Frechet distance of a run's samples to real pictures, for scores while it is trained.
+
+    The features are opened, and the pictures measured, once; call it, and the function, on all ranks.
+
+    Args:
+        data: name of the real pictures.
+        config: how to compare them; ``num``, ``split`` and ``size`` are given.
+        device: where to compute features.
+
+    Returns:
+        The function; on ranks other than 0 it returns None.
+
+    Raises:
+        InputError: if pictures or features are missing, damaged or too few.
+    """
+    config.validate()
+    reference = Reference(open_pictures(data, config), config, device)
+    reference.check_enough("a set of samples", reference.num)
+    real = measure_reference(reference)
+    fitted = fit_gaussian([real.features[torch.from_numpy(reference.numbers())]]) if PartialState().is_main_process else None
+
+    def distance(pipeline: Pipeline) -> float | None:
+        source = open_run("score", pipeline, config)
+        samples = measure(source, np.arange(reference.num), reference.extractor, config.batch, device)
+        return None if fitted is None else frechet_distance(fit_gaussian([samples.features]), fitted)
+
+    return distance
 
 
 def open_sources(

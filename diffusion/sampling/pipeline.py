@@ -102,6 +102,7 @@ class Pipeline(
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         batch: int | None = None,
+        best: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -115,6 +116,7 @@ class Pipeline(
                 Face Hub; by default the bundled model, handwritten digits of 16 x 16 pixels.
             device: where to sample.
             precision, batch: as for the class.
+            best: take best.safetensors, the weights with the best score during training, instead of the last ones.
             revision: branch, tag or commit of the model on the Hub.
             token: access token for the Hub; True for the stored one.
             cache_dir: folder for downloads; by default the Hub's own cache.
@@ -145,7 +147,7 @@ class Pipeline(
         config = load_config(folder)
         with torch.device("meta"):
             network = config.build_network()
-        weights = folder / "ema.safetensors"
+        weights = folder / ("best.safetensors" if best else "ema.safetensors")
         network.load_state_dict(_fitting(load_tensors(weights), network, weights), assign=True)
         network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}

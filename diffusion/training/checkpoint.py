@@ -5,6 +5,7 @@
     model.safetensors         weights
     prior.safetensors         thumbnails that sampling starts from
     checkpoints/              <images>.safetensors: weights, averages and optimiser state, to resume from
+    best.safetensors          averaged weights with the smallest Frechet distance so far, with best.json, where scores are asked for
     metrics.jsonl             one line every few steps
     samples/                  grids of samples made during training
 
@@ -20,8 +21,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from diffusion.files import load_tensors, save_tensors
+from diffusion.files import load_tensors, read_json, save_tensors, write_json
 from lbm_warp.checks import InputError
+
+BEST = "best.safetensors"
 
 
 class Checkpoints:
@@ -42,6 +45,15 @@ class Checkpoints:
         self.folder = folder / "checkpoints"
         self.keep_every = keep_every
         self.good: Path | None = None
+
+    def keep_best(self, score: dict[str, float], weights: dict[str, torch.Tensor]) -> None:
+        """Write best.safetensors and best.json if the score, a line of the log, is the best so far."""
+        folder = self.folder.parent
+        record = folder / "best.json"
+        if record.is_file() and read_json(record)["frechet_distance"] <= score["frechet_distance"]:
+            return
+        save_tensors(folder / BEST, weights)
+        write_json(record, score)
 
     def path(self, images: int) -> Path:
         """The checkpoint file at this number of images."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from diffusion.training.ranks import Ranks, one_line
 from diffusion.training.state import TrainingState
 from lbm_warp.checks import InputError, check_integer
 
+if TYPE_CHECKING:
+    from diffusion.sampling.pipeline import Pipeline
+
 LOG_STEPS = 25
 
 
@@ -47,6 +50,8 @@ class ExecutionConfig:
     """Images between checkpoints."""
     keep_every: int | None = None
     """Keep one checkpoint in this many images for good; by default only the last two are kept."""
+    score_every: int | None = None
+    """Images between scores: the Frechet distance of 500 samples goes to the log, and the best weights so far are kept."""
 
     def validate(self) -> None:
         """Raise InputError if a value is out of its range."""
@@ -56,8 +61,9 @@ class ExecutionConfig:
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.workers is not None:
             check_integer("workers", self.workers, 0)
-        if self.keep_every is not None:
-            check_integer("keep_every", self.keep_every, 1)
+        for name in ("keep_every", "score_every"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
 
 
 def train(
@@ -69,7 +75,8 @@ def train(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     on_log: Callable[[dict[str, float]], None] = lambda line: None,
-    on_checkpoint: Callable[[int, nn.Module, Prior], None] = lambda images, network, prior: None,
+    on_checkpoint: Callable[[int, Pipeline], None] = lambda images, pipeline: None,
+    score: Callable[[Pipeline], float | None] = lambda pipeline: None,
 ) -> bool:
     """Train a run, or resume it from its last checkpoint.
 
@@ -84,7 +91,10 @@ def train(
         execution: how the training is carried out.
         should_stop: asked after every step, on every rank; on True the run is checkpointed and left.
         on_log: called with every line of metrics.jsonl, on rank 0.
-        on_checkpoint: called as ``on_checkpoint(images_seen, averaged_network, prior)`` after every checkpoint, on rank 0.
+        on_checkpoint: called as ``on_checkpoint(images_seen, pipeline)`` after every checkpoint, on rank 0; the pipeline has the
+            averaged weights.
+        score: called as ``score(pipeline)`` after every ``execution.score_every`` images, on all ranks; returns on rank 0 the
+            Frechet distance of samples. The averaged weights with the smallest one are kept as best.safetensors.
 
     Returns:
         Whether the training is complete.
@@ -94,19 +104,21 @@ def train(
             readable checkpoint, a picture cannot be read, a file cannot be written, or the loss is no longer finite. All ranks
             raise it, with the same message.
     """
+    # Imported here: it brings the Hub's library, which a Trainer alone does not need.
+    from diffusion.sampling.pipeline import Pipeline
+
     execution = execution or ExecutionConfig()
     execution.validate()
     folder, ranks, training = Path(folder), Ranks(None if device is None else torch.device(device)), config.training
     _parts(config, ranks, execution)  # before anything is written
     state = TrainingState.initial(config, ranks.device)
     checkpoints = Checkpoints(folder, execution.keep_every)
-    prior = _start(config, dataset, folder, state, checkpoints, ranks)
+    _start(config, dataset, folder, state, checkpoints, ranks)
     with ranks.together():
-        statistics = load_statistics(folder, config)
-    trainer = Trainer(config, state, ranks, execution, statistics)
-    with ranks.together():
+        statistics, prior = load_statistics(folder, config), load_prior(folder, config)
         log = MetricsLog(folder / "metrics.jsonl", state.images, ranks)
-    averaged = MixedPrecision(state.average.network) if trainer.precision == "bf16" else state.average.network
+    trainer = Trainer(config, state, ranks, execution, statistics)
+    pipeline = Pipeline(config, state.average.network, prior, statistics=statistics, precision=trainer.precision)
 
     def write_log() -> None:
         line = log.line(state.optimiser.param_groups[0]["lr"])
@@ -124,7 +136,17 @@ def train(
         with ranks.together():
             if ranks.main:
                 _save_weights(folder, state)
-                on_checkpoint(state.images, averaged, prior)
+                on_checkpoint(state.images, pipeline)
+        log.restart()
+
+    def write_score() -> None:
+        distance = score(pipeline)
+        with ranks.together():
+            if ranks.main and distance is not None:
+                line = {"images": state.images, "frechet_distance": distance}
+                log.write(line)
+                on_log(line)
+                checkpoints.keep_best(line, state.average.network.state_dict())
         log.restart()
 
     reading = batches(
@@ -151,9 +173,14 @@ def train(
                 stop = ranks.any(should_stop())
                 every = execution.checkpoint_every
                 due = stop or state.images >= training.images or state.images // every > before // every
+                scored = execution.score_every or training.images + 1
+                score_due = state.images // scored > before // scored
                 # Before a checkpoint the loss is checked: no checkpoint holds weights that are not finite.
-                if due or len(log.steps) == LOG_STEPS:
+                if due or score_due or len(log.steps) == LOG_STEPS:
                     write_log()
+                # Before the checkpoint: a run that is killed here scores again.
+                if score_due:
+                    write_score()
                 if due:
                     checkpoint()
                 if stop:
@@ -170,9 +197,8 @@ def _start(
     state: TrainingState,
     checkpoints: Checkpoints,
     ranks: Ranks,
-) -> Prior | None:
-    """Begin a run, or bring ``state`` to its last good checkpoint; returns the prior, on rank 0 only."""
-    prior = None
+) -> None:
+    """Begin a run, or bring ``state`` to its last good checkpoint."""
     with ranks.together():
         if (folder / "config.json").exists():
             check_same_run(folder, config)
@@ -190,10 +216,8 @@ def _start(
             else:
                 for problem in problems:
                     print(f"{problem}; going on from {checkpoints.good}")
-                prior = load_prior(folder, config)
                 _save_weights(folder, state)
             save_config(folder, config)
-    return prior
 
 
 def _save_weights(folder: Path, state: TrainingState) -> None:
