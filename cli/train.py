@@ -51,9 +51,9 @@ class Choice:
     """Size of the training images in pixels: one number for squares, or height x width such as 96x128. By default 16 for digits, 28
     for mnist and fashion-mnist, 32 for cifar10, 128 for ffhq and lsun-church, else 64."""
     process_name: Annotated[str | None, tyro.conf.arg(name="process")] = None
-    """beyond-blur (as published: moving, compressible waves), beyond-blur-frozen (waves that stand still), beyond-blur-curl
-    (transport without structured noise), ihd, blurring, soft, cold, ddpm, or the controls structured-noise and
-    structured-noise-frozen. The process options below have its values unless given."""
+    """fluid (our own), beyond-blur (as published: moving, compressible waves), beyond-blur-frozen (waves that stand still),
+    beyond-blur-curl (transport without structured noise), ihd, blurring, soft, cold, ddpm, ddpm-1000, edm, or the controls
+    structured-noise and structured-noise-frozen. The process options below have its values unless given."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,15 @@ def parse(args: Sequence[str], **shown: object) -> Train:
 
 
 def defaults(choice: Choice) -> Train:
-    """The options of the preset that is chosen, or that suits the data; with another process, that process's on its levels."""
+    """The options of the preset that is chosen, or that suits the data; with another process, that process's own."""
     size = None if choice.size is None else Size.of(choice.size)
     name, config = (choice.preset, preset(choice.preset)) if choice.preset else preset_for(choice.data or "digits", size)
     process_name, process = choice.process_name or config.process_name, config.process
     if process_name != config.process_name:
-        # Another process keeps the preset's levels, and its blur widths if they grow in the same way.
-        blur = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
-        other = replace(named_process(process_name), levels=process.levels)
-        process = replace(other, **blur) if other.blur == process.blur else other
+        # A published schedule of blur belongs to the data, and holds for every process that blurs by such a one.
+        schedule = {name: getattr(process, name) for name in ("sigma_min", "sigma_max", "levels")}
+        other = named_process(process_name)
+        process = replace(other, **schedule) if other.blur == process.blur == "geometric" else other
     every = min(config.training.images // 4, MOST_BETWEEN_CHECKPOINTS)
     return Train(
         preset=name,

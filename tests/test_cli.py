@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -268,9 +268,9 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("sample", ["--level", "3"], "--level goes with --from-image"),
         ("sample", ["--from-image", "a.png", "--video"], "--from-image goes with --num, and without --seeds and --video"),
         ("sample", ["--from-image", "a.png"], "a.png: no such file"),
-        ("train", ["--target", "clean"], "sampler residual cannot use target clean"),
-        ("compare", ["--processes", "ihdd"], "unknown process 'ihdd': expected one of beyond-blur"),
-        ("compare", ["--processes"], "--processes: name at least one of beyond-blur"),
+        ("train", ["--process", "ihd", "--target", "clean"], "sampler residual cannot use target clean"),
+        ("compare", ["--processes", "ihdd"], "unknown process 'ihdd': expected one of fluid"),
+        ("compare", ["--processes"], "--processes: name at least one of fluid"),
         ("compare", ["--columns", "1"], "--columns must be at least 2, got 1"),
         ("compare", ["nowhere.png"], "nowhere.png: no such file"),
     ],
@@ -349,10 +349,9 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_dry_run_knows_every_process(call: Call, name: str) -> None:
-    """Its own numbers at the preset's levels and blur width; no lattice iterations where nothing flows."""
+    """Its own numbers; no lattice iterations where nothing flows."""
     report = json.loads(call("train", "--dry-run", "--process", name)[1])
     process = named_process(name)
-    process = replace(process, sigma_max=0.5) if process.blur == "geometric" else process
     assert report["config"]["process"] == asdict(process) and report["config"]["process_name"] == name
     assert (report["corruption_iterations"]["whole_trajectory"] > 0) == (process.peclet > 0 and name != "structured-noise")
 
@@ -407,14 +406,14 @@ def test_tensorboard_shows_the_log_and_the_grids(call: Call, tmp_path: Path, mon
 def test_train_then_sample(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("train", *SMALL_RUN)
     assert code == 0 and "1797" in out and "preset digits" in out
-    run = tmp_path / "runs" / "digits-beyond-blur-frozen"
+    run = tmp_path / "runs" / "digits-fluid"
     assert {"config.json", "model.safetensors", "ema.safetensors", "prior.safetensors", "metrics.jsonl"} <= files(run)
     assert iio.imread(run / "samples" / "000000064.png").ndim == 3
     assert "trained" in call("train", *SMALL_RUN)[1]
 
     code, out, _ = call("sample", run, "--num", "5", "--video")
     assert code == 0
-    folder = tmp_path / "outputs" / "digits-beyond-blur-frozen-samples"
+    folder = tmp_path / "outputs" / "digits-fluid-samples"
     images = {f"images/{i:05d}.png" for i in range(5)}
     assert files(folder) == {"grid.png", "reverse.mp4", "sampling.json"} | images
     assert iio.imread(folder / "images" / "00000.png").shape == (16, 16)

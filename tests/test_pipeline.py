@@ -33,7 +33,7 @@ from diffusion.rng import seeds
 from diffusion.sampling.pipeline import BUNDLED
 from diffusion.sampling.prior import Prior
 from diffusion.training.loop import train
-from tests.runs import SIZE, stripes, tiny_config
+from tests.runs import SIZE, corruption, stripes, tiny_config
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -55,8 +55,8 @@ class Still(nn.Module):
         return torch.zeros_like(u)
 
 
-def still(room: int = 1000, batch: int | None = None) -> Pipeline:
-    config = tiny_config()
+def still(room: int = 1000, batch: int | None = None, process: str = "beyond-blur") -> Pipeline:
+    config = tiny_config(process)
     return Pipeline(config, Still(room), Prior.build(stripes(), config.corruption(), CPU), batch=batch)
 
 
@@ -131,15 +131,18 @@ def test_an_interpolation_ends_at_the_two_samples(pipeline: Pipeline) -> None:
     assert (steps > 0).all()
 
 
-def test_an_interpolation_goes_straight_in_the_start_and_round_in_the_noise() -> None:
-    """Its ends are the samples exactly, and in its middle the noise is (first + second) / sqrt(2)."""
-    pipeline = still()
+@pytest.mark.parametrize("process", ["ihd", "beyond-blur-frozen"])
+def test_an_interpolation_goes_straight_in_the_pictures_and_round_in_all_noise(process: str) -> None:
+    """Its ends are the samples exactly. In its middle the noise is (first + second) / sqrt(2), that of the flow too."""
+    pipeline = still(process=process)
     starts: list[torch.Tensor] = []
     row = pipeline.interpolate([(4, 9)], points=3, callback=lambda level, u: starts.append(u))[0]
     ends = pipeline.sample([4, 9])
-    assert torch.equal(row[[0, 2]], ends)
+    torch.testing.assert_close(row[[0, 2]], ends, rtol=0, atol=1e-6)
     quiet = pipeline.sample([4, 9], delta=0.0)
-    torch.testing.assert_close(starts[0][1], quiet.mean(dim=0), rtol=0, atol=1e-6)
+    blurred = pipeline.prior.draw(seeds(0, "sample", np.array([4, 9])), corruption("ihd", levels=6, sigma_max=0.5), CPU)
+    expected = blurred.mean(dim=0) + (quiet - blurred).sum(dim=0) / 2**0.5
+    torch.testing.assert_close(starts[0][1], expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(row[1] - starts[0][1], (ends - quiet).sum(dim=0) / 2**0.5, rtol=0, atol=1e-6)
 
 
