@@ -108,7 +108,7 @@ def test_reading_is_measured_with_each_number_of_workers(call: Call, tmp_path: P
         (["train", "--presets", "digit"], "unknown preset 'digit': expected one of digits"),
         (["train", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["train", "--steps", "0"], "--steps must be at least 1, got 0"),
-        (["sample", "--levels", "61"], "levels must be from 2 to 60, got 61"),
+        (["sample", "--levels", "1001"], "levels must be from 2 to 1000, got 1001"),
         (["sample", "--device", "tpu"], "--device tpu: expected auto, cpu, cuda or cuda:N"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["operator", "--sizes", "16", "1"], "--sizes must be at least 2, got 1"),

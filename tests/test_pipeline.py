@@ -215,7 +215,8 @@ def test_the_bundled_model_is_small_and_draws_digits() -> None:
     pipeline = Pipeline.from_pretrained()
     images = pipeline.sample(8, levels=12)
     assert images.shape == (8, 1, 16, 16) and -0.3 < images.min() and images.max() < 1.5
-    digits = torch.from_numpy(np.stack([diffusion.open_dataset("digits", 16, None)[i] for i in range(400)]))
+    dataset = diffusion.open_dataset("digits", 16)
+    digits = torch.from_numpy(np.stack([dataset[i] for i in range(400)]))
     # A digit is nearer to some digit of the data than the mean digit is to it.
     distance = torch.cdist(images.flatten(1), digits.flatten(1)).amin(dim=1)
     assert distance.mean() < 0.8 * torch.cdist(digits.mean(dim=0).flatten()[None], digits.flatten(1)).mean()
@@ -272,6 +273,9 @@ def test_the_model_card_says_what_the_run_is(pipeline: Pipeline, tmp_path: Path)
         'Pipeline.from_pretrained("owner/name")',
     ):
         assert words in card.text, words
+    height, width = pipeline.prior.thumbnails.shape[2:]
+    assert f"It holds 20 training pictures as thumbnails of {height} x {width} pixels" in card.text
+    assert "the mean of the training pictures and none of them" in Pipeline.from_pretrained().generate_model_card().text
     assert "features" not in card.text and "ok" not in card.text.split("Metrics")[1]
     assert pipeline.generate_model_card(license="cc-by-4.0").data.license == "cc-by-4.0"
     assert "Metrics" not in still().generate_model_card().text

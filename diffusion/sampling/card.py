@@ -7,15 +7,17 @@ from dataclasses import asdict
 from typing import Any
 
 from diffusion.config import RunConfig
+from diffusion.sampling.prior import Prior
 
 PAPER = "https://arxiv.org/abs/2506.16827"
 
 
-def card_text(config: RunConfig, parameters: int, metrics: dict[str, Any], repo_id: str) -> str:
+def card_text(config: RunConfig, prior: Prior, parameters: int, metrics: dict[str, Any], repo_id: str) -> str:
     """The card's text in Markdown.
 
     Args:
         config: the run.
+        prior: what its sampling starts from.
         parameters: number of parameters of its network.
         metrics: numbers of an evaluation, nested or not; entries that are not numbers are left out.
         repo_id: the model that the example in the card loads.
@@ -44,9 +46,9 @@ def card_text(config: RunConfig, parameters: int, metrics: dict[str, Any], repo_
     tables = "\n\n".join(f"## {_plain(title)}\n\n{_table(rows)}" for title, rows in sections.items())
     return f"""# {_plain(config.process_name)}: {height} x {width} {colours} images
 
-An image diffusion model whose forward process is an advection-diffusion equation, solved with a lattice Boltzmann method: a flow
-carries the pictures while they blur. The network learned the reverse, one level at a time. Method: *Beyond Blur: A Fluid
-Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
+An image diffusion model of the process {_plain(config.process_name)}. Its family of forward processes is an advection-diffusion
+equation, solved with a lattice Boltzmann method: a flow carries the pictures while they blur, and noise is added. The network learned
+the reverse. Method: *Beyond Blur: A Fluid Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
 
 ```python
 from diffusion import Pipeline  # the library beyond-blur
@@ -54,6 +56,8 @@ from diffusion import Pipeline  # the library beyond-blur
 pipeline = Pipeline.from_pretrained("{repo_id}")
 images = pipeline.sample(16, seed=0)  # float32 [16, {config.channels}, {height}, {width}], values around [0, 1]
 ```
+
+Sampling starts from level K of `prior.safetensors`. {prior.describe()}
 
 {tables}
 """

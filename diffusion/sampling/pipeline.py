@@ -339,7 +339,7 @@ class Pipeline(
         known = self._hub_mixin_info.model_card_data.to_dict()
         header = ModelCardData(**known | ({"license": license} if license else {}))
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{card_text(self.config, parameters, self.metrics, repo_id)}")
+        return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{card_text(self.config, self.prior, parameters, self.metrics, repo_id)}")
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_tensors(save_directory / "ema.safetensors", self.network.state_dict())

@@ -73,6 +73,13 @@ class Prior:
         kept = tqdm(kept, desc="prior", unit="img", leave=False)
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in kept]))
 
+    def describe(self) -> str:
+        """What of the training pictures it holds, in a sentence for people who publish a run."""
+        count, _, height, width = self.thumbnails.shape
+        if count == 1:
+            return "It holds the mean of the training pictures and none of them: the last level hides what they differ in."
+        return f"It holds {count:,} training pictures as thumbnails of {height} x {width} pixels: whoever has the model has these."
+
     def draw(self, seed: torch.Tensor, corruption: Corruption, device: torch.device) -> torch.Tensor:
         """Images at level K without its noise, for every seed another: a random thumbnail, or a random colour from a Gaussian that
         is fitted to the mean colours, corrupted by a flow of its own, with the process's ``start_noise``.
