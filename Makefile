@@ -37,9 +37,8 @@ figures: $(VENV)/.installed
 	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').reduce(2).save('$(FIGURES)/comparison.jpg', quality=85)"
 
 evidence: $(VENV)/.installed
-	$(PY) -m cli.sweep --process beyond-blur-curl --peclet 0 1 2 4 --seeds 3 --images 40000 --jobs 2 --out sweeps/transport
-	$(PY) -m cli.sweep --process beyond-blur-frozen structured-noise-frozen --peclet 0.1 --seeds 3 --images 40000 --jobs 2 --out sweeps/noise
-	cp sweeps/transport/sweep.png $(FIGURES)/transport.png
+	$(PY) -m cli.sweep --process fluid --peclet 0 4 --seeds 5 --images 40000 --jobs 2 --out sweeps/fluid
+	$(PY) -m cli.sweep --process ddpm edm --peclet 0 --seeds 5 --images 40000 --jobs 2 --out sweeps/others
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -110,7 +110,7 @@ class Corrupt(PictureOptions):
     peclet: float | None = None
     """Peclet number V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less."""
     process: str | None = None
-    """Corrupt by a forward process: beyond-blur, beyond-blur-frozen, beyond-blur-curl, ihd, blurring, soft, cold, ddpm,
+    """Corrupt by a forward process: fluid, beyond-blur, beyond-blur-frozen, beyond-blur-curl, ihd, blurring, soft, cold, ddpm,
     structured-noise or structured-noise-frozen."""
     flow: Annotated[FlowOptions, tyro.conf.OmitArgPrefixes] = FlowOptions()
     video: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes] = VideoOptions()

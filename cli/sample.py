@@ -88,9 +88,11 @@ class Sample:
     seed: int = 0
     """Seed of all images: image number i is a function of this seed and of i."""
     levels: int | None = None
-    """Number of steps, at most the run's number of levels K, the default. Fewer are faster and coarser; try a larger --delta."""
+    """Number of steps, at most the run's number of levels K; by default the process's own. Fewer are faster and coarser."""
     delta: float | None = None
     """Sampling noise in units of the training noise; by default the run's own (1.25)."""
+    best: bool = False
+    """Use the weights with the best score during training (cli.train --score-every) instead of the last ones."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the run>-samples... by default. The same command makes only what is missing."""
     variation: Annotated[Variation, tyro.conf.OmitArgPrefixes] = Variation()
@@ -144,7 +146,8 @@ def sample(options: Sample) -> None:
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
 
     run = BUNDLED if options.run is None else options.run
-    pipeline = Pipeline.from_pretrained(run, device=device, precision=options.execution.precision, batch=options.execution.batch)
+    how = {"precision": options.execution.precision, "batch": options.execution.batch, "best": options.best}
+    pipeline = Pipeline.from_pretrained(run, device=device, **how)
     picture = None
     if options.variation.from_image is not None:
         mode = "L" if pipeline.config.channels == 1 else "RGB"
@@ -316,6 +319,8 @@ def _file(out: Path, name: str) -> Path:
 def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -> dict[str, object]:
     """Everything that an image depends on, but for its name."""
     weights = pipeline.network.state_dict() | {"thumbnails": pipeline.prior.thumbnails}
+    if pipeline.statistics:
+        weights |= {f"statistics.{name}": tensor for name, tensor in vars(pipeline.statistics).items()}
     return {
         "model": fingerprint(pipeline.config, weights),
         "seed": options.seed,

@@ -47,8 +47,8 @@ def card_text(config: RunConfig, prior: Prior, parameters: int, metrics: dict[st
     return f"""# {_plain(config.process_name)}: {height} x {width} {colours} images
 
 An image diffusion model of the process {_plain(config.process_name)}. Its family of forward processes is an advection-diffusion
-equation, solved with a lattice Boltzmann method: a flow carries the pictures while they blur, and noise is added. The network learned
-the reverse. Method: *Beyond Blur: A Fluid Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
+equation, solved with a lattice Boltzmann method: a flow carries the pictures while they blur, and noise is added. The network
+learned the reverse. Method: *Beyond Blur: A Fluid Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
 
 ```python
 from diffusion import Pipeline  # the library beyond-blur

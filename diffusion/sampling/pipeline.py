@@ -36,7 +36,7 @@ from diffusion.statistics import Statistics, load_statistics
 from lbm_warp.checks import InputError, check_integer
 
 BUNDLED = Path(str(resources.files("assets") / "digits-model"))
-FILES = ("config.json", "ema.safetensors", "prior.safetensors", "statistics.safetensors", "metrics.json")
+FILES = ("config.json", "ema.safetensors", "best.safetensors", "prior.safetensors", "statistics.safetensors", "metrics.json")
 
 
 class Pipeline(
@@ -48,7 +48,7 @@ class Pipeline(
 ):
     """A trained run: its configuration, its network and the prior that sampling starts from.
 
-        pipeline = Pipeline.from_pretrained("runs/digits-beyond-blur")  # a run folder, owner/name on the Hub, or nothing: digits
+        pipeline = Pipeline.from_pretrained("runs/digits-fluid")  # a run folder, owner/name on the Hub, or nothing: digits
         images = pipeline.sample(16, seed=0)                            # float32 [16, C, H, W], values around [0, 1]
         pipeline.save_pretrained("folder")                              # safetensors, JSON and a model card
         pipeline.push_to_hub("owner/name")
@@ -148,6 +148,8 @@ class Pipeline(
         with torch.device("meta"):
             network = config.build_network()
         weights = folder / ("best.safetensors" if best else "ema.safetensors")
+        if best and not weights.is_file():
+            raise InputError(f"{folder}: it has no best.safetensors; train with --score-every, or leave out best")
         network.load_state_dict(_fitting(load_tensors(weights), network, weights), assign=True)
         network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
@@ -187,7 +189,7 @@ class Pipeline(
         Args:
             images: number of images (then they are 0 to ``images`` - 1), or a list of image numbers.
             seed: 0 to 2^63 - 1; image number i is a function of the seed and of i.
-            levels: number of steps, at most K, the default; fewer are faster and coarser (see ``samplers``).
+            levels: number of steps, at most K; by default the process's ``steps``. Fewer are faster and coarser (see ``samplers``).
             delta: sampling noise in units of the training noise; by default the process's own (1.25).
             same_init: all images start from the corrupted image of number 0, each with its own noise.
             share_noise: all images get the noise of number 0, each with its own start.
