@@ -255,8 +255,8 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("sample", ["empty", "--batch", "0"], "--batch must be at least 1, got 0"),
         ("sample", ["empty", "--seed", "-1"], "--seed must be from 0"),
         ("sample", ["empty", "--delta", "-1"], "--delta must be at least 0, got -1"),
-        ("sample", ["--levels", "61"], "levels must be from 2 to 60, got 61"),
-        ("sample", ["--levels", "1"], "levels must be from 2 to 60, got 1"),
+        ("sample", ["--levels", "1001"], "levels must be from 2 to 1000, got 1001"),
+        ("sample", ["--levels", "1"], "levels must be from 2 to 1000, got 1"),
         ("sample", ["--interpolate", "1"], "--interpolate must be at least 2, got 1"),
         ("sample", ["--interpolate", "3", "--seeds", "1-3"], "--interpolate needs --seeds in pairs, got 3 numbers"),
         ("sample", ["--seeds", "3", "x"], "--seeds takes numbers and ranges such as 3 17 100-131, got 'x'"),
@@ -536,7 +536,7 @@ def test_a_picture_is_corrupted_and_restored(call: Call, picture: Path, tmp_path
     assert near < far
     figure = iio.imread(folder / "restoration.png")
     assert figure.std() > 10 and figure.shape[1] > figure.shape[0]
-    assert "level must be from 1 to 60, got 61" in call("sample", *options, "--level", "61")[2]
+    assert "level must be from 1 to 1000, got 1001" in call("sample", *options, "--level", "1001")[2]
     Image.effect_noise((20, 20), 60).save(picture)
     assert "made with another image" in call("sample", *options, "--level", "5")[2]
 

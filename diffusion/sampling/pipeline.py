@@ -223,6 +223,8 @@ class Pipeline(
     ) -> torch.Tensor:
         """Images between pairs of samples: pictures are interpolated linearly, noise (the flow's, too) spherically.
 
+        The flow of the sampler is that of the nearer end.
+
         Args:
             pairs: image numbers of the two samples, as in :meth:`sample`; their images are the ends.
             points: images for each pair, with the ends, at least 2.
@@ -240,7 +242,7 @@ class Pipeline(
         places = torch.linspace(0.0, 1.0, points).repeat(len(numbers) // points)[:, None, None, None]
         corruption = self._corruption(delta)
         last = corruption.levels
-
+        flow = torch.where(places.flatten() < 0.5, first, second)
         still = Corruption(replace(corruption.process, peclet=0.0, start_noise=0.0), corruption.size)
 
         def draw(rows: slice) -> torch.Tensor:
@@ -250,7 +252,7 @@ class Pipeline(
             # What flow and noise add to the blurred pictures of the prior is random with mean zero.
             u = torch.lerp(blurred, other_blurred, place) + circular(one - blurred, other - other_blurred, place)
             noise = spherical(*(seeded_noise(seed[rows], last, u) for seed in (first, second)), place)
-            return self._reverse(u, noise, first[rows], corruption, last, levels, callback)
+            return self._reverse(u, noise, flow[rows], corruption, last, levels, callback)
 
         return self._batched(len(numbers), draw).unflatten(0, (-1, points))
 
