@@ -91,6 +91,10 @@ class Sample:
     """Number of steps, at most the run's number of levels K; by default the process's own. Fewer are faster and coarser."""
     delta: float | None = None
     """Sampling noise in units of the training noise; by default the run's own (1.25)."""
+    label: str | None = None
+    """Class of the images, by name or number, of a run that was trained with --classes; open by default."""
+    guidance: float = 1.0
+    """Weight of the label, 0 or more: 1 is the network's own answer to it, more makes the images more typical and more alike."""
     best: bool = False
     """Use the weights with the best score during training (cli.train --score-every) instead of the last ones."""
     out: Path | None = None
@@ -214,8 +218,9 @@ def _write_sheets(
 
 def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, world: int) -> list[Part]:
     """What makes all images, in their order."""
-    how = {"seed": options.seed, "levels": options.levels, "delta": options.delta}
+    how = {name: getattr(options, name) for name in ("seed", "levels", "delta", "label", "guidance")}
     corruption = pipeline.corruption
+    pipeline.predictor(options.label, options.guidance)  # refuses wrong ones before anything is written
     if picture is not None:
         count = options.num or 6
         return [
@@ -326,6 +331,8 @@ def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -
         "seed": options.seed,
         "levels": options.levels,
         "delta": options.delta,
+        "label": options.label,
+        "guidance": options.guidance,
         "precision": options.execution.precision,
         **{name: getattr(options.variation, name) for name in ("same_init", "share_noise", "interpolate")},
         "image": None if picture is None else hashlib.sha256(picture.numpy().tobytes()).hexdigest(),
@@ -337,7 +344,7 @@ def _default_name(options: Sample, record: dict[str, object]) -> str:
     run = "digits" if options.run is None else Path(options.run).resolve().name
     if options.variation.from_image is not None:
         return f"{run}-{options.variation.from_image.stem}"
-    usual = {"seed": 0, "precision": "fp32"}
+    usual = {"seed": 0, "precision": "fp32", "guidance": 1.0}
     special = {name: value for name, value in record.items() if name != "model" and value not in (None, False, usual.get(name))}
     words = [name.replace("_", "-") if value is True else f"{name}-{value}" for name, value in special.items()]
     return "-".join([run, "samples", *words])

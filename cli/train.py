@@ -70,6 +70,8 @@ class PictureOptions:
     """Read a data set of the Hub as a stream, without keeping a copy."""
     split: Literal["all", "even", "odd"] = "all"
     """Pictures to learn: all, or those of even or odd number; cli.evaluate then compares with the others."""
+    classes: bool = False
+    """Learn the classes of the pictures too, for cli.sample --label: of named sets, folders of folders, dataset.json, the Hub."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class Train(Choice):
     pictures: Annotated[PictureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=PictureOptions)
     execution: Annotated[ExecutionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ExecutionConfig)
 
-    def resolve(self, data: str, channels: int) -> RunConfig:
-        """The run on pictures of this name and number of channels.
+    def resolve(self, data: str, channels: int, classes: tuple[str, ...] = ()) -> RunConfig:
+        """The run on pictures of this name and number of channels, with these classes.
 
         Raises:
             InputError: if a value is out of its range, or values do not fit each other.
         """
-        return RunConfig(self.process_name, data, channels, self.size, self.process, self.network, self.training)
+        return RunConfig(self.process_name, data, channels, self.size, self.process, self.network, self.training, classes)
 
     def check(self) -> None:
         """Raise InputError if a value is out of its range, or values do not fit each other; no picture is read."""
@@ -163,7 +165,8 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
     name, how = options.data, options.pictures
     if channels is None:
         name, _, _, channels = find_source(name, Size.of(options.size), how.data_root, how.grey or None, how.stream)
-    config = options.resolve(name_of_half(name, how.split), 1 if how.grey else channels)
+    classes = open_pictures(options).classes() if how.classes else ()
+    config = options.resolve(name_of_half(name, how.split), 1 if how.grey else channels, classes)
     iterations = config.corruption().iterations()
     images = -(-config.training.batch // (ranks.count * options.execution.accumulate))
     need = memory(config, ranks.device, options.execution.precision or ranks.precision)
@@ -186,7 +189,8 @@ def carry_out(options: Train, ranks: Ranks) -> None:
     """Train the run, or resume it."""
     with ranks.together():
         dataset = open_pictures(options)
-    config = options.resolve(dataset.name, dataset.channels)
+        classes = dataset.classes() if options.pictures.classes else ()
+    config = options.resolve(dataset.name, dataset.channels, classes)
     folder = options.out or default_folder(dataset.name, options.process_name)
     board = Board(folder / "tensorboard") if options.tensorboard else None
     if ranks.main:

@@ -16,7 +16,7 @@ from diffusion.files import read_json, write_json
 from diffusion.network import NetworkConfig, UNet
 from diffusion.process import ForwardProcess
 from diffusion.size import Size
-from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.checks import InputError, check_integer, check_name, check_number
 
 FORMAT = 1
 # Entries that runs of earlier versions lack, with the values that they were made with.
@@ -104,6 +104,8 @@ class RunConfig:
     process: ForwardProcess
     network: NetworkConfig
     training: TrainingConfig
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the network learns; none for a run without labels."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", Size.of(self.size))
@@ -124,7 +126,24 @@ class RunConfig:
 
     def build_network(self) -> UNet:
         """The network with fresh weights, which depend on torch's global seed."""
-        return UNet(self.channels, self.network, self.process.levels)
+        return UNet(self.channels, self.network, self.process.levels, len(self.classes))
+
+    def label_number(self, label: str | int | None) -> int | None:
+        """Number of a class by its name or its number; that of no label for None. None for a run without classes.
+
+        Raises:
+            InputError: if there is no such class.
+        """
+        if not self.classes:
+            if label is not None:
+                raise InputError(f"label {label}: this run knows no classes; train one with --classes")
+            return None
+        if label is None:
+            return len(self.classes)
+        if str(label) not in self.classes and str(label).isdecimal() and int(label) < len(self.classes):
+            return int(label)
+        check_name("label", str(label), self.classes)
+        return self.classes.index(str(label))
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds, but for its format number."""
@@ -159,7 +178,8 @@ def load_config(folder: Path) -> RunConfig:
     for name, added in ADDED.items():
         if isinstance(values.get(name), dict):
             values[name] = added | values[name]
-    return _build(RunConfig, values | {name: _build(kind, values.get(name), path) for name, kind in parts.items()}, path)
+    built = {name: _build(kind, values.get(name), path) for name, kind in parts.items()}
+    return _build(RunConfig, {"classes": ()} | values | built, path)
 
 
 def check_same_run(folder: Path, config: RunConfig) -> None:

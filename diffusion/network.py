@@ -60,9 +60,10 @@ class UNet(nn.Module):
         image_channels: channels C of the images.
         config: size of the network.
         levels: K, the number of the most corrupted level.
+        classes: number of classes; with 0 the network knows none.
     """
 
-    def __init__(self, image_channels: int, config: NetworkConfig, levels: int) -> None:
+    def __init__(self, image_channels: int, config: NetworkConfig, levels: int, classes: int = 0) -> None:
         super().__init__()
         self.levels = levels
         self.embedding_width = 4 * config.width
@@ -102,20 +103,27 @@ class UNet(nn.Module):
                 self.up.append(Upsample(current))
 
         self.leave = nn.Sequential(_norm(current), nn.SiLU(), _zero(nn.Conv2d(current, image_channels, 3, padding=1)))
+        if classes:
+            # One row more stands for no label (Ho and Salimans 2022).
+            self.label = nn.Embedding(classes + 1, self.embedding_width)
+            nn.init.zeros_(self.label.weight)
         # Convolutions are faster with channels last, on CPUs and on tensor cores.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: torch.Tensor, level: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Predicted correction.
 
         Args:
             u: corrupted images, float [N, C, H, W], values around [0, 1].
             level: their levels, int64 [N], 1 to K.
+            label: their classes, int64 [N], the number of classes where there is none; for a network that knows classes.
 
         Returns:
             float [N, C, H, W].
         """
         embedding = self.embed(_fourier_features(level / self.levels, self.embed[0].in_features))
+        if label is not None:
+            embedding = embedding + self.label(label)
         x = self.enter((2.0 * u - 1.0).contiguous(memory_format=torch.channels_last))
         skips = [x]
         for layer in self.down:
@@ -139,9 +147,9 @@ class MixedPrecision(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
         with torch.autocast(u.device.type, torch.bfloat16):
-            return self.network(u, level).float()
+            return self.network(u, *conditions).float()
 
 
 class LevelSequence(nn.ModuleList):

@@ -23,6 +23,8 @@ class Known:
     """The set on the Hugging Face hub."""
     instructions: str
     """How to get a local copy, its size and licence; ``{folder}`` is where to put it."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes."""
 
 
 KNOWN = {
@@ -54,6 +56,7 @@ KNOWN = {
         "uoft-cs/cifar10",
         "download cifar-10-binary.tar.gz (the binary version; 50,000 training images, 162 MB, no licence stated) from "
         "https://www.cs.toronto.edu/~kriz/cifar.html and unpack it to {folder}/cifar-10-batches-bin",
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "mnist": Known(
         ("mnist", "mnist.zip", "mnist-*x*.zip", "MNIST/raw", "MNIST"),
@@ -69,6 +72,7 @@ KNOWN = {
         "install Debian's package (apt install dataset-fashion-mnist), or download train-images-idx3-ubyte.gz and "
         "train-labels-idx1-ubyte.gz (60,000 images, 26 MB, MIT licence) from https://github.com/zalandoresearch/fashion-mnist "
         "and put them into {folder}/fashion-mnist",
+        ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"),
     ),
 }
 # Where packages of Debian put data sets.

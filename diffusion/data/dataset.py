@@ -33,6 +33,7 @@ OTHER_HALF: dict[str, Split] = {"all": "all", "even": "odd", "odd": "even"}
 _HALVES = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
 _NAMES = ("digits", *catalog.KNOWN)
 _SIZE = 64
+_CLASSES = 10_000
 # Images of a stream that can be read by number, and the memory for them [bytes].
 _HEAD = 10_000
 _HEAD_BYTES = 2**30
@@ -52,6 +53,23 @@ class ImageDataset(Sequence[np.ndarray]):
     """Class of each image, int64 [N], where it is known."""
     split: Split = "all"
     """Which images of the whole set these are."""
+    class_names: Sequence[str] = ()
+    """Names of the classes, where they have names."""
+
+    def classes(self) -> tuple[str, ...]:
+        """Names of all classes, in the order of their numbers.
+
+        Raises:
+            DataError: if not every image has a class.
+        """
+        if self.labels is None:
+            kinds = "digits, mnist, fashion-mnist, cifar10, a folder with a folder for each class, a dataset.json, a ClassLabel"
+            raise DataError(f"{self.name}: not every image has a class; leave out --classes, or use data with labels ({kinds})")
+        names = self.class_names or tuple(map(str, range(int(self.labels.max()) + 1)))
+        if self.labels.min() < 0 or not 2 <= len(names) <= _CLASSES or self.labels.max() >= len(names):
+            span = f"{self.labels.min()} to {self.labels.max()}"
+            raise DataError(f"{self.name}: labels from {span}; expected 2 to {_CLASSES} classes, counted from 0")
+        return tuple(names)
 
     @property
     def channels(self) -> int:
@@ -83,6 +101,10 @@ class ImageStream(Sequence[np.ndarray]):
     damaged: set[str] = field(default_factory=set)
     """What was wrong with the damaged images found so far."""
     labels = None
+
+    def classes(self) -> tuple[str, ...]:
+        """As :meth:`ImageDataset.classes`: never known."""
+        raise DataError(f"{self.name}: the images of a stream have no labels; leave out --classes, or --stream")
 
     def decode(self, row: Row) -> np.ndarray:
         """An image of the stream, uint8 [channels, height, width]; a damaged one is replaced by one that depends on it alone.
@@ -139,8 +161,8 @@ def open_dataset(
 
             - ``digits``, embedded;
             - a folder or .zip archive of images, with everything below it but hidden files, in the order of the paths. Classes are
-              taken from a dataset.json as EDM and StyleGAN write it. A folder may also hold the files of MNIST (IDX) or CIFAR-10
-              (binary version), of which the training images are read;
+              taken from a dataset.json as EDM and StyleGAN write it, else from the names of its folders. A folder may also hold the
+              files of MNIST (IDX) or CIFAR-10 (binary version), of which the training images are read;
             - ``hf:owner/name``, with ``@config`` and ``:split`` where wanted: a set of the Hugging Face hub, downloaded unless
               ``stream``; ``hf:FOLDER`` is a folder of parquet files;
             - ``ffhq``, ``afhq``, ``lsun-church``, ``cifar10``, ``mnist`` or ``fashion-mnist``: a local copy if there is one in
@@ -166,6 +188,7 @@ def open_dataset(
         raise DataError(f"{data}: a stream has no halves; leave out --stream, or --split")
     if data == "digits" and not stream:
         name, description, pixels, labels = _digits(size or Size(16, 16), channels=3 if grey is False else 1)
+        class_names = ()
     else:
         name, source, size, channels = find_source(data, size, root, grey, stream)
         kind = "grey" if channels == 1 else "colour"
@@ -173,7 +196,9 @@ def open_dataset(
             description = f"{source.count or ''} {kind} images, streamed from {source.location}".lstrip()
             return ImageStream(name, description, channels, size, source)
         pixels, refused = prepare(source, size, channels, cache)
-        labels = source.labels([file for file in source.names if file not in refused])
+        labels, class_names = source.labels([file for file in source.names if file not in refused]), source.class_names
+        if name in catalog.KNOWN:
+            class_names = class_names or catalog.KNOWN[name].classes
         description = f"{len(pixels)} {kind} images from {source.location}"
         if refused:
             problem = refusal(refused, len(source.names))
@@ -186,7 +211,7 @@ def open_dataset(
     if split != "all":
         description += f", of which the {len(pixels[chosen])} of {split} number"
     labels = None if labels is None else labels[chosen]
-    return ImageDataset(name_of_half(name, split), description, pixels[chosen], labels, split)
+    return ImageDataset(name_of_half(name, split), description, pixels[chosen], labels, split, class_names)
 
 
 def find_source(

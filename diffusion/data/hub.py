@@ -148,7 +148,7 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Source | Stream]:
 
     with data_errors(location):
         classes = table.select_columns(label)[:][label] if label else [None] * len(table)
-    return place, numbered(location, images._fingerprint, classes, read)
+    return place, numbered(location, images._fingerprint, classes, read, columns[label].names if label else ())
 
 
 def _cell(image: dict[str, Any] | None) -> tuple[bytes, str]:

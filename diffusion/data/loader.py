@@ -84,6 +84,13 @@ def batches(
         images.close()  # ends the workers
 
 
+def labels_of(dataset: Sequence[np.ndarray], seed: int, numbers: np.ndarray) -> torch.Tensor:
+    """Classes of the images of a run by their numbers in it, int64 [n]; ``seed`` as for :func:`batches`."""
+    length = len(dataset)
+    places = [_permutation(seed, epoch, length)[place] for epoch, place in zip(*np.divmod(numbers, length), strict=True)]
+    return torch.from_numpy(dataset.labels[places])
+
+
 def default_workers(dataset: Sequence[np.ndarray], ranks: int = 1) -> int:
     """How many processes read ``dataset``, on a machine that ``ranks`` share: one if it is not in memory and a core is free."""
     # Only Linux says which cores are ours; elsewhere a worker is not forked, and would get a copy of all images.

@@ -50,6 +50,8 @@ class Source:
     """Reads one image file: gives what messages call it, and its content; raises DataError."""
     classes: Mapping[str, int]
     """Classes of the images, by name, as far as they are known."""
+    class_names: Sequence[str] = ()
+    """Names of the classes, where they have names."""
 
     def labels(self, names: Sequence[str]) -> np.ndarray | None:
         """Classes of the images ``names``, int64 [len(names)]; None unless every one of them has a class."""
@@ -73,10 +75,16 @@ def open_path(path: Path) -> Source:
     return _pixels(folder) if _existing(folder, _IDX + _CIFAR) else _folder(str(folder))
 
 
-def numbered(location: str, version: object, classes: Sequence[int | None], read: Callable[[int], tuple[str, bytes]]) -> Source:
+def numbered(
+    location: str,
+    version: object,
+    classes: Sequence[int | None],
+    read: Callable[[int], tuple[str, bytes]],
+    class_names: Sequence[str] = (),
+) -> Source:
     """A source of images that are called by their numbers, from 0, with their classes where they are known."""
     labels = {str(number): label for number, label in enumerate(classes) if label is not None}
-    return Source(location, version, list(map(str, range(len(classes)))), lambda name: read(int(name)), labels)
+    return Source(location, version, list(map(str, range(len(classes)))), lambda name: read(int(name)), labels, class_names)
 
 
 def read_file(path: str) -> tuple[str, bytes]:
@@ -131,10 +139,18 @@ def _archive(location: str) -> Source:
 
 
 def _image_files(location: str, files: Collection[str], read: Callable[[str], tuple[str, bytes]]) -> Source:
-    """Those of the files that are images, with classes from a dataset.json, as data sets for StyleGAN and EDM have it."""
+    """Those of the files that are images, with classes from a dataset.json, as data sets for StyleGAN and EDM have it; else of the
+    names of their folders, where all of them are in folders."""
     names = sorted(filter(is_image_name, files))
     version = _status([location] if os.path.isfile(location) else (os.path.join(location, name) for name in names))
-    return Source(location, version, names, read, _classes(*read(_LABELS)) if _LABELS in files else {})
+    if _LABELS in files:
+        return Source(location, version, names, read, _classes(*read(_LABELS)))
+    folders = [name.partition("/") for name in names]
+    if not all(rest for _, _, rest in folders):
+        return Source(location, version, names, read, {})
+    kinds = sorted({folder for folder, _, _ in folders})
+    number = {kind: i for i, kind in enumerate(kinds)}
+    return Source(location, version, names, read, {"/".join((a, b)): number[a] for a, _, b in folders}, kinds)
 
 
 def _classes(label: str, text: bytes) -> dict[str, int]:

@@ -33,9 +33,10 @@ from diffusion.sampling.samplers import (
     visited_levels,
 )
 from diffusion.statistics import Statistics, load_statistics
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError, check_integer, check_number
 
 BUNDLED = Path(str(resources.files("assets") / "digits-model"))
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FILES = ("config.json", "ema.safetensors", "best.safetensors", "prior.safetensors", "statistics.safetensors", "metrics.json")
 
 
@@ -180,6 +181,8 @@ class Pipeline(
         *,
         levels: int | None = None,
         delta: float | None = None,
+        label: str | int | None = None,
+        guidance: float = 1.0,
         same_init: bool = False,
         share_noise: bool = False,
         callback: Callback | None = None,
@@ -191,6 +194,8 @@ class Pipeline(
             seed: 0 to 2^63 - 1; image number i is a function of the seed and of i.
             levels: number of steps, at most K; by default the process's ``steps``. Fewer are faster and coarser (see ``samplers``).
             delta: sampling noise in units of the training noise; by default the process's own (1.25).
+            label: class of the images, by name or number, for a run with classes; None leaves it open.
+            guidance: weight g >= 0 of the label (Ho and Salimans 2022): the network predicts F_none + g (F_label - F_none).
             same_init: all images start from the corrupted image of number 0, each with its own noise.
             share_noise: all images get the noise of number 0, each with its own start.
             callback: called as ``callback(level, u)`` at the start and after every step, batch after batch.
@@ -204,10 +209,11 @@ class Pipeline(
         numbers = np.arange(images) if np.ndim(images) == 0 else np.asarray(images)
         own, common = _sample_seeds(numbers, seed), _sample_seeds(np.zeros_like(numbers), seed)
         start, noise, corruption = common if same_init else own, common if share_noise else own, self._corruption(delta)
+        predict = self.predictor(label, guidance)
 
         def draw(rows: slice) -> torch.Tensor:
             u = self.prior.draw(start[rows], corruption, self.device)
-            return self._reverse(u, noise[rows], start[rows], corruption, corruption.levels, levels, callback)
+            return self._reverse(predict, u, noise[rows], start[rows], corruption, corruption.levels, levels, callback)
 
         return self._batched(len(numbers), draw)
 
@@ -219,6 +225,8 @@ class Pipeline(
         *,
         levels: int | None = None,
         delta: float | None = None,
+        label: str | int | None = None,
+        guidance: float = 1.0,
         callback: Callback | None = None,
     ) -> torch.Tensor:
         """Images between pairs of samples: pictures are interpolated linearly, noise (the flow's, too) spherically.
@@ -228,7 +236,7 @@ class Pipeline(
         Args:
             pairs: image numbers of the two samples, as in :meth:`sample`; their images are the ends.
             points: images for each pair, with the ends, at least 2.
-            seed, levels, delta, callback: as for :meth:`sample`.
+            seed, levels, delta, label, guidance, callback: as for :meth:`sample`.
 
         Returns:
             float32 [len(pairs), points, C, H, W] on the CPU.
@@ -242,7 +250,7 @@ class Pipeline(
         places = torch.linspace(0.0, 1.0, points).repeat(len(numbers) // points)[:, None, None, None]
         corruption = self._corruption(delta)
         last = corruption.levels
-        flow = torch.where(places.flatten() < 0.5, first, second)
+        flow, predict = torch.where(places.flatten() < 0.5, first, second), self.predictor(label, guidance)
         still = Corruption(replace(corruption.process, peclet=0.0, start_noise=0.0), corruption.size)
 
         def draw(rows: slice) -> torch.Tensor:
@@ -252,7 +260,7 @@ class Pipeline(
             # What flow and noise add to the blurred pictures of the prior is random with mean zero.
             u = torch.lerp(blurred, other_blurred, place) + circular(one - blurred, other - other_blurred, place)
             noise = spherical(*(seeded_noise(seed[rows], last, u) for seed in (first, second)), place)
-            return self._reverse(u, noise, flow[rows], corruption, last, levels, callback)
+            return self._reverse(predict, u, noise, flow[rows], corruption, last, levels, callback)
 
         return self._batched(len(numbers), draw).unflatten(0, (-1, points))
 
@@ -282,6 +290,8 @@ class Pipeline(
         *,
         levels: int | None = None,
         delta: float | None = None,
+        label: str | int | None = None,
+        guidance: float = 1.0,
         callback: Callback | None = None,
     ) -> torch.Tensor:
         """Corrupt an image to a level by :meth:`corrupt` and sample from there, each time with other noise.
@@ -289,7 +299,7 @@ class Pipeline(
         Args:
             image, level: as for :meth:`corrupt`; the level is at least 1.
             images: number of restorations.
-            seed, levels, delta, callback: as for :meth:`sample`; ``levels`` is at most ``level``, which is the default.
+            seed, levels, delta, label, guidance, callback: as for :meth:`sample`; ``levels`` is at most ``level``.
 
         Returns:
             float32 [images, C, H, W] on the CPU.
@@ -301,9 +311,12 @@ class Pipeline(
         visited_levels(corruption, level, levels)
         corrupted, flow = self.corrupt(image, level, seed).to(self.device), _sample_seeds(np.zeros(images, dtype=np.int64), seed)
 
+        predict = self.predictor(label, guidance)
+
         def draw(rows: slice) -> torch.Tensor:
             chosen = noise_seed[rows]
-            return self._reverse(corrupted.repeat(len(chosen), 1, 1, 1), chosen, flow[rows], corruption, level, levels, callback)
+            u = corrupted.repeat(len(chosen), 1, 1, 1)
+            return self._reverse(predict, u, chosen, flow[rows], corruption, level, levels, callback)
 
         return self._batched(images, draw)
 
@@ -359,12 +372,34 @@ class Pipeline(
             return self.corruption
         return Corruption(replace(self.config.process, sampling_noise=delta), self.config.size)
 
-    def _predict(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.network(u, level).float()
+    def predictor(self, label: str | int | None, guidance: float) -> Predict:
+        """The network as a function of image and level, under a label with guidance; arguments as for :meth:`sample`.
+
+        Raises:
+            InputError: if there is no such label, or the guidance is out of its range or without a label.
+        """
+        check_number("guidance", guidance, 0.0)
+        number, none = self.config.label_number(label), len(self.config.classes)
+        if guidance != 1.0 and label is None:
+            raise InputError(f"guidance {guidance:g} needs a label")
+
+        def network(u: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return self.network(u, *conditions).float()
+
+        def labelled(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+            return network(u, level, torch.full_like(level, number))
+
+        def guided(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+            labels = torch.tensor([none, number], device=level.device).repeat_interleave(len(u))
+            open_, closed = network(torch.cat([u, u]), torch.cat([level, level]), labels).chunk(2)
+            return open_ + guidance * (closed - open_)
+
+        return network if number is None else labelled if guidance == 1.0 else guided
 
     def _reverse(
         self,
+        predict: Predict,
         u: torch.Tensor,
         seed: torch.Tensor | Noise,
         flow: torch.Tensor,
@@ -376,11 +411,11 @@ class Pipeline(
         if callback is not None:
             callback(start, u)
         if corruption.process.sampler == "residual":
-            return residual_sampler(self._predict, u, corruption, seed, callback, start=start, levels=levels)
+            return residual_sampler(predict, u, corruption, seed, callback, start=start, levels=levels)
 
         def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
             inputs = self.parametrisation.inputs(u, level)
-            prediction = self._predict(inputs, torch.full((len(u),), level, device=u.device))
+            prediction = predict(inputs, torch.full((len(u),), level, device=u.device))
             clean = self.parametrisation.clean(prediction, u, level)
             return clean.clamp(0.0, 1.0) if corruption.process.clip_clean else clean
 

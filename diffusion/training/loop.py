@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,11 +16,11 @@ from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
 from diffusion.config import RunConfig, check_same_run, save_config
-from diffusion.data.loader import batches, default_workers
+from diffusion.data.loader import batches, default_workers, labels_of
 from diffusion.files import save_tensors
 from diffusion.network import MixedPrecision
 from diffusion.parametrisation import parametrisation, prediction_loss
-from diffusion.rng import seeds
+from diffusion.rng import seeds, uniform
 from diffusion.sampling.prior import Prior, load_prior
 from diffusion.statistics import Statistics, load_statistics
 from diffusion.training.checkpoint import Checkpoints
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from diffusion.sampling.pipeline import Pipeline
 
 LOG_STEPS = 25
+# Share of the labels that are dropped.
+DROPPED = 0.1
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def train(
 
     Args:
         config: the run. A folder that holds another run is refused; only the length of the training may differ.
-        dataset: pictures, float32 [C, H, W] in [0, 1].
+        dataset: pictures, float32 [C, H, W] in [0, 1]; an ImageDataset with labels where ``config.classes`` names classes.
         folder: run folder, made if missing; on several machines one that all of them see.
         device: where to corrupt and to train; None is CUDA where there is one. Launched processes take a device each.
         execution: how the training is carried out.
@@ -117,7 +120,8 @@ def train(
     with ranks.together():
         statistics, prior = load_statistics(folder, config), load_prior(folder, config)
         log = MetricsLog(folder / "metrics.jsonl", state.images, ranks)
-    trainer = Trainer(config, state, ranks, execution, statistics)
+    labels = partial(labels_of, dataset, training.seed) if config.classes else None
+    trainer = Trainer(config, state, ranks, execution, statistics, labels)
     pipeline = Pipeline(config, state.average.network, prior, statistics=statistics, precision=trainer.precision)
 
     def write_log() -> None:
@@ -238,6 +242,7 @@ class Trainer:
         ranks: the processes of the run.
         execution: how steps are carried out (precision, accumulate, compile).
         statistics: moments of the training pictures, for the target ``remainder``.
+        labels: called with numbers of images in the run, int64 [n]; gives their classes, int64 [n], where the run has classes.
 
     Raises:
         InputError: if the batch does not divide into equal parts.
@@ -250,10 +255,12 @@ class Trainer:
         ranks: Ranks,
         execution: ExecutionConfig,
         statistics: Statistics | None = None,
+        labels: Callable[[np.ndarray], torch.Tensor] | None = None,
     ) -> None:
         self.config = config
         self.corruption = config.corruption()
         self.parametrisation = parametrisation(self.corruption, statistics)
+        self.labels = labels
         self.state = state
         self.ranks = ranks
         self.part, self.precision = _parts(config, ranks, execution)
@@ -301,7 +308,8 @@ class Trainer:
                 inputs, target = self.parametrisation.example(_to(device, part), level, sample)
             torch.manual_seed(int(seeds(seed, "dropout", first)))
             with watch.part("network"):
-                prediction = self.model(inputs, _to(device, level))
+                conditions = (level, self._label(first, sample)) if self.labels else (level,)
+                prediction = self.model(inputs, *(_to(device, condition) for condition in conditions))
                 loss = weight * prediction_loss(self.corruption, prediction, target, level, sample)
                 # The backward pass averages gradients over the ranks; their sum is wanted.
                 (self.ranks.count * loss).backward()
@@ -314,6 +322,11 @@ class Trainer:
             advice = "use more accumulation steps (--accumulate), or --precision bf16"
             raise InputError(f"{device} has not enough memory for {len(part)} images at a time: {advice}") from error
         return loss.detach()
+
+    def _label(self, first: int, sample: torch.Tensor) -> torch.Tensor:
+        """Classes of the images from number ``first`` on; a tenth of them dropped, for guidance (Ho and Salimans 2022)."""
+        label = self.labels(np.arange(first, first + len(sample)))
+        return torch.where(uniform(sample, "label") < DROPPED, len(self.config.classes), label)
 
 
 def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple[int, str]:

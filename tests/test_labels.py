@@ -1,0 +1,162 @@
+"""Class labels: read with the pictures, learned, dropped at random, and used with guidance."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cli import sample, train
+from diffusion.config import RunConfig, load_config, save_config
+from diffusion.data.dataset import ImageDataset, open_dataset
+from diffusion.data.images import DataError
+from diffusion.data.loader import batches, labels_of
+from diffusion.files import load_tensors
+from diffusion.network import UNet
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.prior import Prior
+from diffusion.training.loop import DROPPED, ExecutionConfig, Trainer
+from diffusion.training.loop import train as learn
+from diffusion.training.ranks import Ranks
+from diffusion.training.state import TrainingState
+from lbm_warp.checks import InputError
+from tests.runs import SIZE, exit_code, said, stripes, tiny_config, without_dropout
+
+CPU = torch.device("cpu")
+NAMES = ("dark", "bright")
+
+
+def labelled() -> ImageDataset:
+    """Stripes, and whether they are bright."""
+    pixels = np.stack(stripes())
+    return ImageDataset("stripes", "stripes", pixels, (pixels.max(axis=(1, 2, 3)) > 0.75).astype(np.int64), class_names=NAMES)
+
+
+def config(**training: object) -> RunConfig:
+    return without_dropout(replace(tiny_config(**training), classes=NAMES))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labels") / "run"
+    assert learn(config(), labelled(), folder, CPU, ExecutionConfig(checkpoint_every=8))
+    return folder
+
+
+def test_labels_are_those_of_the_images_of_the_run() -> None:
+    """Over two epochs, in whatever batches: the label goes with the picture."""
+    dataset = labelled()
+    with batches(dataset, 3, 5, 37, 8) as images:
+        seen = torch.cat(list(images))
+    expected = (seen.amax(dim=(1, 2, 3)) > 0.75).long()
+    assert torch.equal(labels_of(dataset, 3, np.arange(5, 37)), expected)
+    assert torch.equal(labels_of(dataset, 3, np.array([12])), expected[7:8])
+
+
+def test_a_tenth_of_the_labels_is_dropped_by_the_number_of_the_image() -> None:
+    """Binomial: five standard errors of 4,000 images. In parts of a batch the same ones."""
+    run = config()
+    labels = lambda numbers: torch.zeros(len(numbers), dtype=torch.int64)  # noqa: E731
+    trainer = Trainer(run, TrainingState.initial(run, CPU), Ranks(CPU), ExecutionConfig(), labels=labels)
+    sample = torch.arange(4000)
+    found = trainer._label(0, sample)
+    assert abs((found == 2).float().mean().item() - DROPPED) < 5 * (DROPPED * (1 - DROPPED) / 4000) ** 0.5
+    assert set(found.tolist()) == {0, 2} and torch.equal(trainer._label(100, sample[100:150]), found[100:150])
+
+
+def test_a_run_learns_its_labels_and_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    shorter = replace(config(), training=replace(config().training, images=24))
+    learn(shorter, labelled(), tmp_path / "twice", CPU)
+    learn(config(), labelled(), tmp_path / "twice", CPU, ExecutionConfig(workers=1))
+    once, twice = (load_tensors(folder / "ema.safetensors") for folder in (run, tmp_path / "twice"))
+    assert all(torch.equal(once[name], twice[name]) for name in once) and once["label.weight"].abs().amax(dim=1).min() > 0.0
+    assert load_config(run).classes == NAMES
+    pipeline = Pipeline.from_pretrained(run)
+    dark, bright, free = (pipeline.sample(3, label=label) for label in ("dark", 1, None))
+    assert (dark - bright).abs().max() > 1e-4 and (dark - free).abs().max() > 1e-4
+    torch.testing.assert_close(pipeline.sample([2], label="bright")[0], bright[2], rtol=0, atol=1e-5)
+
+
+class Known(nn.Module):
+    """Predicts the number of the label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(1))
+
+    def forward(self, u: torch.Tensor, level: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return 0.01 * label[:, None, None, None].expand_as(u)
+
+
+def test_guidance_is_its_formula() -> None:
+    """F = F_none + g (F_label - F_none): with F = label / 100 and K steps without noise the sample moves by K F."""
+    numbers = config()
+    pipeline = Pipeline(numbers, Known(), Prior.build(stripes(), numbers.corruption(), CPU))
+
+    def moved(label: str | None, guidance: float) -> float:
+        with_label = pipeline.sample(2, label=label, guidance=guidance, delta=0.0)
+        return float((with_label - pipeline.sample(2, label="dark", delta=0.0)).mean()) / (0.01 * numbers.process.levels)
+
+    assert moved("bright", 1.0) == pytest.approx(1.0, abs=1e-4)
+    assert moved(None, 1.0) == pytest.approx(2.0, abs=1e-4)
+    for guidance in (0.0, 0.5, 3.0):
+        assert moved("bright", guidance) == pytest.approx(2.0 + guidance * (1.0 - 2.0), abs=1e-4)
+
+
+def test_a_network_without_classes_is_what_it_was() -> None:
+    plain, classes = (UNet(1, tiny_config().network, 6, count) for count in (0, 3))
+    assert set(classes.state_dict()) - set(plain.state_dict()) == {"label.weight"} and classes.label.weight.shape[0] == 4
+
+
+def test_classes_of_every_kind_of_source(tmp_path: Path) -> None:
+    assert open_dataset("digits", 16).classes() == tuple("0123456789")
+    for name, brightness in (("cats/a", 20), ("cats/b", 30), ("dogs/x/c", 40)):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), brightness).save(tmp_path / "pets" / f"{name}.png")
+    pets = open_dataset(str(tmp_path / "pets"), 8, cache=tmp_path / "cache")
+    assert pets.classes() == ("cats", "dogs") and pets.labels.tolist() == [0, 0, 1]
+    Image.new("L", (8, 8)).save(tmp_path / "pets" / "loose.png")
+    with pytest.raises(DataError, match="pets: not every image has a class; leave out --classes"):
+        open_dataset(str(tmp_path / "pets"), 8, cache=tmp_path / "cache").classes()
+    os.remove(tmp_path / "pets" / "loose.png")
+    (tmp_path / "pets" / "dataset.json").write_text(
+        json.dumps({"labels": [["cats/a.png", 1], ["cats/b.png", 0], ["dogs/x/c.png", 2]]})
+    )
+    pets = open_dataset(str(tmp_path / "pets"), 8, cache=tmp_path / "cache")
+    assert pets.classes() == ("0", "1", "2") and pets.labels.tolist() == [1, 0, 2]
+
+
+def test_runs_without_classes_keep_loading(tmp_path: Path) -> None:
+    save_config(tmp_path, tiny_config())
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["classes"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_config(tmp_path) == tiny_config()
+
+
+def test_wrong_labels_are_refused_in_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").mkdir()
+    Image.new("L", (SIZE, SIZE), 9).save(tmp_path / "plain" / "a.png")
+    for main, arguments, message in (
+        (sample.main, [run, "--label", "brigt"], "unknown label 'brigt': expected one of dark, bright; did you mean bright?"),
+        (sample.main, [run, "--label", 2], "unknown label '2': expected one of dark, bright"),
+        (sample.main, [run, "--guidance", 2], "guidance 2 needs a label"),
+        (sample.main, [run, "--label", 1, "--guidance", -1], "guidance must be at least 0, got -1"),
+        (sample.main, ["--label", "three"], "label three: this run knows no classes; train one with --classes"),
+        (train.main, ["--data", "plain", "--size", 8, "--classes"], "plain: not every image has a class; leave out --classes"),
+    ):
+        code, (_, err) = exit_code(main, *arguments), said(capsys.readouterr())
+        assert code == 2 and message in err and err.count("\n") == 1, (arguments, err)
+    assert not (tmp_path / "runs").exists() and not list(tmp_path.glob("outputs/*/images"))
+    with pytest.raises(InputError, match="needs a label"):
+        Pipeline.from_pretrained(run).sample(1, guidance=0.5)
