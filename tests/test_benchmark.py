@@ -229,11 +229,13 @@ def hold(megabytes: int) -> int | None:
     return measure.peak_memory(run, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ON_LINUX, reason="reads Linux's /proc")
 def test_memory_on_the_cpu_is_what_is_held_at_one_time() -> None:
     assert measure.in_own_process(hold, 40) == pytest.approx(40 * 2**20, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ON_LINUX, reason="reads Linux's /proc")
 @pytest.mark.parametrize(("options", "tolerance"), [(["train", "--steps", 1], 0.15), (["sample", "--levels", 2], 0.3)])
 def test_a_cpu_measures_the_digits_and_their_memory_is_near_the_estimate(

@@ -116,6 +116,7 @@ def curve(folder: Path, name: str) -> list[float]:
     return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "pieces", "begun"])
 def test_two_processes_train_what_one_trains(launched: Path, name: str) -> None:
     if name == "two":
@@ -130,6 +131,7 @@ def test_two_processes_train_what_one_trains(launched: Path, name: str) -> None:
         assert (launched / name / file).read_bytes() == (launched / "one" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_process_stops_with_the_same_words(launched: Path) -> None:
     first, second = (json.loads((launched / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first == second and first["count"] == 2
@@ -144,6 +146,7 @@ def test_every_process_stops_with_the_same_words(launched: Path) -> None:
     assert not (launched / "refused").exists() and not (launched / "nan" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_request_to_one_process_stops_both_after_the_same_step(launched: Path) -> None:
     said = json.loads((launched / "rank0.json").read_text())["said"]
     assert said["stopped"] is False

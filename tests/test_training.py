@@ -353,6 +353,7 @@ def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_alike_under_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the back end that needs no compiler."""
     compile_ = nn.Module.compile
