@@ -106,7 +106,6 @@ class UNet(nn.Module):
         if classes:
             # One row more stands for no label (Ho and Salimans 2022).
             self.label = nn.Embedding(classes + 1, self.embedding_width)
-            nn.init.zeros_(self.label.weight)
         # Convolutions are faster with channels last, on CPUs and on tensor cores.
         self.to(memory_format=torch.channels_last)
 
