@@ -31,7 +31,7 @@ ADDED = {
         "fresh": 1.0,
         "variance": "fixedsmall",
         "clip_clean": False,
-        "extrapolation": 0.0,
+        "second_order_above": None,
         "start": "pictures",
         "start_noise": 0.0,
         "spacing": "even",

@@ -148,9 +148,9 @@ class ForwardProcess:
     """Variance of the ancestral sampler's fresh noise: the posterior's, or the forward process's (Ho et al. 2020, section 3.2)."""
     clip_clean: bool = False
     """Clip the predicted clean image to [0, 1] in every step."""
-    extrapolation: float = 0.0
-    """Share to which the samplers resample and ancestral extrapolate the clean image from the last two levels, 0 to 1: 0 makes
-    steps of first order, 1 of second order."""
+    second_order_above: float | None = None
+    """Noise-to-signal ratio (of images from -1 to 1) above which the samplers resample and ancestral take steps of second order,
+    >= 0: they extrapolate the clean image from the last two levels. None: all steps have first order."""
     start: Literal["pictures", "mean-colour"] = "pictures"
     """What sampling starts from: level K of thumbnails of training pictures, or flat images with a mean colour drawn from a
     Gaussian that is fitted to theirs."""
@@ -177,7 +177,8 @@ class ForwardProcess:
         check_number("noise", self.noise, 0.0, 1.0)
         check_number("sampling noise", self.sampling_noise, 0.0)
         check_number("fresh", self.fresh, 0.0, 1.0)
-        check_number("extrapolation", self.extrapolation, 0.0, 1.0)
+        if self.second_order_above is not None:
+            check_number("second order above", self.second_order_above, 0.0)
         check_number("blur floor", self.blur_floor, 0.0, 1.0)
         check_number("start noise", self.start_noise, 0.0)
         check_integer("levels", self.levels, 1)
@@ -205,8 +206,8 @@ class ForwardProcess:
             for name, values in noisy.items():
                 if getattr(self, name) in values:
                     raise InputError(f"{name.replace('_', ' ')} {getattr(self, name)} needs noise above 0")
-            if self.extrapolation > 0.0:
-                raise InputError("extrapolation needs noise above 0")
+            if self.second_order_above is not None:
+                raise InputError("second order needs noise above 0")
 
     @property
     def is_diagonal(self) -> bool:
@@ -265,7 +266,7 @@ PROCESSES = {
         target="remainder",
         level_density="log-normal",
         sampler="ancestral",
-        extrapolation=0.6,
+        second_order_above=0.3,
         spacing="edm",
         steps=30,
         sampling_noise=1.0,
@@ -335,7 +336,7 @@ PROCESSES = {
         spectrum="flat",
         level_density="log-normal",
         sampler="resample",
-        extrapolation=1.0,
+        second_order_above=0.0,
         spacing="edm",
         steps=36,
         sampling_noise=1.0,

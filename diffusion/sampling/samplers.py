@@ -123,9 +123,9 @@ def resampling_sampler(
     variance c^2 v of the forward process (section 3.2 there); under blur this is soft diffusion's momentum sampler (Daras et al.
     2023, section 3.3), which changes the blur by the predicted image and the noise by a step of the reverse diffusion.
 
-    The process's ``extrapolation`` e looks ahead in h = log(s / sigma), from the prediction x_i of the level before:
-    x + e (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). With e = 1 steps have second order: without blur and flow this is
-    DPM-Solver++(2M), and with c = 1 its stochastic form (Lu et al. 2022, algorithm 2 and appendix C).
+    Steps above the noise-to-signal ratio ``second_order_above`` extrapolate the clean image in h = log(s / sigma), from the
+    prediction x_i of the level before: x + (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). They have second order: without blur and flow
+    this is DPM-Solver++(2M), and with c = 1 its stochastic form (Lu et al. 2022, algorithm 2 and appendix C).
 
     Args:
         denoise: called as ``denoise(u, level)``; gives the clean images that the network predicts.
@@ -146,14 +146,15 @@ def resampling_sampler(
     noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
     process, signal, sigma = corruption.process, corruption.signal.tolist(), corruption.noise.tolist()
     share = process.fresh if process.sampler == "ancestral" else 0.0
+    second_order = float("inf") if process.second_order_above is None else process.second_order_above
     u = u + process.sampling_noise * sigma[visited[0]] * noise(visited[0])
     previous = None
     for level, below in pairwise(visited):
         predicted = clean = denoise(u, level)
-        if process.extrapolation > 0.0 and previous is not None and below > 0:
+        if previous is not None and below > 0 and 2.0 * sigma[level] / signal[level] > second_order:
             before, last = previous
             here, there, far = (np.log(signal[k] / sigma[k]) for k in (level, below, before))
-            clean = predicted + process.extrapolation * (there - here) / (2.0 * (here - far)) * (predicted - last)
+            clean = predicted + (there - here) / (2.0 * (here - far)) * (predicted - last)
         previous = level, predicted
         ratio = sigma[below] / sigma[level] if sigma[level] > 0.0 else 1.0
         added = sigma[level] ** 2 - (signal[level] / signal[below] * sigma[below]) ** 2
