@@ -23,6 +23,9 @@ FORMAT = 1
 ADDED = {
     "process": {
         "wave_speed": 0.0,
+        "turbulence_time": 0.0,
+        "tell_flow": False,
+        "noise_exponent": 0.0,
         "by_channel": False,
         "blur_floor": 0.0,
         "spectrum": "measured",
@@ -120,13 +123,18 @@ class RunConfig:
         """Shape [C, H, W] of an image."""
         return self.channels, *self.size
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of what the network sees of an image: its channels, and those of the flow if it is told."""
+        return self.channels + (2 if self.process.tell_flow else 0), *self.size
+
     def corruption(self) -> Corruption:
         """The forward process at the size of the run's images."""
         return Corruption(self.process, self.size)
 
     def build_network(self) -> UNet:
         """The network with fresh weights, which depend on torch's global seed."""
-        return UNet(self.channels, self.network, self.process.levels, len(self.classes))
+        return UNet(self.channels, self.network, self.process.levels, len(self.classes), self.input_shape[0])
 
     def label_number(self, label: str | int | None) -> int | None:
         """Number of a class by its name or its number; that of no label for None. None for a run without classes.

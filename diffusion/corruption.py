@@ -32,6 +32,7 @@ class Corruption:
         operator: A_k, levels 0..K.
         sigma: blur widths of levels 0..K [pixels], float64 [K + 1].
         signal, noise: s_k and sigma_k of levels 0..K, float64 [K + 1].
+        noise_power: variance of every cosine mode of the noise eps, mean one, float64 [H, W]; None for white noise.
 
     Raises:
         InputError: if the process is not valid, or not at this size.
@@ -45,6 +46,11 @@ class Corruption:
         self.sigma = process.blur_widths(size.shorter)
         self.signal, self.noise = process.scales()
         self.operator = _operator(process, self.sigma)
+        self.noise_power = None
+        if process.noise_exponent:
+            k = torch.hypot(*torch.meshgrid(*(torch.arange(side) * (size.shorter / side) for side in size), indexing="ij")).double()
+            power = (1.0 + k) ** (-2.0 * process.noise_exponent)
+            self.noise_power = power / power.mean()
 
     def mean(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """Level k without its noise, m + s_k (A_k(u_0) - m).
@@ -61,17 +67,17 @@ class Corruption:
 
     def corrupt(self, u0: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """Level k of clean images, u_k; arguments as for :meth:`mean`."""
-        return self.mean(u0, level, seed) + self.at(self.noise, level, u0) * self.white_noise(seed, u0)
+        return self.mean(u0, level, seed) + self.at(self.noise, level, u0) * self.unit_noise(seed, u0)
 
     def pair(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Level k - 1 without its noise and level k with it, for levels 1 to K; arguments as for :meth:`mean`."""
         before, after = self.operator.pair(u0, level, seeds(seed, "flow"))
-        noise = self.at(self.noise, level, u0) * self.white_noise(seed, u0)
+        noise = self.at(self.noise, level, u0) * self.unit_noise(seed, u0)
         return self._scaled(before, level - 1), self._scaled(after, level) + noise
 
     def trajectory(self, u0: torch.Tensor, seed: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """``(k, u_k)`` for all levels 0 to K in one pass; arguments as for :meth:`mean`."""
-        noise = self.white_noise(seed, u0)
+        noise = self.unit_noise(seed, u0)
         for level, u in self.operator.trajectory(u0, seeds(seed, "flow")):
             yield level, self._scaled(u, level) + float(self.noise[level]) * noise
 
@@ -93,6 +99,26 @@ class Corruption:
         factor = torch.exp(-0.5 * widths.square() * (ky.square()[:, None] + kx.square()))
         return torch.lerp(factor, torch.ones_like(factor), self.process.blur_floor).to(like.device, like.dtype)
 
+    def tell(self, inputs: torch.Tensor, level: int | torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        """What the network sees: its view of the images and, with ``tell_flow``, how far the flow has carried them.
+
+        At t = sigma_k^2 / (2 alpha) that is V t v = Pe sigma_k^2 / (2 L) v pixels, as the network maps its inputs from [0, 1] to
+        [-1, 1].
+
+        Args:
+            inputs: float32 [N, C, H, W].
+            level, seed: as for :meth:`mean`.
+
+        Returns:
+            float32 [N, C, H, W] or [N, C + 2, H, W].
+        """
+        if not self.process.tell_flow:
+            return inputs
+        turbulence = TURBULENCE[self.process.turbulence]
+        velocity = turbulence.velocity(seeds(seed, "flow"), *self.size, boundary=self.process.boundary, device=inputs.device)
+        carried = self.at(self.process.peclet * self.sigma**2 / (2.0 * self.size.shorter), level, inputs)
+        return torch.cat([inputs, 0.5 + 0.5 * carried * velocity], dim=1)
+
     def iterations(self) -> np.ndarray:
         """Lattice iterations from the clean image to levels 0..K, in units of one on the pixel grid, float64 [K + 1]."""
         return self.operator.iterations(*self.size)
@@ -100,9 +126,16 @@ class Corruption:
     def _scaled(self, u: torch.Tensor, level: int | torch.Tensor) -> torch.Tensor:
         return u if self.process.signal == "constant" else 0.5 + self.at(self.signal, level, u) * (u - 0.5)
 
-    def white_noise(self, seed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def unit_noise(self, seed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """eps of unit variance, in the shape of ``like`` [N, C, H, W]."""
-        return normal(seeds(seed, "noise"), like.shape, like.device)
+        return self.coloured(normal(seeds(seed, "noise"), like.shape, like.device))
+
+    def coloured(self, white: torch.Tensor) -> torch.Tensor:
+        """White noise [N, C, H, W] with the spectrum of the process's noise."""
+        if self.noise_power is None:
+            return white
+        rows, columns = (cosines(side)[1].to(white) for side in self.size)
+        return rows.T @ (self.noise_power.sqrt().to(white) * (rows @ white @ columns.T)) @ columns
 
     def at(self, scale: np.ndarray, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor | float:
         """A scale, [K + 1], at one level for all images, or at one level each as [N, 1, 1, 1]."""
@@ -228,9 +261,8 @@ def flow_operator(process: ForwardProcess, sigma: np.ndarray) -> AdvectionDiffus
     if process.turbulence == "waves":
         options = {"offset": process.offset, "boundary": process.boundary, "transport": process.transport}
         return WaveAdvectionDiffusion(Schedule(sigma), process.peclet, process.wave_speed, **options)
-    return AdvectionDiffusion(
-        Schedule(sigma), process.peclet, TURBULENCE[process.turbulence], boundary=process.boundary, offset=process.offset
-    )
+    options = {"boundary": process.boundary, "offset": process.offset, "turbulence_time": process.turbulence_time}
+    return AdvectionDiffusion(Schedule(sigma), process.peclet, TURBULENCE[process.turbulence], **options)
 
 
 def _operator(process: ForwardProcess, sigma: np.ndarray) -> Operator:

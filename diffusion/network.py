@@ -61,9 +61,12 @@ class UNet(nn.Module):
         config: size of the network.
         levels: K, the number of the most corrupted level.
         classes: number of classes; with 0 the network knows none.
+        input_channels: channels that it sees; those of the images by default.
     """
 
-    def __init__(self, image_channels: int, config: NetworkConfig, levels: int, classes: int = 0) -> None:
+    def __init__(
+        self, image_channels: int, config: NetworkConfig, levels: int, classes: int = 0, input_channels: int | None = None
+    ) -> None:
         super().__init__()
         self.levels = levels
         self.embedding_width = 4 * config.width
@@ -71,7 +74,7 @@ class UNet(nn.Module):
             nn.Linear(config.width, self.embedding_width), nn.SiLU(), nn.Linear(self.embedding_width, self.embedding_width)
         )
         widths = [config.width * m for m in config.multipliers]
-        self.enter = nn.Conv2d(image_channels, config.width, 3, padding=1)
+        self.enter = nn.Conv2d(input_channels or image_channels, config.width, 3, padding=1)
 
         def block(inputs: int, outputs: int, depth: int) -> LevelSequence:
             layers: list[nn.Module] = [ResidualBlock(inputs, outputs, self.embedding_width, config.dropout)]
@@ -113,7 +116,7 @@ class UNet(nn.Module):
         """Predicted correction.
 
         Args:
-            u: corrupted images, float [N, C, H, W], values around [0, 1].
+            u: corrupted images and what else it sees, float [N, input_channels, H, W], values around [0, 1].
             level: their levels, int64 [N], 1 to K.
             label: their classes, int64 [N], the number of classes where there is none; for a network that knows classes.
 

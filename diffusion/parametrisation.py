@@ -15,8 +15,9 @@ z_k = m + (u_k - m) / s_k = y_k + r_k eps and r_k = sigma_k / s_k, in every cosi
     base_k = E x + W_k (z_k - E y_k),    W_k = <x y_k> / (<y_k y_k> + r_k^2),
 
 is the best linear estimate of x, gain_k^2 the mean over modes of <x x> - W_k <x y_k>, what is left to know, and 1 / c_k^2 the mean
-of <y_k y_k> + r_k^2. So inputs and targets have variance one at every level, whatever the process. Without blur and with one
-number for the spectrum (``spectrum`` flat, about the mean 1/2) this is the preconditioning of EDM (Karras et al. 2022, table 1).
+of <y_k y_k> + r_k^2. So inputs and targets have variance one at every level, whatever the process. Noise that is not white has its
+own r_k in every mode. Without blur and with one number for the spectrum (``spectrum`` flat, about the mean 1/2) this is the
+preconditioning of EDM (Karras et al. 2022, table 1).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Plain:
             before, u = self.corruption.pair(u0, level, seed)
         else:
             before, u = u0, self.corruption.corrupt(u0, level, seed)
-        return u, self.corruption.white_noise(seed, u0) if self.target == "noise" else before - u
+        return u, self.corruption.unit_noise(seed, u0) if self.target == "noise" else before - u
 
     def inputs(self, u: torch.Tensor, level: Level) -> torch.Tensor:
         """As :meth:`Parametrisation.inputs`."""
@@ -117,7 +118,8 @@ class Remainder:
             self._interpolated(moment, level, u)
             for moment in (statistics.corrupted_mean, statistics.corrupted_variance, statistics.covariance)
         )
-        seen = variance + (noise / signal) ** 2
+        power = self.corruption.noise_power
+        seen = variance + (noise / signal) ** 2 * (1.0 if power is None else power.to(u))
         wiener = covariance / seen
         gain = (statistics.variance.to(u) - wiener * covariance).mean(dim=(-3, -2, -1), keepdim=True).clamp_min(1e-12).sqrt()
         rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])

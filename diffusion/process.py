@@ -101,7 +101,9 @@ class ForwardProcess:
     peclet: float = 0.0
     """Peclet number Pe = V L / alpha, advection against diffusion, >= 0."""
     turbulence: Literal["curl-noise", "spectral", "compressible", "waves"] = "curl-noise"
-    """Generator of the velocity field. waves move and are compressible, as published; the others are frozen."""
+    """Generator of the velocity field. waves move and are compressible, as published; the others move with turbulence_time."""
+    turbulence_time: float = 0.0
+    """Rate of change of the flow, >= 0: 0 is a frozen flow; at 1 an eddy as large as the image turns over in its own time."""
     wave_speed: float = 0.0
     """Speed W of the waves as W L / alpha, >= 0; L is the image side. Published: 98.3 at 128 px."""
     offset: float = 0.0
@@ -109,6 +111,8 @@ class ForwardProcess:
     transport: bool = True
     """Whether the flow transports the image. If not, the image is only blurred, and the flow acts on the background alone:
     A_0(u) + A(c) - c, the same structured noise without transport. With waves, c includes the mean of the image."""
+    tell_flow: bool = False
+    """Whether the network sees the flow beside the image, as two more channels: how far it has carried the image, in pixels."""
     boundary: Literal["wall", "periodic"] = "wall"
     """Boundary condition of the image."""
     by_channel: bool = False
@@ -129,6 +133,9 @@ class ForwardProcess:
     """Standard deviation of the Gaussian noise at level K, >= 0; 0.5 is usual where the signal falls to zero."""
     noise_schedule: Literal["constant", "first-quarter", "variance-preserving"] = "constant"
     """How the noise grows with the level: constant, by a factor of ten over the first quarter, or as sqrt(1 - s_k^2)."""
+    noise_exponent: float = 0.0
+    """Exponent p of the noise's spectrum: the amplitude of the cosine mode with k half waves a side is ~ (1 + k)^-p. 0 is white
+    noise, negative is blue, 1 about as the spectrum of photographs, 5/3 that of the waves of beyond-blur."""
     target: Literal["step", "clean", "noise", "remainder"] = "step"
     """What the network predicts: the step to the level below, the clean image, the noise (for images without flow), or the
     remainder, what a Wiener filter leaves over of the clean image (``diffusion.parametrisation``)."""
@@ -173,8 +180,10 @@ class ForwardProcess:
             check_choice(name.replace("_", " "), getattr(self, name), known)
         check_boundary(self.boundary)
         check_number("peclet", self.peclet, 0.0)
+        check_number("turbulence time", self.turbulence_time, 0.0)
         check_number("wave speed", self.wave_speed, 0.0)
         check_number("noise", self.noise, 0.0, 1.0)
+        check_number("noise exponent", self.noise_exponent, -4.0, 4.0)
         check_number("sampling noise", self.sampling_noise, 0.0)
         check_number("fresh", self.fresh, 0.0, 1.0)
         if self.second_order_above is not None:
@@ -194,8 +203,15 @@ class ForwardProcess:
             raise InputError(f"blur none leaves no time for a flow: peclet must be 0, got {self.peclet:g}")
         if self.target == "noise" and self.blur != "none" and (self.blur_floor == 0.0 or not self.is_diagonal):
             raise InputError("target noise needs blur none; or a blur floor above 0, walls and peclet 0, which keep every mode")
+        if self.turbulence_time > 0.0 and self.turbulence == "waves":
+            raise InputError("waves move by their wave speed: turbulence time must be 0")
+        moving = self.turbulence == "waves" or self.turbulence_time > 0.0
+        if self.tell_flow and (self.blur == "none" or moving or self.by_channel or self.target == "step"):
+            raise InputError("tell flow needs a blur, a frozen flow that the channels share, and target clean or remainder")
         if self.sampler == "posterior" and not self.is_diagonal:
             raise InputError("sampler posterior needs walls and no flow: peclet 0 and boundary wall")
+        if self.noise_exponent and (self.sampler == "posterior" or self.loss == "filtered"):
+            raise InputError("sampler posterior and loss filtered need white noise: noise exponent 0")
         if self.spectrum == "flat" and (self.target != "remainder" or self.blur != "none"):
             raise InputError("spectrum flat needs target remainder and blur none")
         if self.loss == "filtered" and (self.target != "clean" or self.offset > 0.0):

@@ -65,7 +65,7 @@ def resampled(name: str, levels: int = 8) -> tuple[Corruption, torch.Tensor, tor
 def test_with_the_truth_resampling_goes_down_the_levels_of_one_trajectory(name: str, steps: int | None) -> None:
     """u_j = M_j + sigma_j eps with the noise of the start at every level visited, and u_0 at the end."""
     process, u0, seed = resampled(name)
-    noise = seeded_noise(seed, process.levels, u0)(process.levels)
+    noise = seeded_noise(seed, process, u0)(process.levels)
     visited = []
 
     def check(level: int, u: torch.Tensor) -> None:
@@ -85,7 +85,7 @@ def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
     process, seed = corruption(name, 64, levels=6, variance="fixedsmall"), torch.arange(16)
     sampler = posterior_sampler if name == "blurring" else resampling_sampler
     u0 = torch.full((16, 1, 64, 64), 0.3)
-    first = seeded_noise(seed, process.levels, u0)(process.levels)
+    first = seeded_noise(seed, process, u0)(process.levels)
 
     def check(level: int, u: torch.Tensor) -> None:
         sigma = float(process.noise[level])
@@ -384,7 +384,7 @@ def test_walks_that_do_not_exist_are_refused(start: int | None, levels: int | No
 
 def test_noise_on_the_way_between_two_is_standard_normal_and_ends_at_them() -> None:
     like = torch.zeros((3, 1, 128, 128))
-    one, other = (seeded_noise(torch.arange(n, n + 3), 6, like) for n in (0, 10))
+    one, other = (seeded_noise(torch.arange(n, n + 3), corruption(levels=6), like) for n in (0, 10))
     place = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None]
     between = spherical(one, other, place)(4)
     assert torch.equal(between[0], one(4)[0]) and torch.equal(between[2], other(4)[2])

@@ -259,7 +259,7 @@ class Pipeline(
             place = places[rows].to(self.device)
             # What flow and noise add to the blurred pictures of the prior is random with mean zero.
             u = torch.lerp(blurred, other_blurred, place) + circular(one - blurred, other - other_blurred, place)
-            noise = spherical(*(seeded_noise(seed[rows], last, u) for seed in (first, second)), place)
+            noise = spherical(*(seeded_noise(seed[rows], corruption, u) for seed in (first, second)), place)
             return self._reverse(predict, u, noise, flow[rows], corruption, last, levels, callback)
 
         return self._batched(len(numbers), draw).unflatten(0, (-1, points))
@@ -414,7 +414,7 @@ class Pipeline(
             return residual_sampler(predict, u, corruption, seed, callback, start=start, levels=levels)
 
         def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
-            inputs = self.parametrisation.inputs(u, level)
+            inputs = corruption.tell(self.parametrisation.inputs(u, level), level, flow)
             prediction = predict(inputs, torch.full((len(u),), level, device=u.device))
             clean = self.parametrisation.clean(prediction, u, level)
             return clean.clamp(0.0, 1.0) if corruption.process.clip_clean else clean

@@ -80,7 +80,7 @@ def residual_sampler(
         InputError: if ``start`` or ``levels`` is out of its range.
     """
     visited = visited_levels(corruption, start, levels)
-    noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
+    noise = seed if callable(seed) else seeded_noise(seed, corruption, u)
     sigma = corruption.sigma
     rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])
     delta = corruption.process.noise * corruption.process.sampling_noise
@@ -143,7 +143,7 @@ def resampling_sampler(
     """
     visited = visited_levels(corruption, start, levels)
     flow = seed if flow is None else flow
-    noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
+    noise = seed if callable(seed) else seeded_noise(seed, corruption, u)
     process, signal, sigma = corruption.process, corruption.signal.tolist(), corruption.noise.tolist()
     share = process.fresh if process.sampler == "ancestral" else 0.0
     second_order = float("inf") if process.second_order_above is None else process.second_order_above
@@ -199,7 +199,7 @@ def posterior_sampler(
         InputError: if ``start`` or ``levels`` is out of its range.
     """
     visited = visited_levels(corruption, start, levels)
-    noise = seed if callable(seed) else seeded_noise(seed, corruption.levels, u)
+    noise = seed if callable(seed) else seeded_noise(seed, corruption, u)
     signal, sigma = corruption.signal.tolist(), corruption.noise.tolist()
     rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])
     u = u + corruption.process.sampling_noise * sigma[visited[0]] * noise(visited[0])
@@ -253,13 +253,13 @@ def visited_levels(corruption: Corruption, start: int | None = None, steps: int 
     return [*levels.tolist(), 0]
 
 
-def seeded_noise(seed: torch.Tensor, last: int, like: torch.Tensor) -> Noise:
-    """Standard normal noise in the shape of ``like`` [N, C, H, W] for levels 0 to ``last``, from one seed a sample, int64 [N].
+def seeded_noise(seed: torch.Tensor, corruption: Corruption, like: torch.Tensor) -> Noise:
+    """Noise of unit variance in the shape of ``like`` [N, C, H, W] for all levels, from one seed a sample, int64 [N].
 
     The seeds of all levels go to the device at once.
     """
-    table = seeds(seed[None], "noise", np.arange(last + 1)[:, None]).to(like.device, non_blocking=True)
-    return lambda level: normal(table[level], like.shape, like.device)
+    table = seeds(seed[None], "noise", np.arange(corruption.levels + 1)[:, None]).to(like.device, non_blocking=True)
+    return lambda level: corruption.coloured(normal(table[level], like.shape, like.device))
 
 
 def spherical(first: Noise, second: Noise, place: torch.Tensor) -> Noise:

@@ -43,10 +43,8 @@ def memory(config: RunConfig, device: torch.device, precision: str = "fp32") -> 
     network = meta_network(config)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     model = MixedPrecision(network) if precision == "bf16" else network
-    one, two = (
-        saved_bytes(model, device, torch.empty((n, *config.shape), device="meta"), torch.empty(n, dtype=torch.int64, device="meta"))
-        for n in (1, 2)
-    )
+    batches = ((torch.empty((n, *config.input_shape)), torch.empty(n, dtype=torch.int64)) for n in (1, 2))
+    one, two = (saved_bytes(model, device, *(tensor.to("meta") for tensor in batch)) for batch in batches)
     return Memory(weights, weights, 2 * weights, weights, 2 * one - two, two - one)
 
 

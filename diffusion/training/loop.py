@@ -306,6 +306,7 @@ class Trainer:
         try:
             with watch.part("corruption"):
                 inputs, target = self.parametrisation.example(_to(device, part), level, sample)
+                inputs = self.corruption.tell(inputs, level, sample)
             torch.manual_seed(int(seeds(seed, "dropout", first)))
             with watch.part("network"):
                 conditions = (level, self._label(first, sample)) if self.labels else (level,)
