@@ -26,7 +26,7 @@ from diffusion.config import RunConfig, load_config
 from diffusion.data.dataset import OTHER_HALF, whole_and_half
 from diffusion.evaluation.scoring import EvaluationConfig, Reference, ScoringConfig, open_pictures
 from diffusion.files import read_json
-from diffusion.process import PROCESSES, named_process
+from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError, check_number
 
@@ -38,10 +38,10 @@ STILL = "ihd"
 class Sweep:
     """Options of ``python -m cli.sweep``, beside those of cli.train."""
 
-    process: tuple[str, ...] = ("beyond-blur",)
+    process: tuple[str, ...] = ("fluid",)
     """Each at every Peclet number: a process with a flow; at Pe = 0 alone any that cli.train knows."""
     peclet: tuple[float, ...] = ()
-    """The values, each >= 0, such as 0 0.05 0.1. At 0 processes that differ in nothing but their flow are one run, called ihd."""
+    """The values, each >= 0, such as 0 2 4. At 0 processes that differ from ihd in their flow alone are one run, called ihd."""
     seeds: int = 1
     """Runs of each, with seeds from --seed on; the results are their mean and standard deviation."""
     seed: int = 0
@@ -60,7 +60,7 @@ class Sweep:
         """Raise InputError if a value is out of its range, or does not go with another."""
         console.check_at_least(self, seeds=1, jobs=1)
         self.scoring.validate()
-        for name, example in (("peclet", "0 0.05 0.1"), ("process", ", ".join(PROCESSES))):
+        for name, example in (("peclet", "0 2 4"), ("process", ", ".join(PROCESSES))):
             values = getattr(self, name)
             if not values:
                 raise InputError(f"--{name}: name at least one, such as {example}")
@@ -194,8 +194,11 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     made = {"seed": scoring.seed, "levels": scoring.levels, "delta": scoring.delta}
     asked = (reference.facts(), scoring.k, made, reference.num)
 
+    still = train.parse(arguments(STILL, 0.0)).process
+
     def run(process: str, peclet: float, seed: int) -> Run:
-        process = STILL if peclet == 0.0 and is_still(process) else process
+        if peclet == 0.0 and without_flow(train.parse(arguments(process, 0.0)).process) == without_flow(still):
+            process = STILL
         place = folder / f"{process}-Pe{number(peclet)}-seed{seed}"
         line = arguments(process, peclet, "--seed", str(seed), "--out", str(place))
         config = train.parse(line).resolve(dataset.name, dataset.channels)
@@ -211,12 +214,11 @@ def number(value: float) -> str:
     return np.format_float_positional(value, trim="-")
 
 
-def is_still(process: str) -> bool:
-    """Whether a process is ihd where Pe = 0, and its flow does nothing."""
-    still = PROCESSES[STILL]
-    # The blur width is the preset's.
-    flow = ("peclet", "turbulence", "wave_speed", "offset", "transport", "sigma_max")
-    return replace(named_process(process), **{name: getattr(still, name) for name in flow}) == still
+def without_flow(process: ForwardProcess) -> ForwardProcess:
+    """The process as it is at Pe = 0, where the numbers of its flow have no effect."""
+    none = ForwardProcess()
+    flow = ("peclet", "turbulence", "turbulence_time", "wave_speed", "offset", "transport")
+    return replace(process, **{name: getattr(none, name) for name in flow})
 
 
 def as_arguments(options: object) -> list[str]:

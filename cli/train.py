@@ -42,8 +42,8 @@ class Choice:
     """The options that choose the defaults of the others."""
 
     preset: str | None = None
-    """Values that belong together: digits, cifar10, ffhq-64, ffhq-128, ffhq-128-published, ffhq-256, lsun-church-128,
-    afhq-64; by default --data's."""
+    """Values that belong together: digits, cifar10, ffhq-64, ffhq-128, ffhq-256, lsun-church-128 or afhq-64, which run fluid; or a
+    published run: cifar10-, ffhq-128-, ffhq-256-, lsun-church-128- or afhq-64-published. By default --data's."""
     data: str | None = None
     """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, hf:owner/name (a set of the Hugging Face
     Hub), or ffhq, afhq, lsun-church, cifar10, mnist, fashion-mnist (a local copy, or else the Hub's)."""
@@ -167,7 +167,8 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
         name, _, _, channels = find_source(name, Size.of(options.size), how.data_root, how.grey or None, how.stream)
     classes = open_pictures(options).classes() if how.classes else ()
     config = options.resolve(name_of_half(name, how.split), 1 if how.grey else channels, classes)
-    iterations = config.corruption().iterations()
+    corruption = config.corruption()
+    iterations = corruption.iterations()
     images = -(-config.training.batch // (ranks.count * options.execution.accumulate))
     need = memory(config, ranks.device, options.execution.precision or ranks.precision)
     report = {
@@ -178,7 +179,7 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
         "images_at_a_time": images,
         "memory_bytes": {"total": need.total(images)} | asdict(need),
         "corruption_iterations": {
-            "mean_per_image": round(float(iterations[1:].mean()), 1),
+            "mean_per_image": round(float(iterations[1:] @ corruption.level_shares()), 1),
             "whole_trajectory": round(float(iterations[-1]), 1),
         },
     }

@@ -85,9 +85,15 @@ class Corruption:
         """A training level for every seed, int64 [N], 1 to K, by the process's ``level_density``."""
         if self.process.level_density == "uniform":
             return 1 + below(self.levels, seed, "level")
+        return 1 + torch.from_numpy(np.searchsorted(self.level_shares().cumsum()[:-1], uniform(seed, "level").numpy()))
+
+    def level_shares(self) -> np.ndarray:
+        """Shares of the levels 1..K among the training levels, float64 [K]; their sum is one."""
+        if self.process.level_density == "uniform":
+            return np.full(self.levels, 1.0 / self.levels)
         deviation = (np.log(2.0 * self.noise[1:] / self.signal[1:]) - LOG_MEAN) / LOG_DEVIATION
-        share = np.exp(-0.5 * deviation**2).cumsum()
-        return 1 + torch.from_numpy(np.searchsorted(share / share[-1], uniform(seed, "level").numpy()))
+        share = np.exp(-0.5 * deviation**2)
+        return share / share.sum()
 
     def transfer(self, level: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Factor of every cosine mode in A_k without flow, (1 - d) exp(-kappa^2 sigma_k^2 / 2) + d with the floor d of the blur.

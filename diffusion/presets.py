@@ -3,20 +3,23 @@
     config = preset("ffhq-128")
     train(dataclasses.replace(config, data="my faces"), dataset, folder)
 
-``ffhq-128-published`` is the run of Beyond Blur (Gruszczynski et al., ICCV 2025) at the best Peclet number of its published table,
-with the moving field of the public research code. Network and optimiser are those of that code's main configuration for FFHQ at 128
-pixels. What the paper's runs used is not known for certain: the code is older than the paper; its main configuration has batches
-of 32 and 1.3 million steps, its only grid of Peclet numbers has batches of 8 and 200,001 steps. sigma_max of 128 pixels is that of
-the grid; the paper does not say its own.
+A preset called after its data runs ``fluid``, this project's process. Network and optimiser of the larger ones are those of the
+published run on the same pictures; how well they suit ``fluid`` at these sizes has not been measured.
 
-The others, except ``digits``, are the published configurations of inverse heat dissipation (IHD; Rissanen et al., ICLR 2023) for
-their data, and ``ffhq-128`` that of Beyond Blur, all with a frozen flow. Published are: levels, blur, noise, size of the network,
-dropout, Adam's step size, its warm-up over 5,000 steps, the decay of the average, clipping, the batch, and 1.3 million steps as the
-longest training. The network is this project's U-Net at the published size; its attention has one head for every 64 channels
-(published: one head), and the level scales and shifts its features (published: shifts alone).
+``...-published`` are published runs:
 
-Our own choices are: all of ``digits``; the flow of all but ``ffhq-128-published``; ``ffhq-64``, which is IHD's run on AFHQ at 64
-pixels with other pictures. Blur is a fraction of the shorter image side, so a preset keeps its meaning at another size.
+- ``cifar10``, ``lsun-church-128``, ``afhq-64`` and ``ffhq-256``: inverse heat dissipation (IHD; Rissanen et al., ICLR 2023).
+  Published are levels, blur, noise, size of the network, dropout, Adam's step size, its warm-up over 5,000 steps, the decay of the
+  average, clipping, the batch, and 1.3 million steps as the longest training.
+- ``ffhq-128``: Beyond Blur (Gruszczynski et al., ICCV 2025) at the best Peclet number of its published table, with the moving field
+  of the public research code. Network and optimiser are those of that code's main configuration for FFHQ at 128 pixels. What the
+  paper's runs used is not known for certain: the code is older than the paper; its main configuration has batches of 32 and 1.3
+  million steps, its only grid of Peclet numbers has batches of 8 and 200,001 steps. sigma_max of 128 pixels is that of the grid;
+  the paper does not say its own.
+
+The network is this project's U-Net at the published size; its attention has one head for every 64 channels (published: one head),
+and the level scales and shifts its features (published: shifts alone). ``digits`` and ``ffhq-64`` (the network of ``afhq-64`` on
+other pictures) are our own. Blur is a fraction of the shorter image side, so a preset keeps its meaning at another size.
 """
 
 from __future__ import annotations
@@ -44,17 +47,15 @@ def _published(
     batch: int,
     learning_rate: float,
     ema: float,
-    levels: int = 200,
-    process_name: str = "beyond-blur-frozen",
+    **process: object,
 ) -> RunConfig:
-    """A run on colour pictures with what all published configurations share; ``sigma_max`` in pixels."""
-    process = replace(named_process(process_name), peclet=_PECLET, sigma_max=sigma_max / size, levels=levels)
+    """Inverse heat dissipation on colour pictures, ``sigma_max`` in pixels; ``process`` holds what differs from ``ihd``."""
     return RunConfig(
-        process_name=process_name,
+        process_name="ihd",
         data=data,
         channels=3,
         size=size,
-        process=process,
+        process=replace(named_process("ihd"), sigma_max=sigma_max / size, **process),
         network=network,
         training=TrainingConfig(
             images=_STEPS * batch, batch=batch, learning_rate=learning_rate, warmup=_WARMUP_STEPS * batch, ema=ema
@@ -62,10 +63,28 @@ def _published(
     )
 
 
-_LARGE = NetworkConfig(width=128, multipliers=(1, 2, 3, 4, 5), blocks=3, attention=(2, 3, 4), dropout=0.3)
+_SMALL = NetworkConfig(width=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(2, 3), dropout=0.1)
 _MEDIUM = NetworkConfig(width=128, multipliers=(1, 2, 3, 4), blocks=2, attention=(2, 3), dropout=0.1)
+_LARGE = NetworkConfig(width=128, multipliers=(1, 2, 3, 4, 5), blocks=3, attention=(2, 3, 4), dropout=0.3)
+_CHURCH = replace(_LARGE, blocks=4, dropout=0.1)
 
-_FFHQ_128 = {"size": 128, "sigma_max": 128, "network": _LARGE, "batch": 32, "learning_rate": 2e-5, "ema": 0.9999}
+_PUBLISHED = {
+    "cifar10": _published("cifar10", 32, sigma_max=24, network=_SMALL, batch=128, learning_rate=2e-4, ema=0.999),
+    "afhq-64": _published("afhq", 64, sigma_max=32, network=_MEDIUM, batch=128, learning_rate=1e-4, ema=0.999),
+    "lsun-church-128": _published(
+        "lsun-church", 128, sigma_max=64, network=_CHURCH, batch=32, learning_rate=2e-5, ema=0.999, levels=400
+    ),
+    "ffhq-256": _published("ffhq", 256, sigma_max=128, network=_LARGE, batch=32, learning_rate=2e-5, ema=0.9999),
+}
+_PUBLISHED["ffhq-128"] = replace(
+    _PUBLISHED["ffhq-256"], size=128, process_name="beyond-blur", process=replace(named_process("beyond-blur"), peclet=_PECLET)
+)
+
+
+def _fluid(published: RunConfig) -> RunConfig:
+    """``fluid`` on the data, at the size and with the network and the optimiser of a published run."""
+    return replace(published, process_name="fluid", process=named_process("fluid"))
+
 
 PRESETS = {
     # Trains in minutes on a CPU.
@@ -78,31 +97,13 @@ PRESETS = {
         network=NetworkConfig(),
         training=TrainingConfig(decay=0.5),
     ),
-    "cifar10": _published(
-        "cifar10",
-        size=32,
-        sigma_max=24,
-        network=NetworkConfig(width=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(2, 3), dropout=0.1),
-        batch=128,
-        learning_rate=2e-4,
-        ema=0.999,
-    ),
-    "ffhq-64": _published("ffhq", size=64, sigma_max=32, network=_MEDIUM, batch=128, learning_rate=1e-4, ema=0.999),
-    "ffhq-128": _published("ffhq", **_FFHQ_128),
-    "ffhq-128-published": _published("ffhq", **_FFHQ_128, process_name="beyond-blur"),
-    "ffhq-256": _published("ffhq", size=256, sigma_max=128, network=_LARGE, batch=32, learning_rate=2e-5, ema=0.9999),
-    "lsun-church-128": _published(
-        "lsun-church",
-        size=128,
-        sigma_max=64,
-        network=replace(_LARGE, blocks=4, dropout=0.1),
-        batch=32,
-        learning_rate=2e-5,
-        ema=0.999,
-        levels=400,
-    ),
-    "afhq-64": _published("afhq", size=64, sigma_max=32, network=_MEDIUM, batch=128, learning_rate=1e-4, ema=0.999),
-}
+    "cifar10": _fluid(_PUBLISHED["cifar10"]),
+    "ffhq-64": _fluid(replace(_PUBLISHED["afhq-64"], data="ffhq")),
+    "ffhq-128": _fluid(_PUBLISHED["ffhq-128"]),
+    "ffhq-256": _fluid(_PUBLISHED["ffhq-256"]),
+    "lsun-church-128": _fluid(_PUBLISHED["lsun-church-128"]),
+    "afhq-64": _fluid(_PUBLISHED["afhq-64"]),
+} | {f"{name}-published": config for name, config in _PUBLISHED.items()}
 
 # For pictures that no preset is made for: the largest shorter side [pixels] that each preset is taken for.
 _UP_TO = {"digits": 28, "cifar10": 32, "ffhq-64": 64, "ffhq-128": 128, "ffhq-256": 256}
@@ -132,7 +133,8 @@ def preset_for(data: str, size: Size | None = None) -> tuple[str, RunConfig]:
     Raises:
         InputError: if its network cannot work at this size.
     """
-    sides = {name: config.size.shorter for name, config in PRESETS.items() if config.data == data}
+    fitting = {name: config for name, config in PRESETS.items() if config.data == data and config.process_name == "fluid"}
+    sides = {name: config.size.shorter for name, config in fitting.items()}
     size = size or Size.of(KNOWN[data].size if data in KNOWN else next(iter(sides.values()), _SIZE))
     if sides:
         name = min(sides, key=lambda name: abs(sides[name] - size.shorter))

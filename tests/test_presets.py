@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diffusion.config import TrainingConfig
 from diffusion.network import NetworkConfig, ResidualBlock, SelfAttention
 from diffusion.presets import PRESETS, preset, preset_for
+from diffusion.process import PROCESSES
 from diffusion.size import Size
 from diffusion.training.estimate import meta_network
 
@@ -102,11 +105,20 @@ def test_ffhq_128_published_is_the_published_run() -> None:
     ("name", "sigma_max", "levels", "batch"),
     [("cifar10", 24, 200, 128), ("ffhq-256", 128, 200, 32), ("lsun-church-128", 64, 400, 32), ("afhq-64", 32, 200, 128)],
 )
-def test_the_others_keep_the_published_schedules(name: str, sigma_max: float, levels: int, batch: int) -> None:
-    config = preset(name)
+def test_the_other_published_runs_are_inverse_heat_dissipation(name: str, sigma_max: float, levels: int, batch: int) -> None:
+    config = preset(f"{name}-published")
     corruption = config.corruption()
-    assert corruption.sigma[-1] == pytest.approx(sigma_max) and corruption.levels == levels and config.training.batch == batch
+    assert config.process == replace(PROCESSES["ihd"], sigma_max=config.process.sigma_max, levels=levels)
+    assert corruption.sigma[-1] == pytest.approx(sigma_max) and config.training.batch == batch
     assert config.training.images == 1_300_000 * batch
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.endswith("-published")])
+def test_a_preset_called_after_its_data_runs_fluid(name: str) -> None:
+    config = preset(name)
+    assert (config.process_name, config.process) == ("fluid", PROCESSES["fluid"])
+    if f"{name}-published" in PRESETS:
+        assert replace(preset(f"{name}-published"), process_name="fluid", process=config.process) == config
 
 
 @pytest.mark.parametrize(

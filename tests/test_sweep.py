@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ PICTURES = np.rint(255 * np.stack(stripes(41))).astype(np.uint8)
 # 41 pictures: 21 of even number to learn, 20 of odd number to be scored against.
 TRAINING = ("--images", 48, "--batch", 8, "--warmup", 16, "--network.width", 8, "--network.multipliers", 1, 2, "--levels", 6)
 COMMON = ("--data", "data", "--size", SIZE, *TRAINING, "--features", "pixels", "--num", 15, "--cache", "cache", "--device", "cpu")
-SMALL = (*COMMON, "--k", 3, "--out", "out")
+SMALL = (*COMMON, "--sigma-max", 0.5, "--process", "beyond-blur", "--k", 3, "--out", "out")
 PAIR = (*SMALL, "--process", "beyond-blur", "structured-noise", "--peclet", 0.1, 0, "--seeds", 2)
 NAMES = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("ihd-Pe0", "beyond-blur-Pe0.1", "structured-noise-Pe0.1")]
 HEADS = {
@@ -130,15 +131,16 @@ def test_processes_without_their_flow_are_one(device: torch.device) -> None:
     u0, seed = torch.from_numpy(np.stack(stripes(4))).to(device), torch.arange(4)
     level = torch.tensor([1, 20, 40, 60])
     expected = Plain(corruption("ihd")).example(u0, level, seed)
-    for name, process in PROCESSES.items():
-        if sweep.is_still(name) and process.peclet > 0.0:
-            found = Plain(corruption(process, peclet=0.0, sigma_max=0.5)).example(u0, level, seed)
+    for name, flowing in PROCESSES.items():
+        process = replace(flowing, peclet=0.0, sigma_max=0.5)
+        if sweep.without_flow(process) == PROCESSES["ihd"]:
+            found = Plain(corruption(process)).example(u0, level, seed)
             for got, want in zip(found, expected, strict=True):
                 assert (got - want).abs().max() < 2e-5, name
 
 
 def test_values_are_the_processes_own_unless_given(place: Path) -> None:
-    both = ("--process", "beyond-blur", "beyond-blur-curl", "--peclet", 0, 2, *COMMON)
+    both = ("--sigma-max", 0.5, "--process", "beyond-blur", "beyond-blur-curl", "--peclet", 0, 2, *COMMON)
     plan = planned(*both)
     one, other = (plan.points[name, 2.0][0].config.process for name in ("beyond-blur", "beyond-blur-curl"))
     assert (one.turbulence, one.offset, other.turbulence, other.offset) == ("waves", 9.5, "curl-noise", 0.0)
@@ -151,11 +153,14 @@ def test_values_are_the_processes_own_unless_given(place: Path) -> None:
 
 
 def test_only_processes_that_differ_in_their_flow_alone_share_a_run(place: Path) -> None:
-    plan = planned("--process", "soft", "ihd", "beyond-blur", "ddpm", "--peclet", 0, "--seeds", 2, "--seed", 5, *COMMON)
+    options = ("--sigma-max", 0.5, "--seeds", 2, "--seed", 5, *COMMON)
+    plan = planned("--process", "soft", "ihd", "beyond-blur", "ddpm", "--peclet", 0, *options)
     assert [run.folder.name for run in plan.runs()] == [
         f"{name}-Pe0-seed{seed}" for seed in (5, 6) for name in ("soft", "ihd", "ddpm")
     ]
     assert [run.config.training.seed for run in plan.runs()] == [5, 5, 5, 6, 6, 6]
+    # With their own widths, 0.5 and 1 side, they are two.
+    assert len(planned("--process", "ihd", "beyond-blur", "--peclet", 0, *COMMON).runs()) == 2
 
 
 @pytest.mark.parametrize(("split", "name", "other"), [("all", "data", "all"), ("odd", "data[odd]", "even")])
@@ -310,7 +315,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
             ["--process", "ihd", "--peclet", "0.1"],
             "with a flow: fluid, beyond-blur, beyond-blur-frozen, beyond-blur-curl, structured-noise",
         ),
-        ([], "--peclet: name at least one, such as 0 0.05 0.1"),
+        ([], "--peclet: name at least one, such as 0 2 4"),
         (["--process", *zero], "--process: name at least one, such as fluid"),
         (["--peclet", "0", "0.1", "0.10"], "--peclet names 0.1 more than once"),
         (["--process", "ihd", "ihd", *zero], "--process names ihd more than once"),
