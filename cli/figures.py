@@ -140,13 +140,13 @@ class SweepPanel(NamedTuple):
     more_is_better: bool
     floor: float
     curves: Mapping[str, Mapping[float, Sequence[float]]]
-    """By process and Peclet number the scores of all seeds."""
+    """By process and Peclet number, or number of network calls, the scores of all seeds."""
     shared: Collection[float]
-    """Peclet numbers at which the curves meet, because their runs are the same."""
+    """Values at which the curves meet, because their runs are the same."""
 
 
-def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str) -> Figure:
-    """Six scores against the Peclet number, a line for every process: mean, standard deviation, single seeds, and the floor."""
+def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str, against: str) -> Figure:
+    """Six scores against a number, a line for every process: mean, standard deviation, single seeds, and the floor."""
     figure = Figure(figsize=(11.0, 7.2), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     grid = figure.subplots(2, 3)
@@ -168,7 +168,7 @@ def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str) -> Figure
         axes.set_xlim(-0.4, len(values) - 0.6)
         axes.set_title(f"{panel.name} {'↑' if panel.more_is_better else '↓'}", size=10.5)
     for axes in grid[-1]:
-        axes.set_xlabel("Peclet number")
+        axes.set_xlabel(against)
     curves = axes.get_legend_handles_labels()
     figure.legend(*curves, loc="outside upper left", ncols=len(curves[0]), title=title, title_fontsize=12, alignment="left")
     figure.supxlabel(textwrap.fill(about, 165), x=0.0045, ha="left", size=8.5, linespacing=1.4)

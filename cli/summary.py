@@ -46,6 +46,8 @@ class Point(NamedTuple):
     peclet: float
     reports: Mapping[Path, Mapping[str, Any]]
     """What metrics.json holds by run folder, in the order of the seeds; of the runs that are finished."""
+    by_calls: Mapping[int, Mapping[Path, Mapping[str, Any]]]
+    """The same for other numbers of sampling steps."""
 
     def values(self, score: str) -> list[float]:
         """A score of every seed."""
@@ -59,9 +61,20 @@ class Point(NamedTuple):
         """Standard deviation of a score over the seeds, of which it takes two."""
         return float(np.std(self.values(score), ddof=1)) if len(self.reports) > 1 else None
 
+    def in_steps(self, calls: int) -> Point:
+        """The same point for another number of sampling steps."""
+        return self._replace(reports=self.by_calls[calls])
+
+    def summary(self) -> dict[str, Any]:
+        """Mean and standard deviation of all scores."""
+        return {
+            "mean": {score: self.mean(score) for score in SCORES},
+            "standard_deviation": {score: self.deviation(score) for score in SCORES},
+        }
+
 
 def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], runs: int) -> list[Path]:
-    """Write sweep.json, and if any run is finished sweep.md, sweep.png and samples.png; returns the files.
+    """Write sweep.json, and if any run is finished sweep.md, sweep.png, samples.png and network-calls.png; returns the files.
 
     Args:
         folder: where to.
@@ -80,8 +93,8 @@ def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], ru
                 "process": point.process,
                 "peclet": point.peclet,
                 "runs": [run.name for run in point.reports],
-                "mean": {score: point.mean(score) for score in SCORES},
-                "standard_deviation": {score: point.deviation(score) for score in SCORES},
+                **point.summary(),
+                **({"by_network_calls": {n: point.in_steps(n).summary() for n in point.by_calls}} if point.by_calls else {}),
             }
             for point in points
         ],
@@ -95,7 +108,10 @@ def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], ru
     about = caption(settings, scoring, points, len(reports), runs)
     with whole_file(written[1]) as aside:
         aside.write_text(f"# {title}\n\n{table(points, scoring)}\n\n{about}\n", encoding="utf-8")
-    figures.save_figure(written[2], figures.sweep_curves(panels(points, scoring), title, about))
+    figures.save_figure(written[2], figures.sweep_curves(panels(points, scoring), title, about, "Peclet number"))
+    if any(point.in_steps(calls).reports for point in points for calls in point.by_calls):
+        written.append(folder / "network-calls.png")
+        figures.save_figure(written[-1], figures.sweep_curves(call_panels(points, scoring), title, about, "network calls a sample"))
     first = {f"{point.called}\nPe = {point.peclet:g}": next(iter(point.reports)) for point in points}
     strips = [(name, first_samples(last_grid(run, settings["training"]["images"]), size)) for name, run in first.items()]
     figures.save_figure(written[3], figures.labelled_strips(strips, f"{title}: the same sample numbers of every run"))
@@ -133,6 +149,21 @@ def panels(points: Sequence[Point], scoring: Mapping[str, Any]) -> list[figures.
     def panel(score: str, title: str) -> figures.SweepPanel:
         curves = {point.process: curve(point.process, score) for point in points}
         return figures.SweepPanel(title, SCORES[score].more_is_better, scoring["floor"][score], curves, shared)
+
+    return [panel(score, title) for score, title in titles(scoring).items()]
+
+
+def call_panels(points: Sequence[Point], scoring: Mapping[str, Any]) -> list[figures.SweepPanel]:
+    """A panel for every score, against the number of sampling steps; a curve for every process and Peclet number."""
+    several = len({point.peclet for point in points}) > 1
+    curves = {(point.called, point.peclet): point for point in points}
+
+    def curve(point: Point, score: str) -> dict[float, list[float]]:
+        return {calls: values for calls in point.by_calls if (values := point.in_steps(calls).values(score))}
+
+    def panel(score: str, title: str) -> figures.SweepPanel:
+        named = {f"{name}, Pe = {peclet:g}" if several else name: curve(point, score) for (name, peclet), point in curves.items()}
+        return figures.SweepPanel(title, SCORES[score].more_is_better, scoring["floor"][score], named, ())
 
     return [panel(score, title) for score, title in titles(scoring).items()]
 

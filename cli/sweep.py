@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from diffusion.evaluation.scoring import EvaluationConfig, Reference, ScoringCon
 from diffusion.files import read_json
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.training.ranks import Ranks
-from lbm_warp.checks import InputError, check_number
+from lbm_warp.checks import InputError, check_integer, check_number
 
 # The process that the others become without their flow.
 STILL = "ihd"
@@ -42,6 +42,8 @@ class Sweep:
     """Each at every Peclet number: a process with a flow; at Pe = 0 alone any that cli.train knows."""
     peclet: tuple[float, ...] = ()
     """The values, each >= 0, such as 0 2 4. At 0 processes that differ from ihd in their flow alone are one run, called ihd."""
+    network_calls: tuple[int, ...] = ()
+    """Numbers of sampling steps to score as well, each at least 2, such as 10 20 40; by default the process's own alone."""
     seeds: int = 1
     """Runs of each, with seeds from --seed on; the results are their mean and standard deviation."""
     seed: int = 0
@@ -68,6 +70,8 @@ class Sweep:
                 raise InputError(f"--{name} names {', '.join(twice)} more than once")
         for value in self.peclet:
             check_number("--peclet", value, 0.0)
+        if twice := [str(calls) for calls in dict.fromkeys(self.network_calls) if self.network_calls.count(calls) > 1]:
+            raise InputError(f"--network-calls names {', '.join(twice)} more than once")
         for name in self.process:
             if named_process(name).peclet == 0.0 and max(self.peclet) > 0.0:
                 flowing = ", ".join(name for name, process in PROCESSES.items() if process.peclet > 0.0)
@@ -85,26 +89,38 @@ class Run(NamedTuple):
     """Arguments of cli.train."""
     scoring: list[str]
     """Arguments of cli.evaluate."""
-    asked: tuple[Any, ...]
-    """What the scores depend on beside the run, as it stands in metrics.json: reference, k, seed, levels, delta and number of
-    samples."""
+    asked: Mapping[str, Any]
+    """What the scores depend on beside the run, as it stands in metrics.json: reference, k, number of samples, seed and delta."""
+    network_calls: tuple[int, ...]
+    """Numbers of sampling steps that it is scored with, beside the process's own."""
 
     @property
     def job(self) -> Job:
         """The commands that carry it out."""
-        commands = [["-m", "cli.train", *self.training], ["-m", "cli.evaluate", *self.scoring]]
+        commands = [["-m", "cli.train", *self.training]]
+        for calls in self.missing():
+            steps = ["--levels", str(calls)] if calls else []
+            commands.append(["-m", "cli.evaluate", *self.scoring, *steps, "--out", str(self.scores(calls))])
         return Job(self.folder.name, commands, self.folder / "log.txt")
 
-    def report(self) -> dict[str, Any] | None:
-        """What metrics.json holds; None if the run is not finished, or was scored in another way than is asked for."""
+    def scores(self, calls: int | None = None) -> Path:
+        """The file with the scores of samples in so many steps, or in the process's own number."""
+        return self.folder / (f"metrics-{calls}-calls.json" if calls else "metrics.json")
+
+    def report(self, calls: int | None = None) -> dict[str, Any] | None:
+        """What that file holds; None if the run is not finished, or was scored in another way than is asked for."""
         try:
-            report = read_json(self.folder / "metrics.json")
+            report = read_json(self.scores(calls))
             made = {name: value for name, value in report["samples"].items() if name != "source"}
-            scored = (report["reference"], report["k"], made, report["scores"]["samples"])
-            finished = scored == self.asked and load_config(self.folder) == self.config
+            scored = {"reference": report["reference"], "k": report["k"], "num": report["scores"]["samples"]} | made
+            finished = scored == dict(self.asked) | {"levels": calls} and load_config(self.folder) == self.config
         except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
         return report if finished and summary.last_grid(self.folder, self.config.training.images).is_file() else None
+
+    def missing(self) -> list[int | None]:
+        """Numbers of sampling steps whose scores are asked for and not there; None is the process's own number."""
+        return [calls for calls in (None, *self.network_calls) if self.report(calls) is None]
 
 
 class Plan(NamedTuple):
@@ -123,10 +139,14 @@ class Plan(NamedTuple):
         """Write down what is known by now; returns the files."""
         settings = self.runs()[0].config.to_json()
         del settings["process_name"], settings["process"], settings["training"]["seed"]
-        found = [
-            Point(process, runs[0].config.process_name, peclet, {run.folder: report for run in runs if (report := run.report())})
-            for (process, peclet), runs in self.points.items()
-        ]
+
+        def reports(runs: list[Run], calls: int | None) -> dict[Path, dict[str, Any]]:
+            return {run.folder: report for run in runs if (report := run.report(calls))}
+
+        found = []
+        for (process, peclet), runs in self.points.items():
+            by_calls = {calls: reports(runs, calls) for calls in runs[0].network_calls}
+            found.append(Point(process, runs[0].config.process_name, peclet, reports(runs, None), by_calls))
         return summary.write(self.folder, settings, found, len(self.runs()))
 
 
@@ -145,15 +165,16 @@ def sweep(parsed: tuple[Sweep, list[str]]) -> None:
         print(json.dumps({"runs": list(runs)} | train.plan(first, Ranks(console.pick_device(plan.device))), indent=2))
         return
     check_same_sweep(plan)
-    todo = [run for run in runs.values() if run.report() is None]
+    todo = [run for run in runs.values() if run.missing()]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished -> {plan.folder}")
     written = plan.write_summary()
     for run in todo:
-        # It may be that of a training that was not complete.
-        (run.folder / "metrics.json").unlink(missing_ok=True)
+        # They may be those of a training that was not complete.
+        for calls in run.missing():
+            run.scores(calls).unlink(missing_ok=True)
     failed = {}
     for job, problem in side_by_side([run.job for run in todo], devices(plan.device, options.jobs)):
-        if not problem and runs[job.name].report() is None:
+        if not problem and runs[job.name].missing():
             problem = "its training was interrupted"
         if problem:
             failed[job.name] = problem
@@ -166,7 +187,7 @@ def sweep(parsed: tuple[Sweep, list[str]]) -> None:
     if failed:
         name, problem = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; {name}: {problem}; the same command tries again")
-    if any(run.report() is None for run in todo):
+    if any(run.missing() for run in todo):
         print(f"interrupted and saved; the same command goes on with {plan.folder}")
 
 
@@ -191,8 +212,7 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     scoring = EvaluationConfig(**given, split=OTHER_HALF[options.split])
     reference = Reference(open_pictures(data, scoring, dataset.channels), scoring, device)
     reference.check_enough("a set of samples", reference.num)
-    made = {"seed": scoring.seed, "levels": scoring.levels, "delta": scoring.delta}
-    asked = (reference.facts(), scoring.k, made, reference.num)
+    asked = {"reference": reference.facts(), "k": scoring.k, "num": reference.num, "seed": scoring.seed, "delta": scoring.delta}
 
     still = train.parse(arguments(STILL, 0.0)).process
 
@@ -202,7 +222,9 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
         place = folder / f"{process}-Pe{number(peclet)}-seed{seed}"
         line = arguments(process, peclet, "--seed", str(seed), "--out", str(place))
         config = train.parse(line).resolve(dataset.name, dataset.channels)
-        return Run(place, config, line, [str(place), "--data", data, *as_arguments(scoring)], asked)
+        for calls in options.network_calls:
+            check_integer("--network-calls", calls, 2, config.process.levels)
+        return Run(place, config, line, [str(place), "--data", data, *as_arguments(scoring)], asked, options.network_calls)
 
     seeds = range(options.seed, options.seed + options.seeds)
     points = [(process, peclet) for process in options.process for peclet in sorted(options.peclet)]

@@ -110,11 +110,13 @@ def planned(*arguments: object) -> sweep.Plan:
 def finish(run: sweep.Run) -> None:
     """Write the files of a run as cli.train and cli.evaluate leave them, with scores made up."""
     save_config(run.folder, run.config)
-    reference, k, made, num = run.asked
+    asked = dict(run.asked)
+    reference, k, num = (asked.pop(name) for name in ("reference", "k", "num"))
     generator = np.random.default_rng(list(run.folder.name.encode()))
     scores, floor = ({"samples": num, "reference": 20} | {name: generator.uniform() for name in HEADS} for _ in range(2))
     facts = {"reference": reference, "features": {"name": "pixels"}, "k": k, "scores": scores, "floor": floor}
-    write_json(run.folder / "metrics.json", {"samples": {"source": str(run.folder)} | made} | facts)
+    for calls in (None, *run.network_calls):
+        write_json(run.scores(calls), {"samples": asked | {"source": str(run.folder), "levels": calls}} | facts)
     samples = torch.from_numpy(generator.uniform(size=(36, 1, SIZE, SIZE)))
     render.save_grid(summary.last_grid(run.folder, run.config.training.images), samples)
 
@@ -172,7 +174,8 @@ def test_the_commands_of_a_run_say_what_it_is(place: Path, split: str, name: str
     scoring = tyro.cli(evaluate.Evaluate, args=run.scoring)
     assert scoring.samples == str(run.folder) and scoring.data == "data" and scoring.evaluation.split == other
     assert (scoring.evaluation.num, scoring.evaluation.k, scoring.evaluation.features) == (15, 3, "pixels")
-    assert run.asked[1:] == (3, {"seed": 0, "levels": None, "delta": None}, 15)
+    asked = {name: value for name, value in run.asked.items() if name != "reference"}
+    assert asked == {"k": 3, "num": 15, "seed": 0, "delta": None}
 
 
 def test_a_dry_run_writes_nothing(call: Call, place: Path) -> None:
@@ -223,6 +226,28 @@ def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried
     # Fewer values are a part of the same sweep.
     assert call(*SMALL, "--peclet", "0.1")[0] == 0 and carried_out == []
     assert list(found(swept)["runs"]) == ["beyond-blur-Pe0.1-seed0"]
+
+
+def test_scores_by_network_calls_are_added_to_finished_runs(call: Call, swept: Path, carried_out: list[str]) -> None:
+    calls = ("--network-calls", 2, 4)
+    assert call(*PAIR, *calls)[0] == 0 and carried_out == [run.folder.name for run in planned(*PAIR).runs()]
+    runs = planned(*PAIR, *calls).runs()
+    # A finished training ends at once; its own scores are kept, and only those that are missing are made.
+    for run in runs:
+        train, *scorings = run.job.commands
+        assert train[:2] == ["-m", "cli.train"] and (run.folder / "metrics.json").exists()
+        assert [line[-3:] for line in scorings] == [[n, "--out", str(run.folder / f"metrics-{n}-calls.json")] for n in ("2", "4")]
+        finish(run)
+    assert call(*PAIR, *calls)[0] == 0 and len(carried_out) == 6
+    by_calls = found(swept)["points"][1]["by_network_calls"]
+    values = [
+        json.loads((run.folder / "metrics-4-calls.json").read_text())["scores"]["recall"] for run in runs if "beyond" in str(run)
+    ]
+    assert list(by_calls) == ["2", "4"] and by_calls["4"]["mean"]["recall"] == pytest.approx(
+        statistics.mean(s["recall"] for s in scores)
+    )
+    with Image.open(swept / "out" / "network-calls.png") as picture:
+        assert picture.height > 900 and len(np.unique(np.asarray(picture.convert("L")))) > 20
 
 
 @pytest.mark.parametrize("size", [Size(8, 8), Size(80, 96), Size(8, 24)])
@@ -317,6 +342,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         ),
         ([], "--peclet: name at least one, such as 0 2 4"),
         (["--process", *zero], "--process: name at least one, such as fluid"),
+        ([*zero, "--network-calls", "4", "4"], "--network-calls names 4 more than once"),
+        ([*zero, "--network-calls", "2", "7"], "--network-calls must be from 2 to 6, got 7"),
         (["--peclet", "0", "0.1", "0.10"], "--peclet names 0.1 more than once"),
         (["--process", "ihd", "ihd", *zero], "--process names ihd more than once"),
         (["--peclet", "0", "-1"], "--peclet must be at least 0, got -1.0"),
