@@ -19,12 +19,14 @@ class Known:
     """Patterns for names of local copies, best first. A copy with a size in its name (ffhq-64x64.zip) serves up to that size."""
     size: int
     """Side of the images [pixels] unless another is asked for."""
-    hub: str
-    """The set on the Hugging Face hub."""
+    hub: str | None
+    """The set on the Hugging Face hub, if it is there."""
     instructions: str
     """How to get a local copy, its size and licence; ``{folder}`` is where to put it."""
     classes: tuple[str, ...] = ()
     """Names of the classes."""
+    system: Path = Path("/usr/share/datasets")
+    """Where packages of Debian put it."""
 
 
 KNOWN = {
@@ -74,19 +76,25 @@ KNOWN = {
         "and put them into {folder}/fashion-mnist",
         ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"),
     ),
+    "emoji": Known(
+        ("NotoColorEmoji.ttf",),
+        32,
+        None,
+        "install Debian's package (apt install fonts-noto-color-emoji; 3,655 pictures, 10 MB, SIL Open Font License), or put "
+        "NotoColorEmoji.ttf (the version with bitmaps) of https://github.com/googlefonts/noto-emoji into {folder}",
+        system=Path("/usr/share/fonts/truetype/noto"),
+    ),
 }
-# Where packages of Debian put data sets.
-SYSTEM = Path("/usr/share/datasets")
 
 
-def folders(root: Path | None) -> list[Path]:
-    """Where local copies are looked for: ``root``, the folder that BEYOND_BLUR_DATA names, ./data, /usr/share/datasets."""
-    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", SYSTEM) if folder]
+def folders(name: str, root: Path | None) -> list[Path]:
+    """Where local copies of a set are looked for: ``root``, the folder that BEYOND_BLUR_DATA names, ./data, Debian's place."""
+    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", KNOWN[name].system) if folder]
 
 
 def find(name: str, size: Size, root: Path | None) -> Path | None:
     """The best local copy of the known set ``name`` for images of this size; of several sizes the smallest that is enough."""
-    for folder in folders(root):
+    for folder in folders(name, root):
         for pattern in KNOWN[name].names:
             copies = [(side, path) for path in folder.glob(pattern) if (side := _side(path)) >= max(size)]
             if copies:
@@ -96,7 +104,7 @@ def find(name: str, size: Size, root: Path | None) -> Path | None:
 
 def advice(name: str, root: Path | None) -> str:
     """What to do if there is no copy of the known set ``name``."""
-    places = folders(root)
+    places = folders(name, root)
     looked = f"none of {', '.join(KNOWN[name].names)} in {', '.join(map(str, places))}"
     return f"{looked}; {KNOWN[name].instructions.format(folder=places[0])}, or use other images with --data FOLDER"
 

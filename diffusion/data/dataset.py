@@ -55,6 +55,8 @@ class ImageDataset(Sequence[np.ndarray]):
     """Which images of the whole set these are."""
     class_names: Sequence[str] = ()
     """Names of the classes, where they have names."""
+    families: np.ndarray | None = None
+    """Number of the family of each image of the whole set, int64, where some are nearly the same: halves keep families together."""
 
     def classes(self) -> tuple[str, ...]:
         """Names of all classes, in the order of their numbers.
@@ -165,16 +167,17 @@ def open_dataset(
               files of MNIST (IDX) or CIFAR-10 (binary version), of which the training images are read;
             - ``hf:owner/name``, with ``@config`` and ``:split`` where wanted: a set of the Hugging Face hub, downloaded unless
               ``stream``; ``hf:FOLDER`` is a folder of parquet files;
-            - ``ffhq``, ``afhq``, ``lsun-church``, ``cifar10``, ``mnist`` or ``fashion-mnist``: a local copy if there is one in
-              ``root``, in the folder that the environment variable BEYOND_BLUR_DATA names, in ./data or in /usr/share/datasets;
-              else the hub's, if the ``datasets`` library is installed.
-        size: size of the images, as for :meth:`Size.of`; None means 16 for digits, 128 for ffhq and lsun-church, 32 for cifar10, 28
-            for mnist and fashion-mnist, 64 otherwise. Images are cropped to this aspect around their centre.
+            - ``ffhq``, ``afhq``, ``lsun-church``, ``cifar10``, ``mnist``, ``fashion-mnist`` or ``emoji``: a local copy if there is
+              one in ``root``, in the folder that the environment variable BEYOND_BLUR_DATA names, in ./data or where Debian's
+              packages put it; else the hub's, if the ``datasets`` library is installed.
+        size: size of the images, as for :meth:`Size.of`; None means 16 for digits, 128 for ffhq and lsun-church, 32 for cifar10 and
+            emoji, 28 for mnist and fashion-mnist, 64 otherwise. Images are cropped to this aspect around their centre.
         root: where downloaded data sets are kept.
         grey: one channel or three. None means grey for the digits, and for files grey only if each of the first 32 images is. A
             transparent or palette image is judged by its file, as in :func:`read_image`.
         stream: read a set of the hub as a stream, in the order of its files, shuffled 1000 images at a time.
-        split: all images, or those of even or odd number, for a model that is to be compared with the others.
+        split: all images, or those of even or odd number, for a model that is to be compared with the others. Of emoji the families
+            of even or odd number: variants of one picture, such as skin tones, are all in one half.
         cache: where prepared images are kept; None is beyond-blur/data in the user's cache folder.
 
     Raises:
@@ -188,7 +191,7 @@ def open_dataset(
         raise DataError(f"{data}: a stream has no halves; leave out --stream, or --split")
     if data == "digits" and not stream:
         name, description, pixels, labels = _digits(size or Size(16, 16), channels=3 if grey is False else 1)
-        class_names = ()
+        class_names, families = (), None
     else:
         name, source, size, channels = find_source(data, size, root, grey, stream)
         kind = "grey" if channels == 1 else "colour"
@@ -196,14 +199,15 @@ def open_dataset(
             description = f"{source.count or ''} {kind} images, streamed from {source.location}".lstrip()
             return ImageStream(name, description, channels, size, source)
         pixels, refused = prepare(source, size, channels, cache)
-        labels, class_names = source.labels([file for file in source.names if file not in refused]), source.class_names
+        kept = [file for file in source.names if file not in refused]
+        labels, class_names, families = source.labels(kept), source.class_names, families_of(source, kept)
         if name in catalog.KNOWN:
             class_names = class_names or catalog.KNOWN[name].classes
         description = f"{len(pixels)} {kind} images from {source.location}"
         if refused:
             problem = refusal(refused, len(source.names))
             warnings.warn(f"{source.location}: {problem}; they are left out", stacklevel=2)
-    chosen = _HALVES[split]
+    chosen = _HALVES[split] if families is None else numbers_of(split, families)
     if not len(pixels[chosen]):
         raise DataError(
             f"{name}: {description}, none of {split} number; expected at least 2 for two halves; add images, or leave out --split"
@@ -211,7 +215,7 @@ def open_dataset(
     if split != "all":
         description += f", of which the {len(pixels[chosen])} of {split} number"
     labels = None if labels is None else labels[chosen]
-    return ImageDataset(name_of_half(name, split), description, pixels[chosen], labels, split, class_names)
+    return ImageDataset(name_of_half(name, split), description, pixels[chosen], labels, split, class_names, families)
 
 
 def find_source(
@@ -226,8 +230,10 @@ def find_source(
         if not stream and (copy := catalog.find(data, size, root)):
             source = open_path(copy)
         else:
+            if not (hub := catalog.KNOWN[data].hub):
+                raise DataError(f"{data}: {catalog.advice(data, root)}")
             try:
-                source = open_hub(catalog.KNOWN[data].hub, stream)[1]
+                source = open_hub(hub, stream)[1]
             except DataError as error:
                 raise DataError(f"{data}: {catalog.advice(data, root)}; from the hub: {error}") from None
     elif stream:
@@ -255,9 +261,23 @@ def evenly_spaced(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
-def numbers_of(split: Split, count: int) -> np.ndarray:
-    """Numbers of the images of a half (or all) of ``count``, int64."""
-    return np.arange(count)[_HALVES[split]]
+def families_of(source: Source | Stream, names: Sequence[str]) -> np.ndarray | None:
+    """Numbers of the families of images, from 0 in the order in which they come, int64; None where the source knows none."""
+    if not getattr(source, "family", None):
+        return None
+    keys = [source.family(name) for name in names]
+    number = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys])
+
+
+def numbers_of(split: Split, images: int | np.ndarray) -> np.ndarray:
+    """Numbers of the images of a half (or all), int64: of so many images, or of those of these families.
+
+    The even half are the images, or families, of even number.
+    """
+    if isinstance(images, int):
+        return np.arange(images)[_HALVES[split]]
+    return np.flatnonzero(np.isin(images, np.arange(images.max() + 1)[_HALVES[split]]))
 
 
 def name_of_half(name: str, split: Split) -> str:

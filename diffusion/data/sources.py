@@ -1,4 +1,5 @@
-"""Where images lie: folders and ZIP archives of image files, and tables of pixels (MNIST's IDX, CIFAR-10's binary version).
+"""Where images lie: folders and ZIP archives of image files, tables of pixels (MNIST's IDX, CIFAR-10's binary version) and emoji
+fonts.
 
 Everything is read in place. No archive is ever unpacked to the disk, so a member called ../../x or /etc/x is a name like any other.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion.data import emoji
 from diffusion.data.images import DataError, check_file_bytes, data_errors, is_image_name
 
 _LABELS = "dataset.json"
@@ -52,6 +54,8 @@ class Source:
     """Classes of the images, by name, as far as they are known."""
     class_names: Sequence[str] = ()
     """Names of the classes, where they have names."""
+    family: Callable[[str], str] | None = None
+    """What images that are nearly the same have in common, by name; no half of the data set has a part of a family."""
 
     def labels(self, names: Sequence[str]) -> np.ndarray | None:
         """Classes of the images ``names``, int64 [len(names)]; None unless every one of them has a class."""
@@ -59,13 +63,16 @@ class Source:
 
 
 def open_path(path: Path) -> Source:
-    """The source at a path: a .zip archive, a folder, or a folder with the files of MNIST or CIFAR-10 (or one of these files).
+    """The source at a path: a .zip archive, a folder, a folder with the files of MNIST or CIFAR-10 (or one of these files), or an
+    emoji font.
 
     Raises:
         DataError: if it is another file, a damaged one, or a folder in a form we do not read (pickles, LMDB).
     """
     folder = path.parent if path.name in _IDX + _CIFAR else path
     if not folder.is_dir():
+        if path.suffix.lower() == ".ttf":
+            return _font(path)
         if path.suffix.lower() != ".zip":
             raise DataError(f"{path}: a single file; expected a folder or a .zip archive; put the images into a folder")
         return _archive(str(path))
@@ -180,6 +187,17 @@ def _pixels(folder: Path) -> Source:
         return f"{folder}, image {number}", header + pixels[number].tobytes()
 
     return numbered(str(folder), _status(_existing(folder, _IDX + _IDX_LABELS + _CIFAR)), classes, read)
+
+
+def _font(path: Path) -> Source:
+    """The emoji of a font, over white, with their groups as classes."""
+    bitmaps = emoji.read_font(path)
+    classes = {name: emoji.groups()[name] for name in bitmaps}
+
+    def read(name: str) -> tuple[str, bytes]:
+        return f"{path}, emoji {name}", bitmaps[name]
+
+    return Source(str(path), [emoji.VERSION, *_status([path])], list(bitmaps), read, classes, emoji.GROUPS, emoji.family)
 
 
 def _raise(error: OSError) -> None:

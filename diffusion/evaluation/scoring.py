@@ -95,6 +95,8 @@ class ImageSource:
     """Number of images; None for a run, which makes any number."""
     read: Callable[[np.ndarray], torch.Tensor]
     """Called as ``read(index)``: the images of these numbers, uint8 [len(index), channels, height, width]."""
+    families: np.ndarray | None = None
+    """As in :class:`ImageDataset`."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class Reference:
 
     def numbers(self, split: Split | None = None) -> np.ndarray:
         """Numbers of the pictures that samples are compared with, or of those of another split, int64."""
-        return numbers_of(split or self.config.split, self.pictures.count)
+        families = self.pictures.families
+        return numbers_of(split or self.config.split, self.pictures.count if families is None else families)
 
     @property
     def num(self) -> int:
@@ -281,7 +284,7 @@ def open_pictures(data: str, config: EvaluationConfig, channels: int | None = No
     def read(index: np.ndarray) -> torch.Tensor:
         return to_uint8(torch.from_numpy(as_floats(dataset.pixels[index])))
 
-    return ImageSource(data, dataset.size, dataset.channels, len(dataset), read)
+    return ImageSource(data, dataset.size, dataset.channels, len(dataset), read, dataset.families)
 
 
 def open_npz(path: Path, size: str | None) -> ImageSource:
