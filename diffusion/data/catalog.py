@@ -25,8 +25,8 @@ class Known:
     """How to get a local copy, its size and licence; ``{folder}`` is where to put it."""
     classes: tuple[str, ...] = ()
     """Names of the classes."""
-    system: Path = Path("/usr/share/datasets")
-    """Where packages of Debian put it."""
+    debian: str = "datasets"
+    """Where a package of Debian puts it, in /usr/share."""
 
 
 KNOWN = {
@@ -82,14 +82,15 @@ KNOWN = {
         None,
         "install Debian's package (apt install fonts-noto-color-emoji; 3,655 pictures, 10 MB, SIL Open Font License), or put "
         "NotoColorEmoji.ttf (the version with bitmaps) of https://github.com/googlefonts/noto-emoji into {folder}",
-        system=Path("/usr/share/fonts/truetype/noto"),
+        debian="fonts/truetype/noto",
     ),
 }
+SYSTEM = Path("/usr/share")
 
 
 def folders(name: str, root: Path | None) -> list[Path]:
     """Where local copies of a set are looked for: ``root``, the folder that BEYOND_BLUR_DATA names, ./data, Debian's place."""
-    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", KNOWN[name].system) if folder]
+    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", SYSTEM / KNOWN[name].debian) if folder]
 
 
 def find(name: str, size: Size, root: Path | None) -> Path | None:
