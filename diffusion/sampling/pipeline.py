@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -397,6 +398,20 @@ class Pipeline(
 
         return network if number is None else labelled if guidance == 1.0 else guided
 
+    def denoise(self, u: torch.Tensor, level: int | torch.Tensor, flow: torch.Tensor, predict: Predict) -> torch.Tensor:
+        """The clean images that the network predicts, for any target but ``step``.
+
+        Args:
+            u: images u_k, float32 [N, C, H, W].
+            level: k, one for all or int64 [N] on the CPU.
+            flow: seeds of the flows that corrupted them, int64 [N].
+            predict: what :meth:`predictor` gives.
+        """
+        inputs = self.corruption.tell(self.parametrisation.inputs(u, level), level, flow)
+        prediction = predict(inputs, torch.as_tensor(level).expand(len(u)).to(u.device))
+        clean = self.parametrisation.clean(prediction, u, level)
+        return clean.clamp(0.0, 1.0) if self.corruption.process.clip_clean else clean
+
     def _reverse(
         self,
         predict: Predict,
@@ -412,13 +427,7 @@ class Pipeline(
             callback(start, u)
         if corruption.process.sampler == "residual":
             return residual_sampler(predict, u, corruption, seed, callback, start=start, levels=levels)
-
-        def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
-            inputs = corruption.tell(self.parametrisation.inputs(u, level), level, flow)
-            prediction = predict(inputs, torch.full((len(u),), level, device=u.device))
-            clean = self.parametrisation.clean(prediction, u, level)
-            return clean.clamp(0.0, 1.0) if corruption.process.clip_clean else clean
-
+        denoise = partial(self.denoise, flow=flow, predict=predict)
         if corruption.process.sampler == "posterior":
             return posterior_sampler(denoise, u, corruption, seed, callback, start=start, levels=levels)
         return resampling_sampler(denoise, u, corruption, seed, callback, flow=flow, start=start, levels=levels)

@@ -100,6 +100,10 @@ class Prior:
         scale = corruption.process.start_noise
         return u + scale * normal(seeds(seed, "start"), u.shape, u.device) if scale > 0.0 else u
 
+    def pictures(self, size: Size) -> torch.Tensor:
+        """The thumbnails at the size of the images, float32 [M, C, height, width]."""
+        return _resized(self.thumbnails, size)
+
     def _colours(self, seed: torch.Tensor) -> torch.Tensor:
         """A colour for every seed, [N, C, 1, 1], with mean and covariance of the thumbnails' mean colours."""
         colours = self.thumbnails.double().mean(dim=(2, 3))

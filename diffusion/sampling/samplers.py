@@ -145,7 +145,6 @@ def resampling_sampler(
     flow = seed if flow is None else flow
     noise = seed if callable(seed) else seeded_noise(seed, corruption, u)
     process, signal, sigma = corruption.process, corruption.signal.tolist(), corruption.noise.tolist()
-    share = process.fresh if process.sampler == "ancestral" else 0.0
     second_order = float("inf") if process.second_order_above is None else process.second_order_above
     u = u + process.sampling_noise * sigma[visited[0]] * noise(visited[0])
     previous = None
@@ -156,12 +155,7 @@ def resampling_sampler(
             here, there, far = (np.log(signal[k] / sigma[k]) for k in (level, below, before))
             clean = predicted + (there - here) / (2.0 * (here - far)) * (predicted - last)
         previous = level, predicted
-        ratio = sigma[below] / sigma[level] if sigma[level] > 0.0 else 1.0
-        added = sigma[level] ** 2 - (signal[level] / signal[below] * sigma[below]) ** 2
-        anew = share * ratio * max(added, 0.0) ** 0.5
-        kept = ratio if anew == 0.0 else (sigma[below] ** 2 - anew**2) ** 0.5 / sigma[level]
-        if process.variance == "fixedlarge" and anew > 0.0:
-            anew /= ratio
+        kept, _, anew = noise_scales(corruption, level, below)
         u = corruption.mean(clean, below, flow) + kept * (u - corruption.mean(clean, level, flow))
         if anew > 0.0:
             u = u + anew * noise(below)
@@ -200,25 +194,56 @@ def posterior_sampler(
     """
     visited = visited_levels(corruption, start, levels)
     noise = seed if callable(seed) else seeded_noise(seed, corruption, u)
-    signal, sigma = corruption.signal.tolist(), corruption.noise.tolist()
     rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])
-    u = u + corruption.process.sampling_noise * sigma[visited[0]] * noise(visited[0])
+    u = u + corruption.process.sampling_noise * float(corruption.noise[visited[0]]) * noise(visited[0])
     for level, below in pairwise(visited):
         clean = denoise(u, level)
         if below > 0:
-            here, there = (signal[k] * corruption.transfer(k, u.double()) for k in (level, below))
-            factor, variance = here / there, sigma[below] ** 2
-            added = sigma[level] ** 2 - factor.square() * variance
-            posterior = 1.0 / (factor.square() / added + 1.0 / variance)
+            of_image, of_clean, variance = posterior_scales(corruption, level, below, u)
             image, target = (rows @ (picture - 0.5) @ columns.T for picture in (u, clean))
-            mean = (posterior * factor / added).to(u) * image + (posterior * there / variance).to(u) * target
             # White noise has the same distribution in the modes as in the pixels.
-            u = 0.5 + rows.T @ (mean + posterior.sqrt().to(u) * noise(below)) @ columns
+            mean = of_image.to(u) * image + of_clean.to(u) * target
+            u = 0.5 + rows.T @ (mean + variance.sqrt().to(u) * noise(below)) @ columns
         else:
             u = clean
         if callback is not None:
             callback(below, u)
     return u
+
+
+def noise_scales(corruption: Corruption, level: int, below: int) -> tuple[float, float, float]:
+    """Noise of a step of :func:`resampling_sampler` from level k to j.
+
+    Returns:
+        The factor r of the noise of level k, sigma_fresh, and the standard deviation of the noise that the sampler adds: another one
+        with ``variance`` fixedlarge.
+    """
+    process = corruption.process
+    (signal, signal_below), (sigma, sigma_below) = (
+        (float(scale[level]), float(scale[below])) for scale in (corruption.signal, corruption.noise)
+    )
+    ratio = sigma_below / sigma if sigma > 0.0 else 1.0
+    share = process.fresh if process.sampler == "ancestral" else 0.0
+    added = max(sigma**2 - (signal / signal_below * sigma_below) ** 2, 0.0) ** 0.5
+    fresh = share * ratio * added
+    kept = ratio if fresh == 0.0 else (sigma_below**2 - fresh**2) ** 0.5 / sigma
+    return kept, fresh, share * added if process.variance == "fixedlarge" and fresh > 0.0 else fresh
+
+
+def posterior_scales(
+    corruption: Corruption, level: int | torch.Tensor, below: int | torch.Tensor, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Posterior of every cosine mode in a step of :func:`posterior_sampler`: the factors of u_k and of x in its mean, and its variance
+    w; float64 [N, 1, H, W], or [1, 1, H, W] for one level."""
+    (here, there), (noise, variance) = (
+        [torch.as_tensor(scale)[torch.as_tensor(k).reshape(-1)][:, None, None, None].to(like.device) for k in (level, below)]
+        for scale in (corruption.signal, corruption.noise**2)
+    )
+    here, there = (scale * corruption.transfer(k, like.double()) for scale, k in ((here, level), (there, below)))
+    factor = here / there
+    added = noise - factor.square() * variance
+    posterior = 1.0 / (factor.square() / added + 1.0 / variance)
+    return posterior * factor / added, posterior * there / variance, posterior
 
 
 def visited_levels(corruption: Corruption, start: int | None = None, steps: int | None = None) -> list[int]:
