@@ -1,19 +1,19 @@
 """Likelihood of pictures under a run: the variational bound of its stochastic sampler, in bits a dimension.
 
-With the levels K = k_T > ... > k_1 > k_0 = 0 that the sampler visits, q the distribution of the corrupted pictures u_k of a picture x,
+With the levels K = k_T > ... > k_1 > k_0 = 0 that the sampler visits, q the distribution of the corrupted pictures u_k of a picture,
 and p that of the sampler, all given the flow's seed (Ho et al. 2020, equation 5),
 
     -log p(x) <= KL(q(u_K | x) | p(u_K)) + sum over t >= 2 of E KL(q(u_j | u_k, x) | p(u_j | u_k)) - E log p(x | u_{k_1}).
 
-p(u_K) is a mixture of Gaussians, p(x | u) a Gaussian rounded to 8 bits; all others are Gaussian. The steps are those of the samplers:
+p(u_K) is a mixture of Gaussians, p(x | u) a Gaussian rounded to 8 bits; all others are Gaussian. The steps are the samplers':
 
 - ``ancestral``: the means are M_j + r (u_k - M_k), of x and of the predicted picture, the variances those of ``noise_scales``.
 - ``posterior``: the same, mode by mode (Hoogeboom and Salimans 2023).
 - ``residual``: q(u_j | u_k, x) = q(u_j | x) = N(M_j(x), sigma^2), p = N(what the network gives, delta^2) (Rissanen et al. 2023,
   equation 11). All K levels are visited, as it was trained.
 
-Steps have first order, as only these have a density. The standard deviation of p(x | u) is the root mean square error of the predicted
-picture on pictures that the run learned; delta for ``residual``.
+Steps have first order, as only these have a density. The standard deviation of p(x | u) is the root mean square error of the
+predicted picture on pictures that the run learned; delta for ``residual``.
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ def likelihood(
     for first in tqdm(range(0, len(index), BATCH), desc="likelihood", unit="batch", leave=False):
         numbers = index[first : first + BATCH]
         parts.append(bound.terms(read(numbers).to(pipeline.device), seeds(seed, "likelihood", numbers)))
-    start, between, end = (
-        torch.cat(part).double().cpu() / (math.log(2.0) * math.prod(pipeline.config.shape)) for part in zip(*parts)
-    )
+    bits = math.log(2.0) * math.prod(pipeline.config.shape)
+    start, between, end = (torch.cat(part).double().cpu() / bits for part in zip(*parts, strict=True))
     total = start + between.sum(dim=1) + end
     return Likelihood(
         pictures=len(total),
@@ -112,8 +111,8 @@ def check_density(pipeline: Pipeline) -> None:
     process = pipeline.corruption.process
     if process.sampler == "resample" or (process.sampler == "ancestral" and process.fresh == 0.0) or process.noise == 0.0:
         raise InputError(
-            f"{pipeline.config.process_name} has no likelihood: its sampler adds no fresh noise; runs of fluid, ddpm, blurring, soft, "
-            "ihd and the beyond-blur family have one"
+            f"{pipeline.config.process_name} has no likelihood: its sampler adds no fresh noise; runs of fluid, ddpm, blurring, "
+            "soft, ihd and the beyond-blur family have one"
         )
 
 
@@ -156,10 +155,8 @@ class Bound:
             rows, columns = (cosines(side)[1].to(x) for side in x.shape[2:])
             modes = (rows @ (x - clean) @ columns.T).double()
             return 0.5 * (factor.square() / variance * modes.square()).flatten(1).sum(dim=1)
-        kept, fresh, added = (
-            torch.tensor(values)
-            for values in zip(*(noise_scales(self.corruption, *pair) for pair in zip(level.tolist(), below.tolist())))
-        )
+        pairs = zip(level.tolist(), below.tolist(), strict=True)
+        kept, fresh, added = torch.tensor([noise_scales(self.corruption, *pair) for pair in pairs]).T
         error = self.corruption.mean(x, below, flow) - self.corruption.mean(clean, below, flow)
         still = self.corruption.mean(x, level, flow) - self.corruption.mean(clean, level, flow)
         return self._gaussian(error - kept.to(x)[:, None, None, None] * still, fresh, added)
@@ -192,7 +189,7 @@ class Bound:
         return -share.flatten(1).sum(dim=1)
 
     def end_deviation(self, read: Callable[[np.ndarray], torch.Tensor], learned: np.ndarray, seed: int) -> float:
-        """Standard deviation of p(x | u): the root mean square error of the last step on these pictures, at least a bin's 1/sqrt(12)."""
+        """Standard deviation of p(x | u): the rms error of the last step on these pictures, at least that of rounding to 8 bits."""
         if self.process.sampler == "residual":
             return self.delta
         squares = []

@@ -215,8 +215,8 @@ def noise_scales(corruption: Corruption, level: int, below: int) -> tuple[float,
     """Noise of a step of :func:`resampling_sampler` from level k to j.
 
     Returns:
-        The factor r of the noise of level k, sigma_fresh, and the standard deviation of the noise that the sampler adds: another one
-        with ``variance`` fixedlarge.
+        The factor r of the noise of level k, sigma_fresh, and the standard deviation of the noise that the sampler adds: another
+        one with ``variance`` fixedlarge.
     """
     process = corruption.process
     (signal, signal_below), (sigma, sigma_below) = (
@@ -233,8 +233,8 @@ def noise_scales(corruption: Corruption, level: int, below: int) -> tuple[float,
 def posterior_scales(
     corruption: Corruption, level: int | torch.Tensor, below: int | torch.Tensor, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Posterior of every cosine mode in a step of :func:`posterior_sampler`: the factors of u_k and of x in its mean, and its variance
-    w; float64 [N, 1, H, W], or [1, 1, H, W] for one level."""
+    """Posterior of every cosine mode in a step of :func:`posterior_sampler`: the factors of u_k and of x in its mean, and its
+    variance w; float64 [N, 1, H, W], or [1, 1, H, W] for one level."""
     (here, there), (noise, variance) = (
         [torch.as_tensor(scale)[torch.as_tensor(k).reshape(-1)][:, None, None, None].to(like.device) for k in (level, below)]
         for scale in (corruption.signal, corruption.noise**2)
