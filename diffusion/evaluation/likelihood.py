@@ -1,7 +1,7 @@
 """Likelihood of pictures under a run: the variational bound of its stochastic sampler, in bits a dimension.
 
-With the levels K = k_T > ... > k_1 > k_0 = 0 that the sampler visits, q the distribution of the corrupted pictures u_k of a picture,
-and p that of the sampler, all given the flow's seed (Ho et al. 2020, equation 5),
+With the levels K = k_T > ... > k_1 > k_0 = 0 that the sampler visits, q the distribution of the corrupted pictures u_k of a picture
+x, and p that of the sampler, all given the flow's seed (Ho et al. 2020, equation 5),
 
     -log p(x) <= KL(q(u_K | x) | p(u_K)) + sum over t >= 2 of E KL(q(u_j | u_k, x) | p(u_j | u_k)) - E log p(x | u_{k_1}).
 
