@@ -43,6 +43,11 @@ def run(options: Evaluate) -> None:
     print(f"{title}, {features} features, k = {report['k']}")
     print(table({"samples": report["scores"], "floor": report["floor"]}, distance_name(features, "FD")))
     print("floor: half of the real pictures as samples of the other half; drift and spread: of the mean colour, drift in 1/255")
+    if bound := report.get("likelihood"):
+        bits, error = (bound[name] for name in ("bits_per_dimension", "standard_error"))
+        print(
+            f"likelihood: at most {bits:.3f} +- {error:.3f} bits a dimension ({bound['pictures']:,} pictures, {bound['steps']} steps)"
+        )
     place = Path(options.samples)
     is_run_folder = (place / "config.json").exists()
     out = options.out or (place / "metrics.json" if is_run_folder else Path("outputs") / f"{place.stem}-metrics.json")

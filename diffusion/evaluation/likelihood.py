@@ -175,18 +175,10 @@ class Bound:
         return -0.5 * self._energy(noise) - mixture + x[0].numel() * math.log(scale / own)
 
     def end(self, x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-        """-log p(x | u) at one draw of u, float64 [N]: a Gaussian on the 256 values of a pixel, the tails at the ends."""
+        """-log p(x | u) at one draw of u, float64 [N]."""
         level = torch.full((len(x),), self.steps[-1][0])
-        predicted = self._last(x, level, seeds(seed, "end")).double()
-        upper, lower = ((x.double() + side * HALF_BIN - predicted) / self.deviation for side in (1, -1))
-        upper = torch.where(x > 1.0 - HALF_BIN, math.inf, upper)
-        lower = torch.where(x < HALF_BIN, -math.inf, lower)
-        # log(Phi(b) - Phi(a)), on the side where Phi is small.
-        flip = lower > 0.0
-        big, small = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-        log_big, log_small = torch.special.log_ndtr(big), torch.special.log_ndtr(small)
-        share = log_big + torch.log1p(-torch.exp(log_small - log_big).clamp(max=1.0 - 1e-12))
-        return -share.flatten(1).sum(dim=1)
+        predicted = self._last(x, level, seeds(seed, "end"))
+        return -rounded_gaussian(x, predicted, self.deviation).flatten(1).sum(dim=1)
 
     def end_deviation(self, read: Callable[[np.ndarray], torch.Tensor], learned: np.ndarray, seed: int) -> float:
         """Standard deviation of p(x | u): the rms error of the last step on these pictures, at least that of rounding to 8 bits."""
@@ -230,3 +222,23 @@ class Bound:
             rows, columns = (cosines(side)[1].to(field) for side in field.shape[2:])
             field = rows @ field @ columns.T / self.corruption.noise_power.sqrt().to(field)
         return field.double().square().flatten(1).sum(dim=1)
+
+
+def rounded_gaussian(x: torch.Tensor, mean: torch.Tensor, deviation: float) -> torch.Tensor:
+    """Logarithm of the probability of 8-bit values x in [0, 1] under a Gaussian rounded to them, with its tails at 0 and 1.
+
+    Args:
+        x, mean: floating-point, of one shape.
+        deviation: standard deviation of the Gaussian.
+
+    Returns:
+        float64 in that shape.
+    """
+    lower, upper = ((x.double() + side * HALF_BIN - mean.double()) / deviation for side in (-1, 1))
+    lower = torch.where(x < HALF_BIN, -math.inf, lower)
+    upper = torch.where(x > 1.0 - HALF_BIN, math.inf, upper)
+    # log(Phi(upper) - Phi(lower)), on the side where both are small.
+    flip = lower > 0.0
+    small, big = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_small, log_big = torch.special.log_ndtr(small), torch.special.log_ndtr(big)
+    return log_big + torch.log1p(-torch.exp(log_small - log_big))

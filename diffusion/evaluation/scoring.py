@@ -23,6 +23,7 @@ from tqdm import tqdm
 from diffusion.data.dataset import OTHER_HALF, Split, as_floats, evenly_spaced, numbers_of, open_dataset, whole_and_half
 from diffusion.data.images import fit
 from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
+from diffusion.evaluation.likelihood import Likelihood, check_density, likelihood
 from diffusion.evaluation.metrics import Measurement, check_features, fit_gaussian, frechet_distance, score
 from diffusion.files import load_tensors, save_tensors
 from diffusion.sampling.pipeline import Pipeline, is_model_id
@@ -31,6 +32,7 @@ from lbm_warp.checks import InputError, check_integer
 
 MOST_SAMPLES = 10_000  # of a run, unless told
 PROBES = 2048  # pictures that a fingerprint looks at
+LEARNED = 256  # pictures that a run learned, for the last term of its likelihood
 CACHE_FORMAT = 1
 
 
@@ -68,6 +70,9 @@ class EvaluationConfig(ScoringConfig):
     """Number of steps of a run's sampler, as for cli.sample."""
     delta: float | None = None
     """Sampling noise of a run, as for cli.sample."""
+    likelihood: bool = False
+    """Also bound the likelihood of the pictures under a run, in bits a dimension, with its sampler in first-order steps: in all K
+    levels, or in --levels."""
     size: str | None = None
     """Size to compare at in pixels, such as 64 or 96x128; by default that of the run or .npz file, else that of the data."""
     batch: int = 64
@@ -97,6 +102,8 @@ class ImageSource:
     """Called as ``read(index)``: the images of these numbers, uint8 [len(index), channels, height, width]."""
     families: np.ndarray | None = None
     """As in :class:`ImageDataset`."""
+    pipeline: Pipeline | None = None
+    """The run."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,16 @@ class Reference:
     def facts(self) -> dict[str, str]:
         """What metrics.json says of the reference."""
         return {"data": self.pictures.name, "split": self.config.split, "fingerprint": self.fingerprint}
+
+    def likelihood(self, pipeline: Pipeline) -> Likelihood:
+        """Bound of the likelihood of the pictures under a run: of as many as there are samples, spread over all."""
+
+        def read(index: np.ndarray) -> torch.Tensor:
+            return self.pictures.read(index).float() / 255.0
+
+        numbers, learned = self.numbers(), self.numbers(OTHER_HALF[self.config.split])
+        chosen, probes = numbers[evenly_spaced(len(numbers), self.num)], learned[evenly_spaced(len(learned), LEARNED)]
+        return likelihood(pipeline, read, chosen, probes, self.config.seed, self.config.levels)
 
     def check_enough(self, samples: str, count: int) -> None:
         """Raise InputError unless both halves of the pictures, and ``count`` samples, are more than k images."""
@@ -181,6 +198,10 @@ def evaluate(
     if len(index) < (config.num or 0):
         raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
+    if config.likelihood:
+        if source.pipeline is None:
+            raise InputError(f"{source.name}: not a run, so it has no likelihood; leave out likelihood")
+        check_density(source.pipeline)
 
     real = measure_reference(reference)
     extractor = reference.extractor
@@ -193,6 +214,7 @@ def evaluate(
     shown = others[evenly_spaced(len(others), len(index))]
     floor = score(real[shown].to(device), real[reference.numbers(held)].to(device), config.k)
     made = {"seed": config.seed, "levels": config.levels, "delta": config.delta} if source.count is None else {}
+    bound = {"likelihood": asdict(reference.likelihood(source.pipeline))} if config.likelihood else {}
     return {
         "samples": {"source": source.name} | made,
         "reference": reference.facts(),
@@ -202,7 +224,7 @@ def evaluate(
         "k": config.k,
         "scores": asdict(scores),
         "floor": asdict(floor),
-    }
+    } | bound
 
 
 def frechet_scorer(data: str, config: EvaluationConfig, device: torch.device) -> Callable[[Pipeline], float | None]:
@@ -273,7 +295,7 @@ def open_run(name: str, pipeline: Pipeline, how: EvaluationConfig) -> ImageSourc
     def read(index: np.ndarray) -> torch.Tensor:
         return to_uint8(pipeline.sample(index, how.seed, levels=how.levels, delta=how.delta))
 
-    return ImageSource(name, config.size, config.channels, None, read)
+    return ImageSource(name, config.size, config.channels, None, read, pipeline=pipeline)
 
 
 def open_pictures(data: str, config: EvaluationConfig, channels: int | None = None) -> ImageSource:
