@@ -45,9 +45,8 @@ def run(options: Evaluate) -> None:
     print("floor: half of the real pictures as samples of the other half; drift and spread: of the mean colour, drift in 1/255")
     if bound := report.get("likelihood"):
         bits, error = (bound[name] for name in ("bits_per_dimension", "standard_error"))
-        print(
-            f"likelihood: at most {bits:.3f} +- {error:.3f} bits a dimension ({bound['pictures']:,} pictures, {bound['steps']} steps)"
-        )
+        of = f"{bound['pictures']:,} pictures, {bound['steps']} steps"
+        print(f"likelihood: at most {bits:.3f} +- {error:.3f} bits a dimension ({of})")
     place = Path(options.samples)
     is_run_folder = (place / "config.json").exists()
     out = options.out or (place / "metrics.json" if is_run_folder else Path("outputs") / f"{place.stem}-metrics.json")

@@ -1,4 +1,4 @@
-"""The variational bound for pictures with independent Gaussian cosine modes and the exact denoiser: all terms have a closed form."""
+"""The variational bound for pictures with independent Gaussian cosine modes and the exact denoiser: closed forms of all terms."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Bound:
             level, below = (torch.tensor([self.steps[-1 - i][end] for i in number.tolist()]) for end in (0, 1))
             term = self.step(x, level, below, seeds(seed, "draw", draw))
             tenth = (number - 1) * TENTHS // count
-            between[torch.arange(len(x)), tenth.to(x.device)] += term * (count / draws)
+            between[torch.arange(len(x)), tenth] += term * (count / draws)
         return self.start(x, seed), between, self.end(x, seed)
 
     def step(self, x: torch.Tensor, level: torch.Tensor, below: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
