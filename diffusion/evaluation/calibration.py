@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffusion.evaluation.features import FeatureExtractor, to_uint8
 from diffusion.rng import seeds, uniform
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import check_integer
 from lbm_warp.heat import cosines
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.features import FeatureExtractor
     from diffusion.sampling.pipeline import Pipeline
 
 RESTORATIONS = 9
@@ -77,12 +77,61 @@ def calibration(
     """
     check_integer("restorations", restorations, 1)
     check_integer("level", level, 1, pipeline.corruption.levels)
-    measured = []
+    rows = []
     for first in tqdm(range(0, len(index), BATCH), desc=f"level {level}", unit="batch", leave=False):
         numbers = index[first : first + BATCH]
         x, own = read(numbers), seeds(seed, "calibration", numbers)
+        repeated, of_each = (tensor.repeat_interleave(restorations, dim=0) for tensor in (x, own))
         draws = seeds(own[:, None], "restoration", np.arange(restorations)).flatten()
-        restored = pipeline.restore_corrupted(x.repeat_interleave(restorations, dim=0), level, own.repeat_interleave(restorations), draws, levels)
-        everything = torch.cat([x[:, None], restored.unflatten(0, (len(x), restorations))], dim=1)
-        measured.append(measure(everything, extractor, pipeline.device))
-    return ranked(torch.cat(measured), level, seed, names(extractor))
+        restored = pipeline.posterior(repeated, level, of_each, draws, levels)
+        rows.append(torch.cat([x[:, None], restored.unflatten(0, (len(x), restorations))], dim=1))
+    pictures = torch.cat(rows)
+    values, names = measure(pictures, extractor, pipeline.device)
+    ranks = ranks_among(values, uniform(seeds(seed, "ties", np.arange(values[:, :, 0].numel())), "tie").view(values.shape[:2]))
+    return summarised(ranks, level, restorations, names)
+
+
+def measure(pictures: torch.Tensor, extractor: FeatureExtractor | None, device: torch.device) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Numbers of pictures float32 [N, M + 1, C, H, W]: float64 [N, M + 1, S], and what they are called."""
+    grey = pictures.double().mean(dim=2)
+    rows, columns = (cosines(side)[1] for side in grey.shape[2:])
+    modes = rows @ grey @ columns.T
+    values = [grey.mean(dim=(2, 3)), *(modes[..., i, j] for i, j in MODES)]
+    names = ["brightness", *(f"mode {i},{j}" for i, j in MODES)]
+    if extractor is not None:
+        bytes_ = to_uint8(pictures.flatten(0, 1))
+        features = torch.cat([extractor(part.to(device)).cpu() for part in bytes_.split(64)]).double()
+        centred = features - features.mean(dim=0)
+        _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+        components = (centred @ axes[:FEATURES].T).unflatten(0, pictures.shape[:2])
+        values += components.unbind(dim=2)
+        names += [f"{extractor.name} feature {i + 1}" for i in range(components.shape[2])]
+    return torch.stack(values, dim=2), tuple(names)
+
+
+def ranks_among(values: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
+    """How many of the restorations are below the picture, [N, S] from 0 to M, for values [N, M + 1, S] whose first is the picture's.
+
+    Equal values are in the order of ``ties``, random numbers [N, M + 1].
+    """
+    truth, others = values[:, :1], values[:, 1:]
+    first = (ties[:, 1:] < ties[:, :1])[:, :, None]
+    return ((others < truth) | ((others == truth) & first)).sum(dim=1)
+
+
+def summarised(ranks: torch.Tensor, level: int, restorations: int, names: Sequence[str]) -> Calibration:
+    """What ranks [N, S] say."""
+    count = len(ranks)
+    histogram = torch.stack([torch.bincount(column, minlength=restorations + 1) for column in ranks.T]).double()
+    relative = histogram * ((restorations + 1) / count) - 1.0
+    # Counts of N pictures in M + 1 equal cells have the relative variance M / N.
+    chance = restorations / count
+    return Calibration(
+        level=level,
+        pictures=count,
+        restorations=restorations,
+        histogram=tuple(tuple(int(number) for number in row) for row in histogram.tolist()),
+        measured=tuple(names),
+        error=max(relative.square().mean().item() - chance, 0.0) ** 0.5,
+        chi_square=relative.square().mean().item() / chance,
+    )

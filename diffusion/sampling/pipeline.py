@@ -321,6 +321,36 @@ class Pipeline(
 
         return self._batched(images, draw)
 
+    def posterior(
+        self, images: torch.Tensor, level: int, seed: torch.Tensor, draw: torch.Tensor, levels: int | None = None
+    ) -> torch.Tensor:
+        """Corrupt every image to a level, flow and noise included, and sample what it may have been: draws from p(u_0 | u_k).
+
+        Args:
+            images: float32 [N, C, H, W] in [0, 1].
+            level: k, 1 to K.
+            seed: seeds of flow and noise of the corruption, int64 [N].
+            draw: seeds of the sampler's noise, int64 [N].
+            levels: number of steps, at most k.
+
+        Returns:
+            float32 [N, C, H, W] on the CPU.
+
+        Raises:
+            InputError: if ``level`` or ``levels`` is out of its range.
+        """
+        corruption = self.corruption
+        visited_levels(corruption, level, levels)
+
+        def restored(rows: slice) -> torch.Tensor:
+            u = corruption.mean(images[rows].to(self.device), level, seed[rows])
+            # The sampler adds the noise of its first level: here that of the corruption.
+            given, fresh = corruption.unit_noise(seed[rows], u), seeded_noise(draw[rows], corruption, u)
+            noise = partial(lambda given, fresh, k: given if k == level else fresh(k), given, fresh)
+            return self._reverse(self.predictor(None, 1.0), u, noise, seed[rows], corruption, level, levels, None)
+
+        return self._batched(len(images), restored)
+
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the files that others need: config.json, ema.safetensors, prior.safetensors, README.md, and metrics.json.
 
