@@ -96,6 +96,7 @@ def test_equals_the_textbook_solver_at_relaxation_time_one(shape, boundary: str,
     assert (fast - u0).abs().max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "peclet", "rate", "grids"), [(128, 8.0, 0.0, 2), (256, 8.0, 0.0, 3), (128, 40.0, 2.0, 1), (128, 0.0, 0.0, 3)]
 )

@@ -97,6 +97,7 @@ def test_workers_change_nothing(folder: Path, workers: int) -> None:
     assert torch.rand(1) == expected
 
 
+@pytest.mark.slow
 def test_workers_that_are_not_forked_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS and Windows: the data set is pickled."""
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -145,6 +146,7 @@ def test_signals_to_all_processes_are_for_the_training_to_answer(folder: Path) -
     np.testing.assert_array_equal(torch.cat(found).numpy(), run(dataset, 0, 0, 200, 4))
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_training(tmp_path: Path) -> None:
     code = (
         "import multiprocessing, os, sys, time, numpy as np; from diffusion.data.loader import batches\n"

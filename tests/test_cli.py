@@ -82,6 +82,7 @@ def test_corrupt_as_a_process_does(call: Call, picture: Path, tmp_path: Path, na
     assert len(iio.imread(out / "trajectory.mp4")) == 5 + 5 + 10
 
 
+@pytest.mark.slow
 def test_compare_draws_every_process_on_the_same_picture(call: Call, picture: Path, tmp_path: Path) -> None:
     options = ["--size", "16", "--levels", "6", "--columns", "3", "--video", "--fps", "10"]
     assert call("compare", picture, *options)[0] == 0
@@ -112,6 +113,7 @@ def files(folder: Path) -> set[str]:
     return set(contents(folder))
 
 
+@pytest.mark.slow
 def test_corrupt_writes_pictures_video_and_what_it_takes_to_make_them_again(call: Call, picture: Path, tmp_path: Path) -> None:
     options = [picture, "--video", "--frames", "12", "--fps", "10", "--levels", "20", "--columns", "4", "--seed", "5"]
     code, out, _ = call("corrupt", *options)
@@ -161,6 +163,7 @@ def test_every_option_changes_the_result(call: Call, picture: Path, tmp_path: Pa
         shutil.rmtree(tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "mode"), [((700, 9), "RGB"), ((9, 700), "RGB"), ((8, 8), "L")])
 def test_pictures_of_any_shape(call: Call, tmp_path: Path, size: tuple[int, int], mode: str) -> None:
     noise = Image.effect_noise(size, 80).convert(mode)
@@ -333,6 +336,7 @@ def test_help_shows_the_values_of_the_preset(call: Call) -> None:
     assert shown(call("train", "--help")[1], "--images") == "128000"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_path: Path, name: str) -> None:
     """Without the pictures."""
@@ -385,6 +389,7 @@ def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path
     assert files(tmp_path) == {"one.png"}
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_log_and_the_grids(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert call("train", *SMALL_RUN, "--tensorboard", "--out", "run", "--checkpoint-every", "32")[0] == 0

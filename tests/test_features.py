@@ -97,6 +97,7 @@ def test_the_bundled_classifier_reads_digits_it_has_not_seen() -> None:
     assert accuracy(classifier, held_out=True) > 0.97
 
 
+@pytest.mark.slow
 def test_the_classifier_can_be_trained_again() -> None:
     state = torch.random.get_rng_state()
     assert accuracy(train_digit_features(seed=1, epochs=15), held_out=True) > 0.97

@@ -30,6 +30,7 @@ def drawings(shape: tuple[int, int]) -> dict[str, Figure]:
     }
 
 
+@pytest.mark.slow
 @SHAPES
 def test_pictures_keep_their_shape_and_nothing_overlaps(shape: tuple[int, int]) -> None:
     for name, figure in drawings(shape).items():

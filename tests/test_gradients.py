@@ -20,6 +20,7 @@ def random(shape: tuple[int, ...], seed: int, device: torch.device, dtype: torch
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["wall", "periodic"])
 @pytest.mark.parametrize("flow", FLOWS)
 def test_gradcheck_in_float64(flow: str, boundary: str, device: torch.device) -> None:
@@ -31,6 +32,7 @@ def test_gradcheck_in_float64(flow: str, boundary: str, device: torch.device) ->
     assert torch.autograd.gradcheck(lambda u: operator.pair(u, level.clamp(min=1), seed), u0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["wall", "periodic"])
 @pytest.mark.parametrize(
     ("turbulence", "rate"), [(CurlNoise(), 0.0), (CurlNoise(), 3.0), (SpectralTurbulence(compressible=True), 0.0)]

@@ -88,6 +88,7 @@ def test_there_is_no_cycle() -> None:
         visit(module, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [

@@ -43,6 +43,7 @@ for function in (call, adjoint):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_a_call_and_a_backward_pass_take_at_most_three_times_the_input_on_the_cpu() -> None:
     """2.7 for state, scratch and velocity (two thirds of an RGB image), and a little for the allocator and the threads."""

@@ -106,6 +106,7 @@ def sampled_variance(process: Corruption, variance: torch.Tensor, count: int, st
     return (rows @ (samples.double() - 0.4) @ columns.T).square().mean(dim=(0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("blur", ["sine", "none"])
 def test_the_exact_denoiser_gives_samples_of_the_distribution(fresh: float, blur: str) -> None:

@@ -432,6 +432,7 @@ def test_half_precision_weights_are_taken_as_float32(run: Path) -> None:
     assert pipeline.sample(1).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_every_process_trains_and_samples_on_the_digits(name: str, tmp_path: Path) -> None:
     digits = preset("digits")

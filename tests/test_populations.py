@@ -128,6 +128,7 @@ def test_at_relaxation_time_one_all_collisions_and_starts_are_one_scheme(boundar
             assert torch.equal(evolve(u0, velocity, 25, collision=collision, boundary=boundary, initial=initial), reference)
 
 
+@pytest.mark.slow
 @every_collision
 @pytest.mark.parametrize("tau", [0.51, 0.55, 0.6, 0.8, 1.0, 1.3, 2.0])
 def test_the_diffusivity_is_a_third_of_tau_minus_one_half(collision: str, tau: float, device: torch.device) -> None:

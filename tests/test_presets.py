@@ -62,6 +62,7 @@ def test_the_papers_network_has_218_million_parameters() -> None:
     assert parameters(3, preset("ffhq-128").network) == 218_456_195
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_kind_of_block_of_a_preset_computes(name: str) -> None:
     """A forward and a backward pass of one block of each pair of widths, and of each attention, on few pixels."""

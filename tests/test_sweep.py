@@ -195,6 +195,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 # What there is
 
 
+@pytest.mark.slow
 def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried_out: list[str]) -> None:
     code, out, _ = call(*PAIR)
     assert code == 0 and "6 runs, 6 of them finished" in out and carried_out == []
@@ -228,6 +229,7 @@ def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried
     assert list(found(swept)["runs"]) == ["beyond-blur-Pe0.1-seed0"]
 
 
+@pytest.mark.slow
 def test_scores_by_network_calls_are_added_to_finished_runs(call: Call, swept: Path, carried_out: list[str]) -> None:
     calls = ("--network-calls", 2, 4)
     assert call(*PAIR, *calls)[0] == 0 and carried_out == [run.folder.name for run in planned(*PAIR).runs()]
@@ -269,6 +271,7 @@ LOST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [*LOST, ("--k", 2), ("--num", 12), ("--features", "digits")])
 def test_what_is_not_finished_or_was_scored_in_another_way_is_carried_out(
     call: Call, swept: Path, carried_out: list[str], what: str | tuple
@@ -287,6 +290,7 @@ def test_what_is_not_finished_or_was_scored_in_another_way_is_carried_out(
         assert "1 of 2 runs are finished." in (swept / "out" / "sweep.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(call: Call, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that fails, one that ends too early, and one that does not."""
     runs = {run.folder.name: run for run in planned(*PAIR).runs()}
@@ -326,6 +330,7 @@ def test_a_folder_of_another_sweep_is_refused(call: Call, swept: Path, other: tu
     assert code == 2 and err == f"error: out holds another sweep ({message}); choose another --out\n" and files(swept) == before
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(place)
     zero = ("--peclet", "0")

@@ -54,6 +54,7 @@ def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
     assert loss.item() == pytest.approx(expected.sum().item() / len(u0), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_batch_is_learnt_by_heart() -> None:
     """The same few images, flows and levels over and over: the loss falls to a small part of what it was."""
     config = without_dropout(tiny_config())
@@ -137,6 +138,7 @@ def near(a: Path, b: Path) -> None:
         torch.testing.assert_close(here[name], there[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     config, dataset = tiny_config(), stripes()
     assert train(config, dataset, tmp_path / "whole", CPU, ExecutionConfig(checkpoint_every=16))
@@ -157,6 +159,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert images == sorted(set(images)) and images[-1] == 48
 
 
+@pytest.mark.slow
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     config, dataset = tiny_config(), stripes()
     train(config, dataset, tmp_path / "run", CPU)
@@ -217,6 +220,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     assert not [file for file in (tmp_path / "killed").rglob("*") if ".part" in file.name]
 
 
+@pytest.mark.slow
 def test_the_last_two_checkpoints_are_kept_and_the_first_at_every_multiple(tmp_path: Path) -> None:
     config = tiny_config(images=80, batch=16)
     train(config, stripes(), tmp_path / "few", CPU, ExecutionConfig(checkpoint_every=16))
@@ -239,6 +243,7 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes({"bit": bytes(content), "cut": bytes(content[:-100]), "empty": b""}[how])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["bit", "cut", "empty"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
@@ -286,6 +291,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_leaves_the_checkpoints(finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     before = {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
@@ -300,6 +306,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoints(finished: Path, tm
     assert equal(folder, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     broken = stripes()
@@ -312,6 +319,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
         train(tiny_config(learning_rate=1.0, images=4000, clip=1e30), stripes(), tmp_path / "wild", CPU)
 
 
+@pytest.mark.slow
 def test_a_run_carried_out_in_another_way_is_the_same_run(finished: Path, tmp_path: Path) -> None:
     config, dataset = without_dropout(tiny_config(images=44)), stripes()
     train(config, dataset, tmp_path / "once", CPU)
@@ -326,6 +334,7 @@ def test_a_run_carried_out_in_another_way_is_the_same_run(finished: Path, tmp_pa
     near(tmp_path / "once", tmp_path / "both")
 
 
+@pytest.mark.slow
 def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = without_dropout(tiny_config(images=64))
     pair, seen = Plain.example, []
@@ -365,6 +374,7 @@ def test_a_compiled_network_trains_alike_under_the_same_names(tmp_path: Path, mo
     assert everything(tmp_path / "plain").keys() == everything(tmp_path / "compiled").keys()
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def backend(graph: object, inputs: object) -> None:
         raise RuntimeError("no compiler\nhere")
@@ -427,6 +437,7 @@ def test_the_launchers_precision_is_heard(tmp_path: Path, monkeypatch: pytest.Mo
     assert Trainer(config, TrainingState.initial(config, CPU), Ranks(CPU), ExecutionConfig()).precision == "bf16"
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     config, dataset = tiny_config(), stripes()
     train(config, dataset, tmp_path, CPU)
@@ -442,6 +453,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
 
+@pytest.mark.slow
 def test_scores_are_logged_and_the_best_weights_kept_wherever_the_run_is_resumed(tmp_path: Path) -> None:
     """The distances are made up: best at 32 images. A run that stops after 24 of 48 has the same log and the same weights."""
 
