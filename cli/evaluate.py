@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from cli import console
+from cli import console, figures
 from diffusion.evaluation.scoring import EvaluationConfig, evaluate
 from diffusion.files import write_json
 from diffusion.size import Size
@@ -47,11 +47,20 @@ def run(options: Evaluate) -> None:
         bits, error = (bound[name] for name in ("bits_per_dimension", "standard_error"))
         of = f"{bound['pictures']:,} pictures, {bound['steps']} steps"
         print(f"likelihood: at most {bits:.3f} +- {error:.3f} bits a dimension ({of})")
+    for ranks in report.get("calibration", ()):
+        level, error, chi_square = (ranks[name] for name in ("level", "error", "chi_square"))
+        print(
+            f"calibration from level {level}: ranks off by {100 * error:.0f} % (chi^2 over its degrees of freedom {chi_square:.2f})"
+        )
     place = Path(options.samples)
     is_run_folder = (place / "config.json").exists()
     out = options.out or (place / "metrics.json" if is_run_folder else Path("outputs") / f"{place.stem}-metrics.json")
     write_json(out, report)
     print(f"wrote {out}")
+    if report.get("calibration"):
+        picture = out.with_name(f"{out.stem}-calibration.png")
+        figures.save_figure(picture, figures.rank_histograms(report["calibration"], f"{title}: ranks among restorations"))
+        print(f"wrote {picture}")
 
 
 def distance_name(features: str, other: str) -> str:

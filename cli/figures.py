@@ -175,6 +175,27 @@ def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str, against: 
     return figure
 
 
+def rank_histograms(ranks: Sequence[Mapping], title: str) -> Figure:
+    """Frequencies of ranks from every level: bars for all numbers together, a line for each; an exact sampler's are flat."""
+    figure = Figure(figsize=(3.6 * len(ranks) + 1.6, 3.4), layout="constrained")
+    for axes, found in zip(figure.subplots(1, len(ranks), squeeze=False, sharey=True)[0], ranks, strict=True):
+        counts = np.array(found["histogram"]) * ((found["restorations"] + 1) / found["pictures"])
+        places = np.arange(counts.shape[1])
+        axes.bar(places, counts.mean(axis=0), width=0.9, color="#9fc5d8", label="all")
+        for name, row, colour in zip(
+            found["measured"], counts, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, len(counts))), strict=True
+        ):
+            axes.plot(places, row, color=colour, linewidth=0.9, alpha=0.8, label=name)
+        axes.axhline(1.0, color=INK, linestyle=DASHES, linewidth=1.1, label="exact sampler")
+        axes.set_title(f"from level {found['level']}: off by {100 * found['error']:.0f} %", size=10)
+        axes.set_xlabel("rank of the picture")
+        axes.set_xticks(places)
+    figure.axes[0].set_ylabel("frequency, relative")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    figure.suptitle(title, size=11)
+    return figure
+
+
 def cost_curves(rows: Sequence[dict], title: str) -> Figure:
     """Seconds an image against its side, a line for every way of computing it."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")

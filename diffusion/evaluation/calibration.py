@@ -1,9 +1,9 @@
 """Calibration: whether restorations of a corrupted picture vary as much as they should.
 
-A held-out picture x is corrupted to level k with noise and flow, and restored M times from there. If the sampler draws from p(x | u_k),
-the picture and its M restorations are M + 1 draws from one distribution: of any number that is measured on them, the rank of the
-picture among its restorations is uniform on 0 to M (Talts et al. 2018; rank histograms of ensemble forecasts, Hamill 2001). Too little
-spread puts the picture at the ends, too much in the middle, a bias to one side.
+A held-out picture x is corrupted to level k with noise and flow, and restored M times from there. If the sampler draws from
+p(x | u_k), the picture and its M restorations are M + 1 draws from one distribution: of any number that is measured on them, the
+rank of the picture among its restorations is uniform on 0 to M (rank histograms, Hamill 2001; Talts et al. 2018). Too little spread
+puts the picture at the ends, too much in the middle, a bias to one side.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def calibration(
     return summarised(ranks, level, restorations, names)
 
 
-def measure(pictures: torch.Tensor, extractor: FeatureExtractor | None, device: torch.device) -> tuple[torch.Tensor, tuple[str, ...]]:
+def measure(
+    pictures: torch.Tensor, extractor: FeatureExtractor | None, device: torch.device
+) -> tuple[torch.Tensor, tuple[str, ...]]:
     """Numbers of pictures float32 [N, M + 1, C, H, W]: float64 [N, M + 1, S], and what they are called."""
     grey = pictures.double().mean(dim=2)
     rows, columns = (cosines(side)[1] for side in grey.shape[2:])
@@ -110,9 +112,9 @@ def measure(pictures: torch.Tensor, extractor: FeatureExtractor | None, device: 
 
 
 def ranks_among(values: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
-    """How many of the restorations are below the picture, [N, S] from 0 to M, for values [N, M + 1, S] whose first is the picture's.
+    """How many of the restorations are below the picture, [N, S] from 0 to M.
 
-    Equal values are in the order of ``ties``, random numbers [N, M + 1].
+    The first of the values [N, M + 1, S] is the picture's. Equal values are in the order of ``ties``, random numbers [N, M + 1].
     """
     truth, others = values[:, :1], values[:, 1:]
     first = (ties[:, 1:] < ties[:, :1])[:, :, None]

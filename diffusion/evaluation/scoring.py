@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from diffusion.data.dataset import OTHER_HALF, Split, as_floats, evenly_spaced, numbers_of, open_dataset, whole_and_half
 from diffusion.data.images import fit
+from diffusion.evaluation.calibration import Calibration, calibration
 from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
 from diffusion.evaluation.likelihood import Likelihood, check_density, likelihood
 from diffusion.evaluation.metrics import Measurement, check_features, fit_gaussian, frechet_distance, score
@@ -32,6 +33,7 @@ from lbm_warp.checks import InputError, check_integer
 
 MOST_SAMPLES = 10_000  # of a run, unless told
 PROBES = 2048  # pictures that a fingerprint looks at
+RESTORED = 256  # pictures that calibration restores
 LEARNED = 256  # pictures that a run learned, for the last term of its likelihood
 CACHE_FORMAT = 1
 
@@ -70,6 +72,9 @@ class EvaluationConfig(ScoringConfig):
     """Number of steps of a run's sampler, as for cli.sample."""
     delta: float | None = None
     """Sampling noise of a run, as for cli.sample."""
+    calibration: bool = False
+    """Also rank 256 pictures among nine restorations each, from a quarter, half and three quarters of a run's levels: if the ranks are
+    uniform, restorations vary as much as they should."""
     likelihood: bool = False
     """Also bound the likelihood of the pictures under a run, in bits a dimension, with its sampler in first-order steps: in all K
     levels, or in --levels."""
@@ -145,15 +150,23 @@ class Reference:
         """What metrics.json says of the reference."""
         return {"data": self.pictures.name, "split": self.config.split, "fingerprint": self.fingerprint}
 
+    def read(self, index: np.ndarray) -> torch.Tensor:
+        """Pictures as a run takes them, float32 [n, C, H, W] in [0, 1]."""
+        return self.pictures.read(index).float() / 255.0
+
+    def calibration(self, pipeline: Pipeline) -> list[Calibration]:
+        """Ranks of pictures, spread over all, among what a run restores from three levels."""
+        numbers, last = self.numbers(), pipeline.corruption.levels
+        chosen = numbers[evenly_spaced(len(numbers), RESTORED)]
+        quarters = sorted({max(1, last * quarter // 4) for quarter in (1, 2, 3)})
+        options = {"extractor": self.extractor, "seed": self.config.seed}
+        return [calibration(pipeline, self.read, chosen, level, **options) for level in quarters]
+
     def likelihood(self, pipeline: Pipeline) -> Likelihood:
         """Bound of the likelihood of the pictures under a run: of as many as there are samples, spread over all."""
-
-        def read(index: np.ndarray) -> torch.Tensor:
-            return self.pictures.read(index).float() / 255.0
-
         numbers, learned = self.numbers(), self.numbers(OTHER_HALF[self.config.split])
         chosen, probes = numbers[evenly_spaced(len(numbers), self.num)], learned[evenly_spaced(len(learned), LEARNED)]
-        return likelihood(pipeline, read, chosen, probes, self.config.seed, self.config.levels)
+        return likelihood(pipeline, self.read, chosen, probes, self.config.seed, self.config.levels)
 
     def check_enough(self, samples: str, count: int) -> None:
         """Raise InputError unless both halves of the pictures, and ``count`` samples, are more than k images."""
@@ -198,9 +211,11 @@ def evaluate(
     if len(index) < (config.num or 0):
         raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
+    if (config.likelihood or config.calibration) and source.pipeline is None:
+        raise InputError(
+            f"{source.name}: not a run, so it has no likelihood and restores nothing; leave out likelihood and calibration"
+        )
     if config.likelihood:
-        if source.pipeline is None:
-            raise InputError(f"{source.name}: not a run, so it has no likelihood; leave out likelihood")
         check_density(source.pipeline)
 
     real = measure_reference(reference)
@@ -214,7 +229,9 @@ def evaluate(
     shown = others[evenly_spaced(len(others), len(index))]
     floor = score(real[shown].to(device), real[reference.numbers(held)].to(device), config.k)
     made = {"seed": config.seed, "levels": config.levels, "delta": config.delta} if source.count is None else {}
-    bound = {"likelihood": asdict(reference.likelihood(source.pipeline))} if config.likelihood else {}
+    more = {"likelihood": asdict(reference.likelihood(source.pipeline))} if config.likelihood else {}
+    if config.calibration:
+        more["calibration"] = [asdict(ranks) for ranks in reference.calibration(source.pipeline)]
     return {
         "samples": {"source": source.name} | made,
         "reference": reference.facts(),
@@ -224,7 +241,7 @@ def evaluate(
         "k": config.k,
         "scores": asdict(scores),
         "floor": asdict(floor),
-    } | bound
+    } | more
 
 
 def frechet_scorer(data: str, config: EvaluationConfig, device: torch.device) -> Callable[[Pipeline], float | None]:
