@@ -73,8 +73,8 @@ class EvaluationConfig(ScoringConfig):
     delta: float | None = None
     """Sampling noise of a run, as for cli.sample."""
     calibration: bool = False
-    """Also rank 256 pictures among nine restorations each, from a quarter, half and three quarters of a run's levels: if the ranks are
-    uniform, restorations vary as much as they should."""
+    """Also rank 256 pictures among nine restorations each, from a quarter, half and three quarters of a run's levels: uniform ranks
+    mean that restorations vary as much as they should."""
     likelihood: bool = False
     """Also bound the likelihood of the pictures under a run, in bits a dimension, with its sampler in first-order steps: in all K
     levels, or in --levels."""
