@@ -43,6 +43,9 @@ def run(options: Evaluate) -> None:
     print(f"{title}, {features} features, k = {report['k']}")
     print(table({"samples": report["scores"], "floor": report["floor"]}, distance_name(features, "FD")))
     print("floor: half of the real pictures as samples of the other half; drift and spread: of the mean colour, drift in 1/255")
+    if "memorisation" in report:
+        share = f"{100 * report['memorisation']:.1f} % of samples"
+        print(f"{share} are nearer to a picture that was learned than to any other (50 %: none is known by heart)")
     if bound := report.get("likelihood"):
         bits, error = (bound[name] for name in ("bits_per_dimension", "standard_error"))
         of = f"{bound['pictures']:,} pictures, {bound['steps']} steps"
@@ -71,6 +74,7 @@ def distance_name(features: str, other: str) -> str:
 def table(rows: Mapping[str, Mapping[str, Any]], distance: str) -> str:
     """Scores side by side for a terminal, a row for each of ``rows``."""
     columns = {"images": ("samples", "d"), "reference": ("reference", "d"), distance: ("frechet_distance", ".4g")}
+    columns |= {"sliced W": ("sliced_wasserstein", ".4g")}
     columns |= {share: (share, ".3f") for share in ("precision", "recall", "density", "coverage")}
     columns |= {"drift": ("colour_drift", ".2f"), "spread": ("colour_spread", ".3f")}
     lines = [["", *columns]]

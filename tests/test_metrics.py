@@ -13,8 +13,10 @@ from diffusion.evaluation.metrics import (
     Measurement,
     fit_gaussian,
     frechet_distance,
+    memorisation,
     precision_recall_density_coverage,
     score,
+    sliced_wasserstein,
 )
 from lbm_warp.checks import InputError
 
@@ -294,3 +296,40 @@ def test_bad_statistics_are_refused() -> None:
         fit_gaussian([torch.zeros(5, 3), torch.zeros(5, 4)])
     with pytest.raises(InputError, match="1 of 5 images are not finite"):
         fit_gaussian([torch.zeros(5, 3), torch.zeros(5, 3).index_fill_(0, torch.tensor([2]), BAD)])
+
+
+# Sliced Wasserstein distance and memorisation
+
+
+@pytest.mark.parametrize(("count", "other"), [(6, 6), (6, 4), (35, 50)])
+def test_along_one_axis_it_is_the_distance_of_copies_in_order(count: int, other: int) -> None:
+    """With as many copies of every number as make the sets equally large, the best pairs are those in order."""
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=count), 2.0 * generator.normal(size=other) + 1.0
+    whole = np.lcm(count, other)
+    pairs = np.sort(np.repeat(a, whole // count)) - np.sort(np.repeat(b, whole // other))
+    found = sliced_wasserstein(torch.from_numpy(a)[:, None], torch.from_numpy(b)[:, None])
+    assert found == pytest.approx(np.sqrt(np.mean(pairs**2)), rel=1e-12)
+
+
+def test_the_sliced_distance_of_a_shift_is_its_length_over_the_root_of_the_dimension() -> None:
+    """(c . a)^2 has the mean |c|^2 / D over directions a; 256 of them give it within 3 sqrt(2 / 256)."""
+    features = torch.from_numpy(random_features(300, 12, seed=1))
+    shift = torch.from_numpy(np.random.default_rng(2).normal(size=12))
+    found = sliced_wasserstein(features + shift, features)
+    assert found**2 == pytest.approx((shift.square().sum() / 12).item(), rel=3 * (2 / 256) ** 0.5)
+    assert sliced_wasserstein(features, features.flip(0)) < 1e-12 < found
+    assert sliced_wasserstein(features, features + shift) == pytest.approx(found)
+
+
+def test_memorisation_is_one_for_copies_and_a_half_for_new_pictures() -> None:
+    """Five standard errors of a share of 2,000."""
+    learned, held_out, new = (torch.from_numpy(random_features(2000, 3, seed=0)[i::3]) for i in range(3))
+    assert memorisation(learned[:100] + 1e-6, learned, held_out) == 1.0
+    assert memorisation(held_out[:100], learned, held_out) == 0.0
+    assert memorisation(new, learned, held_out) == pytest.approx(0.5, abs=5 * 0.5 / len(new) ** 0.5)
+    # More pictures of one kind than of the other do not count.
+    assert memorisation(new, learned, held_out[:200]) == pytest.approx(0.5, abs=5 * 0.5 / len(new) ** 0.5)
+    assert memorisation(new, learned, learned) == 0.5
+    with pytest.raises(InputError, match="dimension 2 cannot be compared with features of dimension 3"):
+        memorisation(new, learned, held_out[:, :2])

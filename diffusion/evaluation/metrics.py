@@ -3,7 +3,9 @@
     Frechet distance        between Gaussians fitted to the features (Heusel et al. 2017); called FID with Inception's features
     precision, recall       the share of samples on the reference's manifold, and the reverse (Kynkaanniemi et al. 2019)
     density, coverage       how densely, and how widely, samples fill the reference's neighbourhoods (Naeem et al. 2020)
+    sliced Wasserstein      distance between the sets themselves, along random directions (Bonneel et al. 2015)
     colour drift, spread    what a forward process that loses or gains brightness shows first
+    memorisation            whether samples are nearer to the pictures that were learned than to others
 
 Everything is computed in float64, on the device that the features are on.
 """
@@ -21,6 +23,7 @@ from lbm_warp.checks import InputError, check_integer
 
 TILE = 2**24  # distances at a time: 128 MiB
 FIT_BATCH = 4096
+DIRECTIONS, SLICES = 256, 16
 MOST_FEATURES = 2**14  # a covariance of 2 GiB
 
 
@@ -66,6 +69,9 @@ class Scores:
     """Number of images of each set that precision, recall, density and coverage were computed from."""
     frechet_distance: float
     """0 for equal means and covariances; lower is better."""
+    sliced_wasserstein: float
+    """Root mean square, over 256 directions, of the 2-Wasserstein distance of the features along it, in their own unit; lower is
+    better."""
     precision: float
     """Share of samples within a reference image's neighbourhood, 0 to 1."""
     recall: float
@@ -106,6 +112,7 @@ def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
         reference=len(reference),
         neighbours=equal,
         frechet_distance=frechet_distance(*fitted),
+        sliced_wasserstein=sliced_wasserstein(samples.features, reference.features),
         precision=precision,
         recall=recall,
         density=density,
@@ -161,6 +168,64 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     root_trace = torch.linalg.svdvals(overlap).sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2.0 * root_trace
     return max(distance.item(), 0.0)
+
+
+def sliced_wasserstein(samples: torch.Tensor, reference: torch.Tensor, directions: int = DIRECTIONS) -> float:
+    """Sliced 2-Wasserstein distance of two sets of features: the root of the mean, over directions, of the integral of
+    (F^-1(t) - G^-1(t))^2 over t, where F and G are the distributions of the projections.
+
+    Args:
+        samples, reference: features, floating-point [N, D] and [M, D]; N and M may differ.
+        directions: how many; they are always the same.
+
+    Raises:
+        InputError: if a set is empty, or the features are not finite or of different dimensions.
+    """
+    for features in (samples, reference):
+        check_features(features, 1)
+    _check_same_dimension(samples.shape[1], reference.shape[1])
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.randn((samples.shape[1], directions), generator=generator, dtype=torch.float64)
+    axes = (axes / axes.norm(dim=0)).to(samples.device)
+    counts = [torch.arange(1, len(features) + 1, dtype=torch.float64) for features in (samples, reference)]
+    ends = [(count / len(count)).to(axes.device) for count in counts]
+    # Both inverse distributions are constant between these places.
+    places = torch.cat(ends).unique()
+    widths = torch.diff(places, prepend=places.new_zeros(1))
+    middles = places - 0.5 * widths
+    total = 0.0
+    for part in axes.split(SLICES, dim=1):
+        first, second = (
+            (features.double() @ part).sort(dim=0).values[torch.searchsorted(end, middles)]
+            for features, end in zip((samples, reference), ends, strict=True)
+        )
+        total += ((first - second).square() * widths[:, None]).sum().item()
+    return (total / directions) ** 0.5
+
+
+def memorisation(samples: torch.Tensor, learned: torch.Tensor, held_out: torch.Tensor) -> float:
+    """Share of samples that are nearer to a learned picture than to any other: 0.5 for a model that knows no picture by heart.
+
+    Args:
+        samples: features of the samples, floating-point [N, D].
+        learned, held_out: features of pictures that the model learned, and of others from the same distribution. Equally many are
+            taken of both: the larger set is thinned evenly. A sample that is equally near to both counts as half.
+
+    Raises:
+        InputError: if a set is empty, or the features are not finite or of different dimensions.
+    """
+    for features in (samples, learned, held_out):
+        check_features(features, 1)
+        _check_same_dimension(features.shape[1], samples.shape[1])
+    count = min(len(learned), len(held_out))
+    centre = held_out.double().mean(dim=0)
+    nearest = []
+    for pictures in (learned, held_out):
+        thinned = pictures[evenly_spaced(len(pictures), count)].double() - centre
+        tiles = _squared_distances(samples.double() - centre, thinned)
+        nearest.append(torch.cat([distance.amin(dim=1) for _, distance in tiles]))
+    here, there = nearest
+    return ((here < there).double() + 0.5 * (here == there).double()).mean().item()
 
 
 def precision_recall_density_coverage(

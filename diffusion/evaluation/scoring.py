@@ -25,7 +25,7 @@ from diffusion.data.images import fit
 from diffusion.evaluation.calibration import Calibration, calibration
 from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
 from diffusion.evaluation.likelihood import Likelihood, check_density, likelihood
-from diffusion.evaluation.metrics import Measurement, check_features, fit_gaussian, frechet_distance, score
+from diffusion.evaluation.metrics import Measurement, check_features, fit_gaussian, frechet_distance, memorisation, score
 from diffusion.files import load_tensors, save_tensors
 from diffusion.sampling.pipeline import Pipeline, is_model_id
 from diffusion.size import Size
@@ -230,6 +230,9 @@ def evaluate(
     floor = score(real[shown].to(device), real[reference.numbers(held)].to(device), config.k)
     made = {"seed": config.seed, "levels": config.levels, "delta": config.delta} if source.count is None else {}
     more = {"likelihood": asdict(reference.likelihood(source.pipeline))} if config.likelihood else {}
+    if source.pipeline is not None and reference.config.split != "all":
+        learned = real[reference.numbers(OTHER_HALF[reference.config.split])]
+        more["memorisation"] = memorisation(generated.features, learned.features, real[reference.numbers()].features)
     if config.calibration:
         more["calibration"] = [asdict(ranks) for ranks in reference.calibration(source.pipeline)]
     return {
