@@ -212,9 +212,7 @@ def evaluate(
         raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
     if (config.likelihood or config.calibration) and source.pipeline is None:
-        raise InputError(
-            f"{source.name}: not a run, so it has no likelihood and restores nothing; leave out likelihood and calibration"
-        )
+        raise InputError(f"{source.name}: not a run; leave out likelihood and calibration")
     if config.likelihood:
         check_density(source.pipeline)
 

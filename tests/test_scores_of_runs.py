@@ -1,0 +1,71 @@
+"""cli.evaluate's scores of runs that look at more than samples: likelihood, calibration, memorisation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli import evaluate
+from diffusion.data.dataset import open_dataset
+from diffusion.training.loop import train
+from tests.runs import exit_code, said, tiny_config
+
+SCORING = ("--features", "pixels", "--num", 40, "--k", 3, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of fluid and one of edm on the even digits, in few steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("fluid", "edm"):
+        config = tiny_config(name, 8)
+        config = replace(config, data="digits[even]", process=replace(config.process, levels=12, steps=4))
+        assert train(config, open_dataset("digits", 8, split="even"), folder / name)
+    return folder
+
+
+def test_likelihood_calibration_and_memorisation_of_a_run(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = (*SCORING, "--cache", tmp_path / "cache", "--likelihood", "--calibration", "--out", "scores.json")
+    assert exit_code(evaluate.main, runs / "fluid", *options) == 0
+    out, _ = said(capsys.readouterr())
+    report = json.loads((tmp_path / "scores.json").read_text())
+    bound = report["likelihood"]
+    assert bound["pictures"] == 40 and bound["steps"] == 12
+    assert bound["bits_per_dimension"] == pytest.approx(bound["start"] + bound["end"] + sum(bound["by_tenth"]))
+    assert f"likelihood: at most {bound['bits_per_dimension']:.3f} +- " in out
+    ranks = report["calibration"]
+    assert [found["level"] for found in ranks] == [3, 6, 9] and all(
+        sum(row) == 256 for found in ranks for row in found["histogram"]
+    )
+    assert "calibration from level 3: ranks off by" in out
+    assert 0.0 <= report["memorisation"] <= 1.0 and "are nearer to a picture that was learned" in out
+    with Image.open(tmp_path / "scores-calibration.png") as picture:
+        assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 20
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("edm", ["--likelihood"], "edm has no likelihood: its sampler adds no fresh noise"),
+        ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood and calibration"),
+        ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood and calibration"),
+    ],
+)
+def test_what_cannot_be_scored_so_is_refused_in_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, options: list[str], message: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for number in range(6):
+        Image.new("L", (8, 8), 40 * number).save(tmp_path / "folder" / f"{number}.png")
+    where = runs / source if source == "edm" else tmp_path / source
+    assert exit_code(evaluate.main, where, *options, "--features", "pixels", "--k", 3, "--cache", tmp_path / "cache") == 2
+    _, err = said(capsys.readouterr())
+    assert message in err and err.count("\n") == 1
