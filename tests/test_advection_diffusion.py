@@ -133,6 +133,7 @@ digest = hashlib.sha256(u.numpy().tobytes()).hexdigest()
 """
 
 
+@pytest.mark.slow
 def test_another_process_gets_the_same_result_bit_for_bit() -> None:
     here: dict[str, str] = {}
     exec(SCRIPT, here)
@@ -176,6 +177,7 @@ def test_the_offset_is_a_background(photograph: torch.Tensor) -> None:
     assert (curl[0] - curl[1]).abs().max() < 2 / 255
 
 
+@pytest.mark.slow
 def test_a_flow_that_changes_in_time(photograph: torch.Tensor) -> None:
     """The same result whatever other levels there are, and convergence with more updates of the velocity."""
 

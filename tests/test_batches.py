@@ -83,6 +83,7 @@ def test_flips_are_a_fair_coin_for_every_visit_and_mirror_left_to_right() -> Non
     assert (run(numbered(10), 2, 0, 4000, 64, flip=True)[:, 0, 0, 0] < 0).tolist() != mirrored.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(folder: Path, workers: int) -> None:
     torch.manual_seed(3)

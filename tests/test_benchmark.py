@@ -67,6 +67,7 @@ def test_the_operator_is_compared_with_equal_corruptions() -> None:
     assert (results["SciPy"] - plain).square().mean().sqrt() < 5 / 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "sample"])
 def test_a_preset_is_measured_in_every_way(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: torch.device, command: str

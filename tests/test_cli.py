@@ -63,6 +63,7 @@ def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(figures, name, lambda *_: Figure(figsize=(1, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize("name", ["beyond-blur", "ddpm", "structured-noise"])
 def test_corrupt_as_a_process_does(call: Call, picture: Path, tmp_path: Path, name: str) -> None:
@@ -353,6 +354,7 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
     assert (0 < cost["mean_per_image"] < cost["whole_trajectory"]) == flows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_dry_run_knows_every_process(call: Call, name: str) -> None:
     """Its own numbers; no lattice iterations where nothing flows."""
@@ -362,6 +364,7 @@ def test_a_dry_run_knows_every_process(call: Call, name: str) -> None:
     assert (report["corruption_iterations"]["whole_trajectory"] > 0) == (process.peclet > 0 and name != "structured-noise")
 
 
+@pytest.mark.slow
 def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path) -> None:
     options = ["--preset", "ffhq-64", "--process", "beyond-blur-curl", "--peclet", "3", "--levels", "50", "--offset", "1"]
     options += [
@@ -502,6 +505,7 @@ def test_an_archive_is_whole_or_not_there(tmp_path: Path) -> None:
     assert (tmp_path / "samples.npz").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_every_way_of_sampling_has_a_folder_of_its_own(call: Call, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     for options, name in (
@@ -591,6 +595,7 @@ def test_a_killed_command_goes_on_to_the_same_images(tmp_path: Path) -> None:
         assert (images / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_train_on_a_folder_of_pictures_and_refuse_its_other_run(call: Call, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "deep").mkdir(parents=True)
     for index in range(6):

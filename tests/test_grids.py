@@ -57,6 +57,7 @@ def large(size: int) -> torch.Tensor:
 COMPRESSIBLE = SpectralTurbulence(compressible=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "peclet", "options", "factors", "saving"),
     [

@@ -151,6 +151,7 @@ def test_a_set_of_single_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # A stream
 
 
+@pytest.mark.slow
 def test_a_stream_is_shuffled_by_the_seed_and_goes_on_anywhere(folder: Path) -> None:
     def fresh() -> ImageDataset:
         return open_dataset(f"hf:{folder}", 8, stream=True)

@@ -247,6 +247,7 @@ def test_what_is_saved_comes_back_and_draws_the_same(pipeline: Pipeline, run: Pa
     assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_compiled_network_saves_as_it_was(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.network.compile(backend="eager")
     pipeline.save_pretrained(tmp_path / "shared")

@@ -180,6 +180,7 @@ def test_a_gaussian_hill_in_a_constant_flow(collision: str, tau: float, device: 
     assert ((variance - width**2) / (2 * (tau - 0.5) / 3 * iterations) - 1).abs().max() < 0.01
 
 
+@pytest.mark.slow
 @every_collision
 @every_boundary
 def test_mass_is_conserved_in_every_flow(collision: str, boundary: str, device: torch.device) -> None:

@@ -47,6 +47,7 @@ def parameters(channels: int, network: NetworkConfig) -> int:
     return count + 2 * current + conv(current, channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_builds_a_network_of_the_size_that_was_counted(name: str) -> None:
     config = preset(name)

@@ -82,6 +82,7 @@ def test_the_textbook_solver_at_relaxation_time_one_is_the_fast_scheme(collision
         torch.testing.assert_close(mine, other, rtol=0, atol=3e-6)
 
 
+@pytest.mark.slow
 @every_collision
 @pytest.mark.parametrize("relaxation_time", [0.6, 0.8, 1.2])
 def test_the_textbook_solver_reaches_the_same_levels_at_any_relaxation_time(

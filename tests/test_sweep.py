@@ -154,6 +154,7 @@ def test_values_are_the_processes_own_unless_given(place: Path) -> None:
     assert len(plan.runs()) == 3
 
 
+@pytest.mark.slow
 def test_only_processes_that_differ_in_their_flow_alone_share_a_run(place: Path) -> None:
     options = ("--sigma-max", 0.5, "--seeds", 2, "--seed", 5, *COMMON)
     plan = planned("--process", "soft", "ihd", "beyond-blur", "ddpm", "--peclet", 0, *options)
@@ -314,6 +315,7 @@ def test_a_run_that_fails_does_not_stop_the_others(call: Call, swept: Path, monk
 # Bad input
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -33,6 +33,7 @@ from tests.runs import stripes, tiny_config, without_dropout
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
     """A network that answers nothing leaves the right answer a: a^2; cold's |a| (Bansal et al. 2022), and soft's (A_k a)^2 over
@@ -95,6 +96,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert replace(training, decay=0.0).learning_rate_at(990, 10) == 1e-3
 
 
+@pytest.mark.slow
 def test_every_image_of_every_step_is_corrupted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     config = tiny_config(images=80)

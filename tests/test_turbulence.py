@@ -101,6 +101,7 @@ def test_the_field_changes_smoothly_in_time(turbulence) -> None:
     assert torch.corrcoef(torch.stack([now.flatten(), later.flatten()]))[0, 1] < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("turbulence", "boundary", "slope", "reach"),
     [
