@@ -245,9 +245,8 @@ def without_flow(process: ForwardProcess) -> ForwardProcess:
 
 def as_arguments(options: object) -> list[str]:
     """The command line that gives the values of a dataclass of options."""
-    given = {
-        f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if value is not None and value is not False
-    }
+    values = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items()}
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
     return [word for name, value in given.items() for word in ([name] if value is True else [name, str(value)])]
 
 
