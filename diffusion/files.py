@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from lbm_warp.checks import InputError
 
@@ -69,9 +69,10 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with whole_file(path) as aside:
-            save_file(tensors, aside, metadata)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror if isinstance(error, OSError) else error})") from None
+            # Not save_file: it writes to a temporary file of its own, which a killed process leaves behind, for its owner alone.
+            aside.write_bytes(save(tensors, metadata))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

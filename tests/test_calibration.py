@@ -11,25 +11,28 @@ from lbm_warp.checks import InputError
 from tests.test_likelihood import exact_run, pictures
 
 NUMBERS = 1 + len(MODES)
+PICTURES = 128
 
 
 def ranked(name: str, level: int, **change: object):
     x = pictures()
-    return calibration(exact_run(name, **change), lambda index: x[index].float(), np.arange(len(x)), level)
+    return calibration(exact_run(name, **change), lambda index: x[index].float(), np.arange(PICTURES), level)
 
 
-@pytest.mark.parametrize("level", [60, 120, 180])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [30, 75])
 def test_an_exact_sampler_is_calibrated(level: int) -> None:
     """chi^2 over its M degrees of freedom has mean 1 and variance 2 / M; the mean of nine independent numbers a ninth of it."""
-    found = ranked("fluid", level, peclet=0.0, levels=200, steps=200, second_order_above=None)
-    assert found.pictures == 256 and found.restorations == 9 and len(found.histogram) == len(found.measured) == NUMBERS
-    assert all(sum(row) == 256 for row in found.histogram)
+    found = ranked("fluid", level, peclet=0.0, levels=100, steps=100, second_order_above=None)
+    assert found.pictures == PICTURES and found.restorations == 9 and len(found.histogram) == len(found.measured) == NUMBERS
+    assert all(sum(row) == PICTURES for row in found.histogram)
     assert abs(found.chi_square - 1.0) < 4 * (2 / 9 / NUMBERS) ** 0.5 and found.error < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [0.0, 0.4])
 def test_a_sampler_with_too_little_noise_is_not(fresh: float) -> None:
-    found = ranked("fluid", 120, peclet=0.0, levels=200, steps=200, second_order_above=None, fresh=fresh)
+    found = ranked("fluid", 60, peclet=0.0, levels=100, steps=100, second_order_above=None, fresh=fresh)
     assert found.chi_square > 2.0 and found.error > 0.4
     # The picture is at the ends too often.
     rows = np.array(found.histogram)
