@@ -43,6 +43,9 @@ def run(options: Evaluate) -> None:
     print(f"{title}, {features} features, k = {report['k']}")
     print(table({"samples": report["scores"], "floor": report["floor"]}, distance_name(features, "FD")))
     print("floor: half of the real pictures as samples of the other half; drift and spread: of the mean colour, drift in 1/255")
+    if shown := report.get("intervals"):
+        ends = ", ".join(f"{name.replace('_', ' ')} {low:.3g} to {high:.3g}" for name, (low, high) in shown.items())
+        print(f"95 % intervals of the samples: {ends}")
     if "memorisation" in report:
         share = f"{100 * report['memorisation']:.1f} % of samples"
         print(f"{share} are nearer to a picture that was learned than to any other (50 %: none is known by heart)")
@@ -55,6 +58,9 @@ def run(options: Evaluate) -> None:
         print(
             f"calibration from level {level}: ranks off by {100 * error:.0f} % (chi^2 over its degrees of freedom {chi_square:.2f})"
         )
+    for measured, shares in report.get("variance", {}).items():
+        parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+        print(f"variance of the samples ({measured}): {parts}")
     place = Path(options.samples)
     is_run_folder = (place / "config.json").exists()
     out = options.out or (place / "metrics.json" if is_run_folder else Path("outputs") / f"{place.stem}-metrics.json")

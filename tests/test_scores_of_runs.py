@@ -33,7 +33,7 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = (*SCORING, "--cache", tmp_path / "cache", "--likelihood", "--calibration", "--out", "scores.json")
+    options = (*SCORING, "--cache", tmp_path / "cache", "--likelihood", "--calibration", "--variance", "--out", "scores.json")
     assert exit_code(evaluate.main, runs / "fluid", *options) == 0
     out, _ = said(capsys.readouterr())
     report = json.loads((tmp_path / "scores.json").read_text())
@@ -46,6 +46,10 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
         sum(row) == 256 for found in ranks for row in found["histogram"]
     )
     assert "calibration from level 3: ranks off by" in out
+    assert set(report["variance"]) == {"pixels"} and sum(report["variance"]["pixels"].values()) == pytest.approx(1.0)
+    assert "variance of the samples (pixels): start " in out
+    low, high = report["intervals"]["frechet_distance"]
+    assert low <= report["scores"]["frechet_distance"] <= high and f"frechet distance {low:.3g} to {high:.3g}" in out
     assert 0.0 <= report["memorisation"] <= 1.0 and "are nearer to a picture that was learned" in out
     with Image.open(tmp_path / "scores-calibration.png") as picture:
         assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 20
@@ -55,8 +59,8 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
     ("source", "options", "message"),
     [
         ("edm", ["--likelihood"], "edm has no likelihood: its sampler adds no fresh noise"),
-        ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood and calibration"),
-        ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood and calibration"),
+        ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood, calibration and variance"),
+        ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood, calibration and variance"),
     ],
 )
 def test_what_cannot_be_scored_so_is_refused_in_one_line(

@@ -357,7 +357,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         (["--num", "1", *zero], "num must be at least 2, got 1"),
         (["--num", "3", *zero], "a set of samples has 3 images, too few for k = 3: at least 4 are needed"),
         (["--k", "20", *zero], "each half of data has 20 images, too few for k = 20: at least 21 are needed"),
-        (["--features", "vgg", *zero], "features 'vgg': expected inception, digits, pixels"),
+        (["--features", "vgg", *zero], "features 'vgg': expected inception, inception-clean"),
         (["--data", "nothing", *zero], "nothing: no such folder or archive"),
         (["--blur", "none", "--peclet", "0.1"], "target step needs a blur"),
         (["--levels", "0", *zero], "levels must be at least 1, got 0"),

@@ -1,37 +1,49 @@
 """Feature extractors: what the scores of :mod:`diffusion.evaluation.metrics` look at.
 
-inception    2,048 features of Inception v3 (the FID's), from NVIDIA's TorchScript file, which is not bundled
-digits       64 features of a small classifier of handwritten digits, bundled
-pixels       the image itself
-FILE.pt      any TorchScript module of one's own
+inception                      2,048 features of Inception v3 (the FID's), from NVIDIA's TorchScript file, which is not bundled.
+                               It resizes the pictures itself, as in StyleGAN and EDM
+inception-clean                the same network on pictures resized as clean-fid does (Parmar et al. 2022)
+digits, fashion-mnist, emoji   64 features of a small classifier of each, bundled
+pixels                         the image itself
+FILE.safetensors               64 features of a classifier that cli.features trained
+FILE.pt                        any TorchScript module of one's own
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from diffusion.data.dataset import open_dataset
+from diffusion.data.dataset import ImageDataset, as_floats
 from diffusion.rng import seeds
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, check_integer
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
+INCEPTION_SIZE = 299
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-DIGITS_FILE = "digit_features.safetensors"
-DIGIT_SIZE = 16
-HELD_OUT = 4  # every fourth digit is kept from the classifier's training
+# Classifiers bundled in assets, by the data set they were trained on.
+BUNDLED = {name: f"{name}-features.safetensors" for name in ("digits", "fashion-mnist", "emoji")}
+EXPECTED = f"{', '.join(('inception', 'inception-clean', *BUNDLED))}, pixels, *.safetensors of cli.features, or *.pt of TorchScript"
+DIMENSION = 64
+BATCH = 32
+PART = 1024
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class FeatureExtractor:
     """Turns images into features: ``extractor(images)``."""
 
     name: str
-    """inception, digits, pixels, or the name of a file."""
+    """inception, inception-clean, the name of a data set, pixels, or the name of a file."""
     sha256: str | None
     """Hash of the file the weights came from; None where there are none."""
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -58,7 +70,9 @@ class FeatureExtractor:
             InputError: if the module in a file fails on the images or returns another shape.
         """
         try:
-            features = self.function(images)
+            # TensorFloat-32 keeps ten bits, and cuDNN would take the algorithm that is fastest today.
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False), _full_matmul():
+                features = self.function(images)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise InputError(f"{self.name}: fails on uint8 images of shape {list(images.shape)} ({reason})") from None
@@ -72,9 +86,9 @@ def open_features(name: str, device: torch.device, inception: Path | None = None
     """The feature extractor called ``name``.
 
     Args:
-        name: ``inception``, ``digits``, ``pixels``, or the path of a TorchScript file (*.pt). A TorchScript archive is a program:
-            one is only ever run because its user names it (or, for Inception, because its hash is the known one). It is called
-            with uint8 [N, 3, H, W], values 0 to 255, and returns floating-point [N, D]; resizing is its own business.
+        name: one of the names above, or the path of a file. A TorchScript archive (*.pt) is a program: one is only ever run because
+            its user names it (or, for Inception, because its hash is the known one). It is called with uint8 [N, 3, H, W], values
+            0 to 255, and returns floating-point [N, D]; resizing is its own business.
         device: where to compute.
         inception: Inception's file, where it is not in one of the usual places.
 
@@ -83,28 +97,36 @@ def open_features(name: str, device: torch.device, inception: Path | None = None
     """
     if name == "pixels":
         return FeatureExtractor(name, None, lambda images: images.flatten(1) / 255.0)
-    if name == "digits":
-        weights = (resources.files("assets") / DIGITS_FILE).read_bytes()
-        classifier = DigitClassifier()
-        classifier.load_state_dict(load(weights))
-        classifier = classifier.to(device).eval().requires_grad_(False)
-        return FeatureExtractor(name, _sha256(weights), lambda images: classifier.features(images / 255.0))
-    if name == "inception":
-        return _open_inception(inception or _find_inception(), device)
+    if name in BUNDLED:
+        return _of_classifier(name, (resources.files("assets") / BUNDLED[name]).read_bytes(), device)
+    if name in ("inception", "inception-clean"):
+        return _open_inception(name, inception or _find_inception(), device)
     path = Path(name)
     if path.suffix == ".pt":
         module, sha256 = _read_torchscript(path, device)
         return FeatureExtractor(path.name, sha256, lambda images: module(_rgb(images)))
-    raise InputError(f"features {name!r}: expected inception, digits, pixels or a TorchScript file (*.pt)")
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a classifier of python -m cli.features")
+        return _of_classifier(path.name, path.read_bytes(), device)
+    raise InputError(f"features {name!r}: expected {EXPECTED}")
 
 
-class DigitClassifier(nn.Module):
-    """A small convolutional network that tells handwritten digits apart; its last layer but one is the ``digits`` features."""
+class Classifier(nn.Module):
+    """A small convolutional network that tells classes of pictures apart; its last layer but one gives the features."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        """Make it with random weights.
+
+        Args:
+            channels: 1 (grey) or 3 (RGB).
+            side: height and width that it sees [pixels], a multiple of 8.
+            classes: number of classes.
+        """
         super().__init__()
+        self.channels, self.side = channels, side
         self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(channels, 16, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, padding=1, stride=2),
             nn.ReLU(),
@@ -112,54 +134,92 @@ class DigitClassifier(nn.Module):
             nn.ReLU(),
             nn.AvgPool2d(2),
             nn.Flatten(),
-            nn.Linear(256, 64),
+            nn.Linear(side * side, DIMENSION),
         )
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, 10))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(DIMENSION, classes))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features float32 [N, 64] of images float32 [N, C, H, W] in [0, 1]: bright ink on dark paper, any size, grey or RGB."""
-        grey = images.mean(dim=1, keepdim=True)
-        if grey.shape[2:] != (DIGIT_SIZE, DIGIT_SIZE):
-            grey = F.interpolate(grey, (DIGIT_SIZE, DIGIT_SIZE), mode="bicubic", antialias=True).clamp(0.0, 1.0)
-        return self.body(2.0 * grey - 1.0)
+        """Features float32 [N, 64] of images float32 [N, C, H, W] in [0, 1] of any size, grey or RGB."""
+        images = images.mean(dim=1, keepdim=True) if self.channels == 1 else images.expand(-1, 3, -1, -1)
+        if images.shape[2:] != (self.side, self.side):
+            images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
+        return self.body(2.0 * images - 1.0)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [N, 10] of the ten digits."""
+        """Logits float32 [N, classes]."""
         return self.head(self.features(images))
 
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, torch.Tensor]) -> Classifier:
+        """The classifier that has these weights, in evaluation mode.
 
-def train_digit_features(seed: int = 0, epochs: int = 30) -> DigitClassifier:
-    """Train the classifier behind the ``digits`` features: about five seconds on one core of a CPU.
+        Raises:
+            InputError: if they are those of something else.
+        """
+        with suppress(KeyError, IndexError, RuntimeError):
+            side = math.isqrt(weights["body.8.weight"].shape[1])
+            classifier = cls(weights["body.0.weight"].shape[1], side, len(weights["head.1.bias"]))
+            classifier.load_state_dict(weights)
+            return classifier.eval().requires_grad_(False)
+        raise InputError("not the weights of a classifier that cli.features trained")
 
-    The same seed gives the same weights on the same machine with as many threads. It never sees every fourth of the digits
-    (number 3, 7, 11, ...). The bundled file is what this saved, on one thread:
 
-        save_tensors(Path("assets/digit_features.safetensors"), train_digit_features().state_dict())
+def train_classifier(dataset: ImageDataset, held_out: int = 2, *, epochs: int, seed: int = 0) -> tuple[Classifier, float]:
+    """Train a classifier whose features tell the classes of a data set apart.
+
+    The same seed gives the same weights on the same machine with as many threads. On a CPU of one core the digits take about five
+    seconds, ten thousand pictures of 32 px about five seconds an epoch.
 
     Args:
-        seed: seed of the weights, the order and the augmentation (shifts by up to a pixel).
-        epochs: times that each digit is seen.
+        dataset: square pictures with labels, of a side that is a multiple of 8.
+        held_out: the last of every so many pictures, or families of pictures where there are some, is kept from the training. 2
+            trains on the even half.
+        epochs: times that each picture is seen.
+        seed: seed of the weights, the order and the augmentation (shifts by up to a sixteenth of the side, in the colour of the
+            corners).
+
+    Returns:
+        The classifier, and the share of the pictures kept from it whose class it tells.
+
+    Raises:
+        InputError: if the pictures have no classes, or another shape.
     """
-    dataset = open_dataset("digits", DIGIT_SIZE, None)
-    train = np.flatnonzero(np.arange(len(dataset)) % HELD_OUT != HELD_OUT - 1)
-    images = torch.from_numpy(np.stack([dataset[index] for index in train]))
-    labels = torch.from_numpy(dataset.labels[train])
-    steps = epochs * (len(images) // 32)
+    classes, (height, width) = dataset.classes(), dataset.size
+    if height != width or height % 8:
+        raise InputError(
+            f"{dataset.name}: the pictures are {height} x {width} px; expected squares of a multiple of 8: name a --size"
+        )
+    check_integer("held_out", held_out, 2)
+    check_integer("epochs", epochs, 1)
+    families = np.arange(len(dataset)) if dataset.families is None else dataset.families
+    held = torch.from_numpy(families % held_out == held_out - 1)
+    everything = torch.from_numpy(as_floats(dataset.pixels))
+    labels = torch.from_numpy(dataset.labels)
+    images, classes_of = everything[~held], labels[~held]
+    shift = height // 16
+    corners = images[:, :, :: height - 1, :: width - 1].median().item()
+    steps = epochs * (len(images) // BATCH)
+    if not steps or not held.any():
+        raise InputError(f"{dataset.name}: {len(dataset)} pictures are too few; expected at least {BATCH} to learn and one to keep")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds(seed, "digit features")))
-        classifier = DigitClassifier()
+        classifier = Classifier(dataset.channels, height, len(classes))
         optimiser = torch.optim.Adam(classifier.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-        for _ in range(epochs):
-            for batch in torch.randperm(len(images))[: steps // epochs * 32].split(32):
-                top, left = torch.randint(3, (2,)).tolist()
-                shifted = F.pad(images[batch], (1, 1, 1, 1))[:, :, top : top + DIGIT_SIZE, left : left + DIGIT_SIZE]
-                loss = F.cross_entropy(classifier(shifted), labels[batch])
+        for epoch in range(epochs):
+            batches = torch.randperm(len(images))[: steps // epochs * BATCH].split(BATCH)
+            for batch in tqdm(batches, desc=f"epoch {epoch + 1} of {epochs}", unit="batch", leave=False):
+                top, left = torch.randint(2 * shift + 1, (2,)).tolist()
+                padded = F.pad(images[batch], (shift, shift, shift, shift), value=corners)
+                loss = F.cross_entropy(classifier(padded[:, :, top : top + height, left : left + width]), classes_of[batch])
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-    return classifier.eval().requires_grad_(False)
+    classifier.eval().requires_grad_(False)
+    parts = zip(everything[held].split(PART), labels[held].split(PART), strict=True)
+    right = sum(int((classifier(images).argmax(dim=1) == truth).sum()) for images, truth in parts)
+    return classifier, right / int(held.sum())
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -174,9 +234,39 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return (images.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
 
 
-def _open_inception(path: Path, device: torch.device) -> FeatureExtractor:
+@contextmanager
+def _full_matmul() -> Iterator[None]:
+    """Matrix products without TensorFloat-32, whatever the program has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _of_classifier(name: str, archive: bytes, device: torch.device) -> FeatureExtractor:
+    try:
+        classifier = Classifier.of_weights(load(archive)).to(device)
+    except (SafetensorError, InputError) as error:
+        raise InputError(f"{name}: {error}; expected a classifier of python -m cli.features") from None
+    return FeatureExtractor(name, _sha256(archive), lambda images: classifier.features(images / 255.0))
+
+
+def _open_inception(name: str, path: Path, device: torch.device) -> FeatureExtractor:
     module, sha256 = _read_torchscript(path, device, INCEPTION_SHA256)
-    return FeatureExtractor("inception", sha256, lambda images: module(_rgb(images), return_features=True))
+    if name == "inception":
+        return FeatureExtractor(name, sha256, lambda images: module(_rgb(images), return_features=True))
+    # Its layers, without its own resizing, which does not filter what it shrinks.
+    return FeatureExtractor(name, sha256, lambda images: module.layers((_rgb(clean_resized(images)) - 128.0) / 128.0))
+
+
+def clean_resized(images: torch.Tensor) -> torch.Tensor:
+    """Images uint8 [N, C, H, W] as float32 [N, C, 299, 299] in 0 to 255, resized as clean-fid does: Pillow's bicubic filter, which
+    is as wide as the pixels that it writes, on floating-point numbers, channel by channel (Parmar et al. 2022)."""
+    planes = images.cpu().flatten(0, 1).float().numpy()
+    resized = [np.asarray(Image.fromarray(plane).resize((INCEPTION_SIZE,) * 2, Image.Resampling.BICUBIC)) for plane in planes]
+    return torch.from_numpy(np.stack(resized)).clamp(0.0, 255.0).unflatten(0, images.shape[:2]).to(images.device)
 
 
 def _find_inception() -> Path:

@@ -247,6 +247,18 @@ def precision_recall_density_coverage(
     Raises:
         InputError: if a set has k images or fewer, features that are not finite, or features of another dimension.
     """
+    balls, recalled, covered = neighbourhoods(reference, samples, k)
+    precision, recall, coverage = (inside.double().mean().item() for inside in (balls > 0, recalled, covered))
+    return precision, recall, balls.double().mean().item() / k, coverage
+
+
+def neighbourhoods(reference: torch.Tensor, samples: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What precision, recall, density and coverage are means of; arguments and errors as for those.
+
+    Returns:
+        The number of neighbourhoods of the reference around each sample, int64 [M]. Whether each reference image is in a
+        neighbourhood of a sample, and whether a sample is in its own, both bool [N].
+    """
     check_integer("k", k, 1)
     for features in (reference, samples):
         check_features(features, k + 1)
@@ -258,16 +270,14 @@ def precision_recall_density_coverage(
     rounding = 8.0 * reference.shape[1] * torch.finfo(torch.float64).eps * largest
 
     reference_radius, sample_radius = (_neighbourhood(features, k) + rounding for features in (reference, samples))
-    balls = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)  # of the reference, around each sample
-    recalled = covered = 0
+    balls = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)
+    recalled, covered = [], []
     for rows, distance in _squared_distances(reference, samples):
         inside = distance <= reference_radius[rows, None]
         balls += inside.sum(dim=0)
-        covered += inside.any(dim=1).sum().item()
-        recalled += (distance <= sample_radius).any(dim=1).sum().item()
-    precision = (balls > 0).double().mean().item()
-    density = balls.double().mean().item() / k
-    return precision, recalled / len(reference), density, covered / len(reference)
+        covered.append(inside.any(dim=1))
+        recalled.append((distance <= sample_radius).any(dim=1))
+    return balls, torch.cat(recalled), torch.cat(covered)
 
 
 def check_features(features: torch.Tensor, least: int) -> None:

@@ -22,10 +22,12 @@ from tqdm import tqdm
 
 from diffusion.data.dataset import OTHER_HALF, Split, as_floats, evenly_spaced, numbers_of, open_dataset, whole_and_half
 from diffusion.data.images import fit
+from diffusion.evaluation.bootstrap import intervals
 from diffusion.evaluation.calibration import Calibration, calibration
-from diffusion.evaluation.features import FeatureExtractor, open_features, to_uint8
+from diffusion.evaluation.features import BUNDLED, FeatureExtractor, open_features, to_uint8
 from diffusion.evaluation.likelihood import Likelihood, check_density, likelihood
 from diffusion.evaluation.metrics import Measurement, check_features, fit_gaussian, frechet_distance, memorisation, score
+from diffusion.evaluation.variance import analysis_of_variance
 from diffusion.files import load_tensors, save_tensors
 from diffusion.sampling.pipeline import Pipeline, is_model_id
 from diffusion.size import Size
@@ -35,6 +37,7 @@ MOST_SAMPLES = 10_000  # of a run, unless told
 PROBES = 2048  # pictures that a fingerprint looks at
 RESTORED = 256  # pictures that calibration restores
 LEARNED = 256  # pictures that a run learned, for the last term of its likelihood
+FEW_FEATURES = 256
 CACHE_FORMAT = 1
 
 
@@ -45,9 +48,12 @@ class ScoringConfig:
     num: int | None = None
     """Number of samples; by default all of a folder or file, and of a run as many as the reference has, at most 10,000."""
     features: str | None = None
-    """inception, digits, pixels, or a TorchScript file (*.pt, which is run); by default digits for digits, else inception."""
+    """inception, inception-clean (resized as clean-fid does), digits, fashion-mnist, emoji, pixels, a classifier of cli.features
+    (*.safetensors), or a TorchScript file (*.pt, which is run); by default those of the data's name, else inception."""
     inception: Path | None = None
     """The file inception-2015-12-05.pt; looked for in BEYOND_BLUR_DATA, ./data and torch's hub cache by default."""
+    bootstrap: int | None = None
+    """Resamples of the images for 95 % intervals; by default 100, or 0 for more than 256 features, where they take minutes."""
     k: int = 5
     """Nearest neighbours that set the radius of a neighbourhood, for precision, recall, density and coverage."""
     cache: Path | None = None
@@ -56,6 +62,8 @@ class ScoringConfig:
     def validate(self) -> None:
         """Raise InputError if a value is out of its range."""
         check_integer("k", self.k, 1)
+        if self.bootstrap:
+            check_integer("bootstrap", self.bootstrap, 2)
         if self.num is not None:
             check_integer("num", self.num, 2)
 
@@ -75,6 +83,8 @@ class EvaluationConfig(ScoringConfig):
     calibration: bool = False
     """Also rank 256 pictures among nine restorations each, from a quarter, half and three quarters of a run's levels: uniform ranks
     mean that restorations vary as much as they should."""
+    variance: bool = False
+    """Also say how much of the variance of a run's samples is due to the start, the flow and the noise: 216 samples."""
     likelihood: bool = False
     """Also bound the likelihood of the pictures under a run, in bits a dimension, with its sampler in first-order steps: in all K
     levels, or in --levels."""
@@ -126,7 +136,7 @@ class Reference:
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The features that the configuration names, or those that suit the pictures."""
-        features = self.config.features or ("digits" if self.pictures.name == "digits" else "inception")
+        features = self.config.features or (self.pictures.name if self.pictures.name in BUNDLED else "inception")
         return open_features(features, self.device, self.config.inception)
 
     @cached_property
@@ -211,8 +221,8 @@ def evaluate(
     if len(index) < (config.num or 0):
         raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
-    if (config.likelihood or config.calibration) and source.pipeline is None:
-        raise InputError(f"{source.name}: not a run; leave out likelihood and calibration")
+    if (config.likelihood or config.calibration or config.variance) and source.pipeline is None:
+        raise InputError(f"{source.name}: not a run; leave out likelihood, calibration and variance")
     if config.likelihood:
         check_density(source.pipeline)
 
@@ -221,18 +231,23 @@ def evaluate(
     generated = measure(source, index, extractor, config.batch, device)
     if not state.is_main_process:
         return None
-    scores = score(generated.to(device), real[reference.numbers()].to(device), config.k)
+    compared = generated.to(device), real[reference.numbers()].to(device)
+    scores = score(*compared, config.k)
     held = "even" if reference.config.split == "even" else "odd"
     others = reference.numbers(OTHER_HALF[held])
     shown = others[evenly_spaced(len(others), len(index))]
     floor = score(real[shown].to(device), real[reference.numbers(held)].to(device), config.k)
     made = {"seed": config.seed, "levels": config.levels, "delta": config.delta} if source.count is None else {}
-    more = {"likelihood": asdict(reference.likelihood(source.pipeline))} if config.likelihood else {}
+    resamples = (100 if real.features.shape[1] <= FEW_FEATURES else 0) if config.bootstrap is None else config.bootstrap
+    more = {"intervals": intervals(scores, *compared, config.k, resamples)} if resamples else {}
+    more |= {"likelihood": asdict(reference.likelihood(source.pipeline))} if config.likelihood else {}
     if source.pipeline is not None and reference.config.split != "all":
         learned = real[reference.numbers(OTHER_HALF[reference.config.split])]
         more["memorisation"] = memorisation(generated.features, learned.features, real[reference.numbers()].features)
     if config.calibration:
         more["calibration"] = [asdict(ranks) for ranks in reference.calibration(source.pipeline)]
+    if config.variance:
+        more["variance"] = analysis_of_variance(source.pipeline, extractor, seed=config.seed, levels=config.levels)
     return {
         "samples": {"source": source.name} | made,
         "reference": reference.facts(),

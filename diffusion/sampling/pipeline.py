@@ -26,6 +26,7 @@ from diffusion.sampling.samplers import (
     Noise,
     circular,
     default_batch,
+    noise_of_parts,
     posterior_sampler,
     resampling_sampler,
     residual_sampler,
@@ -321,6 +322,27 @@ class Pipeline(
 
         return self._batched(images, draw)
 
+    def from_seeds(self, start: torch.Tensor, flow: torch.Tensor, noise: torch.Tensor, levels: int | None = None) -> torch.Tensor:
+        """New images from seeds of their parts, to vary one part alone.
+
+        Args:
+            start: seeds of the picture of the prior and of the noise at level K, int64 [N].
+            flow: seeds of the flow, int64 [N].
+            noise: seeds of the noise that the sampler adds below level K, int64 [N].
+            levels: number of steps, as for :meth:`sample`.
+
+        Returns:
+            float32 [N, C, H, W] on the CPU.
+        """
+        corruption, last = self.corruption, self.corruption.levels
+
+        def draw(rows: slice) -> torch.Tensor:
+            u = self.prior.draw(start[rows], corruption, self.device, flow[rows])
+            parts = noise_of_parts(seeded_noise(start[rows], corruption, u), seeded_noise(noise[rows], corruption, u), last)
+            return self._reverse(self.predictor(None, 1.0), u, parts, flow[rows], corruption, last, levels, None)
+
+        return self._batched(len(start), draw)
+
     def posterior(
         self, images: torch.Tensor, level: int, seed: torch.Tensor, draw: torch.Tensor, levels: int | None = None
     ) -> torch.Tensor:
@@ -345,8 +367,8 @@ class Pipeline(
         def restored(rows: slice) -> torch.Tensor:
             u = corruption.mean(images[rows].to(self.device), level, seed[rows])
             # The sampler adds the noise of its first level: here that of the corruption.
-            given, fresh = corruption.unit_noise(seed[rows], u), seeded_noise(draw[rows], corruption, u)
-            noise = partial(lambda given, fresh, k: given if k == level else fresh(k), given, fresh)
+            given = corruption.unit_noise(seed[rows], u)
+            noise = noise_of_parts(lambda k: given, seeded_noise(draw[rows], corruption, u), level)
             return self._reverse(self.predictor(None, 1.0), u, noise, seed[rows], corruption, level, levels, None)
 
         return self._batched(len(images), restored)

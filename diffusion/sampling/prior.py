@@ -80,7 +80,9 @@ class Prior:
             return "It holds the mean of the training pictures and none of them: the last level hides what they differ in."
         return f"It holds {count:,} training pictures as thumbnails of {height} x {width} pixels: whoever has the model has these."
 
-    def draw(self, seed: torch.Tensor, corruption: Corruption, device: torch.device) -> torch.Tensor:
+    def draw(
+        self, seed: torch.Tensor, corruption: Corruption, device: torch.device, flow: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Images at level K without its noise, for every seed another: a random thumbnail, or a random colour from a Gaussian that
         is fitted to the mean colours, corrupted by a flow of its own, with the process's ``start_noise``.
 
@@ -88,6 +90,7 @@ class Prior:
             seed: one integer a sample, int64 [N].
             corruption: the forward process.
             device: where to compute.
+            flow: seeds of the flows, int64 [N]; by default ``seed``.
 
         Returns:
             float32 [N, C, H, W].
@@ -96,7 +99,7 @@ class Prior:
             chosen = self._colours(seed).to(device)
         else:
             chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        u = corruption.mean(_resized(chosen, corruption.size), corruption.levels, seed)
+        u = corruption.mean(_resized(chosen, corruption.size), corruption.levels, seed if flow is None else flow)
         scale = corruption.process.start_noise
         return u + scale * normal(seeds(seed, "start"), u.shape, u.device) if scale > 0.0 else u
 

@@ -287,6 +287,11 @@ def seeded_noise(seed: torch.Tensor, corruption: Corruption, like: torch.Tensor)
     return lambda level: corruption.coloured(normal(table[level], like.shape, like.device))
 
 
+def noise_of_parts(first: Noise, later: Noise, start: int) -> Noise:
+    """Noise that is ``first`` at the level that a sampler starts from, and ``later`` below it."""
+    return lambda level: first(level) if level == start else later(level)
+
+
 def spherical(first: Noise, second: Noise, place: torch.Tensor) -> Noise:
     """Noise between two independent noises of images [N, C, H, W], by :func:`circular`."""
     return lambda level: circular(first(level), second(level), place)
