@@ -37,20 +37,8 @@ figures: $(VENV)/.installed
 	# Noise makes a large PNG.
 	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').reduce(2).save('$(FIGURES)/comparison.jpg', quality=85)"
 
-# Every process as its paper has it, at its own Peclet number; the blur of the family of ihd is half a side wide.
-EVIDENCE := --seeds 5 --images 40000 --num 2694 --jobs 2
-STEPWISE := $(EVIDENCE) --sigma-max 0.5
-
 evidence: $(VENV)/.installed
-	$(PY) -m cli.sweep --process fluid --peclet 0 4 $(EVIDENCE) --out sweeps/fluid
-	$(PY) -m cli.sweep --process ddpm blurring edm --peclet 0 $(EVIDENCE) --out sweeps/others
-	$(PY) -m cli.sweep --process soft --peclet 0 $(EVIDENCE) --learning-rate 2e-3 --out sweeps/soft
-	$(PY) -m cli.sweep --process ihd --peclet 0 $(STEPWISE) --out sweeps/stepwise
-	$(PY) -m cli.sweep --process beyond-blur beyond-blur-frozen structured-noise structured-noise-frozen --peclet 0.1 $(STEPWISE) --out sweeps/stepwise
-	$(PY) -m cli.sweep --process beyond-blur-curl --peclet 2 $(STEPWISE) --out sweeps/stepwise
-	$(PY) -m cli.sweep --process cold --peclet 0 $(EVIDENCE) --out sweeps/cold
-	$(PY) -m cli.sweep --process fluid --peclet 4 --images 40000 --network-calls 10 20 40 --out sweeps/calls-fluid
-	$(PY) -m cli.sweep --process ddpm edm --peclet 0 --images 40000 --network-calls 10 20 40 --out sweeps/calls-others
+	$(PY) -m cli.evidence --jobs 2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -90,7 +90,8 @@ class Run(NamedTuple):
     scoring: list[str]
     """Arguments of cli.evaluate."""
     asked: Mapping[str, Any]
-    """What the scores depend on beside the run, as it stands in metrics.json: reference, k, number of samples, seed and delta."""
+    """What the scores depend on beside the run, as it stands in metrics.json: reference, k, number of samples, seed and delta; and
+    whether the likelihood is one of them."""
     network_calls: tuple[int, ...]
     """Numbers of sampling steps that it is scored with, beside the process's own."""
 
@@ -113,6 +114,7 @@ class Run(NamedTuple):
             report = read_json(self.scores(calls))
             made = {name: value for name, value in report["samples"].items() if name != "source"}
             scored = {"reference": report["reference"], "k": report["k"], "num": report["scores"]["samples"]} | made
+            scored["likelihood"] = "likelihood" in report
             finished = scored == dict(self.asked) | {"levels": calls} and load_config(self.folder) == self.config
         except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
@@ -213,6 +215,7 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     reference = Reference(open_pictures(data, scoring, dataset.channels), scoring, device)
     reference.check_enough("a set of samples", reference.num)
     asked = {"reference": reference.facts(), "k": scoring.k, "num": reference.num, "seed": scoring.seed, "delta": scoring.delta}
+    asked["likelihood"] = scoring.likelihood
 
     still = train.parse(arguments(STILL, 0.0)).process
 

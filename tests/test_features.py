@@ -139,7 +139,7 @@ def test_the_bundled_classifier_tells_clothes_it_has_not_learned() -> None:
 
 @pytest.mark.slow
 def test_the_bundled_classifier_tells_emoji_it_has_not_learned() -> None:
-    """Mean share of the groups that is told, where guessing tells one in eight. All flags of countries are one family, in this half:
+    """Mean share of the groups that is told, where guessing tells one in eight. All flags of countries are one family, here:
     the group cannot be known."""
     try:
         dataset = open_dataset("emoji", 32, split="odd")

@@ -56,6 +56,9 @@ class ScoringConfig:
     """Resamples of the images for 95 % intervals; by default 100, or 0 for more than 256 features, where they take minutes."""
     k: int = 5
     """Nearest neighbours that set the radius of a neighbourhood, for precision, recall, density and coverage."""
+    likelihood: bool = False
+    """Also bound the likelihood of the pictures under a run, in bits a dimension, with its sampler in first-order steps: in all K
+    levels, or in --levels where that is given."""
     cache: Path | None = None
     """Folder where the features of real pictures are kept; ~/.cache/beyond-blur by default."""
 
@@ -85,9 +88,6 @@ class EvaluationConfig(ScoringConfig):
     mean that restorations vary as much as they should."""
     variance: bool = False
     """Also say how much of the variance of a run's samples is due to the start, the flow and the noise: 216 samples."""
-    likelihood: bool = False
-    """Also bound the likelihood of the pictures under a run, in bits a dimension, with its sampler in first-order steps: in all K
-    levels, or in --levels."""
     size: str | None = None
     """Size to compare at in pixels, such as 64 or 96x128; by default that of the run or .npz file, else that of the data."""
     batch: int = 64

@@ -1,0 +1,264 @@
+"""Carry out every study of the evidence, each a few sweeps, and write one page of results; the same command goes on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from cli import console
+from cli.jobs import Job, side_by_side
+from diffusion.files import read_json, whole_file, write_json
+from lbm_warp.checks import InputError, check_name
+
+# Columns of the tables: how a number is taken from metrics.json (None if it is not there), and how it is written.
+COLUMNS: Mapping[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] = {
+    "Frechet distance": (lambda report: report["scores"]["frechet_distance"], ".1f"),
+    "precision": (lambda report: report["scores"]["precision"], ".2f"),
+    "recall": (lambda report: report["scores"]["recall"], ".2f"),
+    "density": (lambda report: report["scores"]["density"], ".2f"),
+    "coverage": (lambda report: report["scores"]["coverage"], ".2f"),
+    "nearer to learned": (lambda report: report.get("memorisation"), ".3f"),
+    "bits a dimension": (lambda report: report.get("likelihood", {}).get("bits_per_dimension"), ".3f"),
+}
+PLAIN = tuple(COLUMNS)[:6]
+ABOUT = """# Evidence
+
+What was trained, for how many images, and how it was scored stands in the command lines. Everything else is equal within a
+section: network, batch, the pictures to learn (those of even number) and to compare with (those of odd number). Numbers are means
+and standard deviations over the seeds. *Floor*: one half of the real pictures as samples of the other. *Nearer to learned*: share
+of samples whose nearest picture is one that was learned; 0.5 means that none is known by heart. *Bits a dimension*: upper bound of
+the negative log-likelihood of pictures that were not learned."""
+WIDEST = 1400  # pictures of the page [pixels]
+
+
+class Study(NamedTuple):
+    """A question, and the sweeps that answer it."""
+
+    question: str
+    common: str
+    """Options of cli.sweep that all of them share."""
+    sweeps: Mapping[str, str]
+    """The other options of each, by its name: its folder, and with ``named`` the name of its rows."""
+    named: bool = False
+    """Whether rows are called after their sweep, because process and Peclet number do not tell them apart."""
+    columns: tuple[str, ...] = PLAIN
+
+
+_STEPWISE = "--sigma-max 0.5 --num"
+STUDIES = {
+    "digits": Study(
+        "Which process generates best at equal training? Digits, 16 x 16",
+        "--data digits --images 40000 --seeds 5",
+        {
+            "fluid": "--process fluid --peclet 0 4 --num 2694",
+            "others": "--process ddpm blurring edm --peclet 0 --num 2694",
+            "soft": "--process soft --peclet 0 --learning-rate 2e-3 --num 2694",
+            "ihd": f"--process ihd --peclet 0 {_STEPWISE} 898",
+            "beyond-blur": f"--process beyond-blur --peclet 0.1 {_STEPWISE} 898",
+            "curl": f"--process beyond-blur-curl --peclet 2 {_STEPWISE} 450",
+            "controls": f"--process beyond-blur-frozen structured-noise structured-noise-frozen --peclet 0.1 {_STEPWISE} 450",
+            "cold": "--process cold --peclet 0 --num 450",
+        },
+    ),
+    "fashion-mnist": Study(
+        "And on photographs? Fashion-MNIST, 28 x 28",
+        "--data fashion-mnist --images 40000 --seeds 3 --num 1000",
+        {
+            "fluid": "--process fluid --peclet 0 4",
+            "others": "--process ddpm blurring edm --peclet 0",
+            "soft": "--process soft --peclet 0 --learning-rate 2e-3",
+            "ihd": "--process ihd --peclet 0 --sigma-max 0.5",
+            "beyond-blur": "--process beyond-blur --peclet 0.1 --sigma-max 0.5",
+        },
+    ),
+    "flow": Study(
+        "How strong may the flow be? From none to where it fails",
+        "--data digits --images 40000 --seeds 3",
+        {"fluid": "--process fluid --peclet 0 1 2 4 8 16 32"},
+    ),
+    "spectra": Study(
+        "Which spectrum of the noise, with and without transport?",
+        "--data digits --images 40000 --seeds 3 --process fluid --peclet 0 4",
+        {"white": "--noise-exponent 0", "blue": "--noise-exponent -0.25", "red": "--noise-exponent 0.5"},
+        named=True,
+    ),
+    "calls": Study(
+        "How many network calls does a sample need?",
+        "--data digits --images 40000 --network-calls 10 20 40",
+        {"fluid": "--process fluid --peclet 0 4", "others": "--process ddpm edm --peclet 0"},
+    ),
+    "length": Study(
+        "Does the order change with longer training?",
+        "--data digits --seeds 2",
+        {
+            f"{process} {images // 1000}k": f"--process {process} --peclet {peclet} --images {images}"
+            for images in (20_000, 40_000, 120_000)
+            for process, peclet in (("fluid", "0 4"), ("ddpm", "0"))
+        },
+        named=True,
+    ),
+    "few-pictures": Study(
+        "Few pictures and long training: is the flow an augmentation?",
+        "--data digits --images 400000 --process fluid --likelihood",
+        {
+            "no flow": "--peclet 0",
+            "flow, not told": "--peclet 4",
+            "flow, told": "--peclet 4 --tell-flow",
+            "mirrored": "--peclet 0 --flip",
+        },
+        named=True,
+        columns=tuple(COLUMNS),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Options of ``python -m cli.evidence``."""
+
+    only: tuple[str, ...] = ()
+    """Studies to carry out, by name; all by default."""
+    jobs: int = 1
+    """Runs at a time, as for cli.sweep."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    runs: Path = Path("sweeps")
+    """Folder of the runs: one for each study, in it one for each sweep."""
+    out: Path = Path("outputs/evidence")
+    """Folder of the page, README.md, with its pictures and the numbers as JSON."""
+    page_only: bool = False
+    """Write the page of what is finished, and carry out nothing."""
+    dry_run: bool = False
+    """Print the command lines, and do nothing."""
+
+    def validate(self) -> None:
+        """Raise InputError if a value is out of its range."""
+        console.check_at_least(self, jobs=1)
+        for name in self.only:
+            check_name("study", name, STUDIES)
+
+    def place(self, study: str, sweep: str) -> Path:
+        """Folder of a sweep."""
+        return self.runs / study / sweep.replace(", ", "-").replace(" ", "-")
+
+    def command(self, study: str, sweep: str) -> str:
+        """Command line of a sweep."""
+        words = f"{STUDIES[study].common} {STUDIES[study].sweeps[sweep]}"
+        return f"python -m cli.sweep {words} --jobs {self.jobs} --out {shlex.quote(str(self.place(study, sweep)))}"
+
+
+def run(options: Evidence) -> None:
+    """Carry out the sweeps one after the other; write the page after each."""
+    options.validate()
+    sweeps = [(name, sweep) for name in options.only or STUDIES for sweep in STUDIES[name].sweeps]
+    failed = []
+    for name, sweep in [] if options.page_only else sweeps:
+        print(options.command(name, sweep), flush=True)
+        if options.dry_run:
+            continue
+        job = Job(f"{name}: {sweep}", [shlex.split(options.command(name, sweep))[1:]], options.place(name, sweep) / "log.txt")
+        ended = list(side_by_side([job], [options.device]))
+        if not ended:
+            print("interrupted; the same command goes on")
+            return
+        failed += [job.name for job, problem in ended if problem]
+        write_page(options)
+    if not options.dry_run:
+        print(f"wrote {write_page(options)}")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(sweeps)} sweeps failed ({', '.join(failed)}); the same command tries again")
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    name: str
+    peclet: float
+    reports: list[dict[str, Any]]
+    """What metrics.json of each finished run holds, in the order of the seeds."""
+
+
+def write_page(options: Evidence) -> Path:
+    """Write the page of what is finished, its pictures, and the scores of every run as evidence.json; returns the page."""
+    text, scores = [ABOUT], {}
+    for name, study in STUDIES.items():
+        places = {
+            sweep: options.place(name, sweep) for sweep in study.sweeps if (options.place(name, sweep) / "sweep.md").is_file()
+        }
+        if not places:
+            continue
+        rows = [row for sweep, place in places.items() for row in rows_of(place, sweep if study.named else None)]
+        scores[name] = [
+            {"name": row.name, "peclet": row.peclet, "runs": [report["scores"] for report in row.reports]} for row in rows
+        ]
+        text += [f"## {study.question}", table(rows, study.columns)]
+        for place in places.values():
+            for picture in pictures_of(place):
+                copied = options.out / f"{name}-{place.name}-{picture.name}"
+                shrink(picture, copied)
+                text.append(f"![{copied.stem}]({copied.name})")
+        text += ["Made by", "\n".join(f"    {options.command(name, sweep)}" for sweep in places)]
+    write_json(options.out / "evidence.json", scores)
+    page = options.out / "README.md"
+    with whole_file(page) as aside:
+        aside.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    return page
+
+
+def rows_of(place: Path, name: str | None) -> list[Row]:
+    """The rows of a sweep, called after their process, or by this name."""
+    rows = {}
+    for point in read_json(place / "sweep.json")["points"]:
+        if point["runs"]:
+            called = name or point["runs"][0].partition("-Pe")[0]
+            reports = [read_json(place / run / "metrics.json") for run in point["runs"]]
+            rows[called, point["peclet"]] = Row(called, point["peclet"], reports)
+    return list(rows.values())
+
+
+def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Markdown: mean and standard deviation over the seeds, and the floor."""
+    lines = [["", "Pe", "seeds", *columns], ["---", *["---:"] * (2 + len(columns))]]
+    for row in rows:
+        cells = []
+        for column in columns:
+            take, form = COLUMNS[column]
+            values = [value for report in row.reports if (value := take(report)) is not None]
+            spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):{form}}{spread}" if values else "")
+        lines.append([row.name, f"{row.peclet:g}", str(len(row.reports)), *cells])
+    floor = rows[0].reports[0]["floor"]
+    in_floor = {column: column.lower().replace(" ", "_") for column in columns}
+    lines.append(["floor", "", "", *(f"{floor[key]:{COLUMNS[name][1]}}" if key in floor else "" for name, key in in_floor.items())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pictures_of(place: Path) -> list[Path]:
+    """The figures of a sweep: curves where there are three values or more, and samples."""
+    values = {point["peclet"] for point in read_json(place / "sweep.json")["points"]}
+    names = ["sweep.png"] * (len(values) > 2) + ["network-calls.png", "samples.png"]
+    return [place / name for name in names if (place / name).is_file()]
+
+
+def shrink(picture: Path, copied: Path) -> None:
+    """Copy a picture for the page, at most 1,400 pixels wide and of 256 colours."""
+    with Image.open(picture) as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((WIDEST, WIDEST))
+    with whole_file(copied) as aside:
+        image.quantize(256).save(aside, optimize=True)
+
+
+main = partial(console.run, "evidence", run, partial(tyro.cli, Evidence))
+
+
+if __name__ == "__main__":
+    main()
