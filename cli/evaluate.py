@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from torch import distributed
 
 from cli import console, figures
 from diffusion.evaluation.scoring import EvaluationConfig, evaluate
@@ -35,6 +36,9 @@ class Evaluate:
 def run(options: Evaluate) -> None:
     """Score the samples, print the scores, write them down."""
     report = evaluate(options.samples, options.data, options.evaluation, device=console.pick_device(options.device))
+    if distributed.is_initialized():
+        # A process that ends with its group open may abort.
+        distributed.destroy_process_group()
     if report is None:
         return
     reference, features = report["reference"], report["features"]["name"]
