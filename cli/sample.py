@@ -25,6 +25,7 @@ from diffusion.sampling.samplers import visited_levels
 from lbm_warp.checks import InputError, check_integer, check_number
 
 GRID = 64
+EACH = 8
 RESTORATIONS = 8
 VIDEO_PANEL = 96
 VIDEO_SIZE = 1024
@@ -80,9 +81,12 @@ class Sample:
     """Options of ``python -m cli.sample``."""
 
     run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")] = None
-    """Run folder that cli.train made, or owner/name on the Hugging Face Hub; the bundled digits by default."""
+    """Run folder that cli.train made, or owner/name on the Hugging Face Hub."""
+    model: Literal["digits", "fashion", "emoji"] | None = None
+    """A bundled model instead of a run; digits by default."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Number of images (64), of rows with --interpolate (6), or of restorations at each level with --from-image (6)."""
+    """Number of images (64; with --label all 8 of each class), of rows with --interpolate (6), or of restorations at each level
+    with --from-image (6)."""
     seeds: tuple[str, ...] = ()
     """Numbers of the images to make instead of the first --num, such as 3 17 100-131; two for each row with --interpolate."""
     seed: int = 0
@@ -92,7 +96,8 @@ class Sample:
     delta: float | None = None
     """Sampling noise in units of the training noise; by default the run's own (1.25)."""
     label: str | None = None
-    """Class of the images, by name or number, of a run that was trained with --classes; open by default."""
+    """Class of the images, by name or number, of a run that was trained with --classes; all: every class in turn, each a column of
+    the grid. Open by default."""
     guidance: float = 1.0
     """Weight of the label, 0 or more: 1 is the network's own answer to it, more makes the images more typical and more alike."""
     best: bool = False
@@ -116,6 +121,8 @@ class Sample:
         chosen = [f"--{name.replace('_', '-')}" for name, given in ways if name != "level" and given not in (None, False)]
         if len(chosen) > 1:
             raise InputError(f"{' and '.join(chosen)} do not go together; choose one")
+        if self.run is not None and self.model is not None:
+            raise InputError(f"RUN ({self.run}) and --model {self.model} do not go together; choose one")
         if self.seeds and self.num is not None:
             raise InputError("--seeds names the images, --num counts them; give one of the two")
         if picture is None and self.variation.level:
@@ -149,7 +156,7 @@ def sample(options: Sample) -> None:
         device = processes.device
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
 
-    run = BUNDLED if options.run is None else options.run
+    run = BUNDLED[options.model or "digits"] if options.run is None else options.run
     how = {"precision": options.execution.precision, "batch": options.execution.batch, "best": options.best}
     pipeline = Pipeline.from_pretrained(run, device=device, **how)
     picture = None
@@ -201,8 +208,9 @@ def _write_sheets(
         written = [f"{out / 'restoration.png'}"]
         _draw_restorations(out / "restoration.png", options, pipeline, picture, files)
     else:
-        written = [f"{out / 'grid.png'}" + (f" (the first {GRID})" if len(files) > GRID else "")]
-        render.save_grid(out / "grid.png", _read(files[:GRID]), options.variation.interpolate)
+        shown, columns = _sheet(options, pipeline)
+        written = [f"{out / 'grid.png'}" + (f" (the first {shown})" if len(files) > shown else "")]
+        render.save_grid(out / "grid.png", _read(files[:shown]), columns)
     for wanted, save, name in (
         (options.results.npz, archives.save_npz, "samples.npz"),
         (options.results.zip, archives.save_zip, "samples.zip"),
@@ -211,16 +219,26 @@ def _write_sheets(
             save(out / name, files)
             written.append(f"{out / name}")
     if film is not None:
-        film.save(out / "reverse.mp4", options.results.fps, options.variation.interpolate)
+        film.save(out / "reverse.mp4", options.results.fps, _sheet(options, pipeline)[1])
         written.append(f"{out / 'reverse.mp4'}")
     return written
+
+
+def _sheet(options: Sample, pipeline: Pipeline) -> tuple[int, int | None]:
+    """Images in the grid at most, and its columns if they are not left open."""
+    if pipeline.config.means_every_class(options.label):
+        classes = len(pipeline.config.classes)
+        return EACH * classes, classes
+    return GRID, options.variation.interpolate
 
 
 def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, world: int) -> list[Part]:
     """What makes all images, in their order."""
     how = {name: getattr(options, name) for name in ("seed", "levels", "delta", "label", "guidance")}
     corruption = pipeline.corruption
-    pipeline.predictor(options.label, options.guidance)  # refuses wrong ones before anything is written
+    ordinary = picture is None and options.variation.interpolate is None
+    # Refuses wrong ones before anything is written.
+    pipeline.predictor(options.label, options.guidance, np.arange(1) if ordinary else None)
     if picture is not None:
         count = options.num or 6
         return [
@@ -245,7 +263,7 @@ def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, wor
             for first, second in zip(numbers[::2], numbers[1::2], strict=True)
         ]
     how |= {"same_init": options.variation.same_init, "share_noise": options.variation.share_noise}
-    numbers = list(dict.fromkeys(_numbers(options.seeds))) if options.seeds else range(options.num or 64)
+    numbers = list(dict.fromkeys(_numbers(options.seeds))) if options.seeds else range(options.num or _sheet(options, pipeline)[0])
     size = min(pipeline.batch, -(-len(numbers) // world))
     chunks = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     return [Part([f"{number:05d}" for number in chunk], partial(pipeline.sample, chunk, **how), visits) for chunk in chunks]
@@ -341,7 +359,7 @@ def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -
 
 def _default_name(options: Sample, record: dict[str, object]) -> str:
     """The run's name, and what sets these samples apart from ordinary ones."""
-    run = "digits" if options.run is None else Path(options.run).resolve().name
+    run = (options.model or "digits") if options.run is None else Path(options.run).resolve().name
     if options.variation.from_image is not None:
         return f"{run}-{options.variation.from_image.stem}"
     usual = {"seed": 0, "precision": "fp32", "guidance": 1.0}

@@ -42,14 +42,15 @@ class Choice:
     """The options that choose the defaults of the others."""
 
     preset: str | None = None
-    """Values that belong together: digits, cifar10, ffhq-64, ffhq-128, ffhq-256, lsun-church-128 or afhq-64, which run fluid; or a
-    published run: cifar10-, ffhq-128-, ffhq-256-, lsun-church-128- or afhq-64-published. By default --data's."""
+    """Values that belong together: digits, fashion-mnist, emoji, cifar10, ffhq-64, ffhq-128, ffhq-256, lsun-church-128 or afhq-64,
+    which run fluid; or a published run: cifar10-, ffhq-128-, ffhq-256-, lsun-church-128- or afhq-64-published. By default
+    --data's."""
     data: str | None = None
     """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, hf:owner/name (a set of the Hugging Face
-    Hub), or ffhq, afhq, lsun-church, cifar10, mnist, fashion-mnist (a local copy, or else the Hub's)."""
+    Hub), or ffhq, afhq, lsun-church, cifar10, mnist, fashion-mnist, emoji (a local copy, else the Hub's if it has one)."""
     size: str | None = None
     """Size of the training images in pixels: one number for squares, or height x width such as 96x128. By default 16 for digits, 28
-    for mnist and fashion-mnist, 32 for cifar10, 128 for ffhq and lsun-church, else 64."""
+    for mnist and fashion-mnist, 32 for cifar10 and emoji, 128 for ffhq and lsun-church, else 64."""
     process_name: Annotated[str | None, tyro.conf.arg(name="process")] = None
     """fluid (our own), beyond-blur (as published: moving, compressible waves), beyond-blur-frozen (waves that stand still),
     beyond-blur-curl (transport without structured noise), ihd, blurring, soft, cold, ddpm, ddpm-1000, edm, or the controls

@@ -136,6 +136,10 @@ class RunConfig:
         """The network with fresh weights, which depend on torch's global seed."""
         return UNet(self.channels, self.network, self.process.levels, len(self.classes), self.input_shape[0])
 
+    def means_every_class(self, label: str | int | None) -> bool:
+        """Whether a label is ``all``, and not the name of one class."""
+        return bool(self.classes) and label == "all" and label not in self.classes
+
     def label_number(self, label: str | int | None) -> int | None:
         """Number of a class by its name or its number; that of no label for None. None for a run without classes.
 

@@ -19,7 +19,8 @@ published run on the same pictures; how well they suit ``fluid`` at these sizes 
 
 The network is this project's U-Net at the published size; its attention has one head for every 64 channels (published: one head),
 and the level scales and shifts its features (published: shifts alone). ``digits`` and ``ffhq-64`` (the network of ``afhq-64`` on
-other pictures) are our own. Blur is a fraction of the shorter image side, so a preset keeps its meaning at another size.
+other pictures), ``fashion-mnist`` and ``emoji`` are our own. Blur is a fraction of the shorter image side, so a preset keeps its
+meaning at another size.
 """
 
 from __future__ import annotations
@@ -86,6 +87,19 @@ def _fluid(published: RunConfig) -> RunConfig:
     return replace(published, process_name="fluid", process=named_process("fluid"))
 
 
+def _bundled(data: str, channels: int, size: int, images: int) -> RunConfig:
+    """A run that two CPU cores carry out in about an hour."""
+    return RunConfig(
+        process_name="fluid",
+        data=data,
+        channels=channels,
+        size=size,
+        process=named_process("fluid"),
+        network=NetworkConfig(width=32, attention=(2,)),
+        training=TrainingConfig(images=images, decay=0.5),
+    )
+
+
 PRESETS = {
     # Trains in minutes on a CPU.
     "digits": RunConfig(
@@ -97,6 +111,8 @@ PRESETS = {
         network=NetworkConfig(),
         training=TrainingConfig(decay=0.5),
     ),
+    "fashion-mnist": _bundled("fashion-mnist", channels=1, size=28, images=400_000),
+    "emoji": _bundled("emoji", channels=3, size=32, images=300_000),
     "cifar10": _fluid(_PUBLISHED["cifar10"]),
     "ffhq-64": _fluid(replace(_PUBLISHED["afhq-64"], data="ffhq")),
     "ffhq-128": _fluid(_PUBLISHED["ffhq-128"]),

@@ -84,6 +84,20 @@ def test_a_run_learns_its_labels_and_resumes_bit_for_bit(run: Path, tmp_path: Pa
     torch.testing.assert_close(pipeline.sample([2], label="bright")[0], bright[2], rtol=0, atol=1e-5)
 
 
+def test_every_class_in_turn(run: Path, tmp_path: Path) -> None:
+    """Image i has class i modulo 2, whatever the batch, with guidance too; the grid has a column for each class."""
+    pipeline = Pipeline.from_pretrained(run, batch=2)
+    for guidance in (1.0, 2.0):
+        single = [pipeline.sample([i], label=NAMES[i % 2], guidance=guidance)[0] for i in (0, 1, 2, 5)]
+        torch.testing.assert_close(
+            pipeline.sample([0, 1, 2, 5], label="all", guidance=guidance), torch.stack(single), rtol=0, atol=1e-5
+        )
+    assert exit_code(sample.main, run, "--label", "all", "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 16
+    width, height = Image.open(tmp_path / "out" / "grid.png").size
+    assert height == 8 * (64 + 4) + 4 and width == 2 * (64 + 4) + 4
+
+
 class Known(nn.Module):
     """Predicts the number of the label."""
 
@@ -150,6 +164,8 @@ def test_wrong_labels_are_refused_in_one_line(
     for main, arguments, message in (
         (sample.main, [run, "--label", "brigt"], "unknown label 'brigt': expected one of dark, bright; did you mean bright?"),
         (sample.main, [run, "--label", 2], "unknown label '2': expected one of dark, bright"),
+        (sample.main, [run, "--label", "all", "--interpolate", 3], "unknown label 'all': expected one of dark, bright"),
+        (sample.main, [run, "--model", "emoji"], "and --model emoji do not go together; choose one"),
         (sample.main, [run, "--guidance", 2], "guidance 2 needs a label"),
         (sample.main, [run, "--label", 1, "--guidance", -1], "guidance must be at least 0, got -1"),
         (sample.main, ["--label", "three"], "label three: this run knows no classes; train one with --classes"),

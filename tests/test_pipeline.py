@@ -27,12 +27,13 @@ from diffusion.config import fingerprint
 from diffusion.data.dataset import open_dataset
 from diffusion.files import load_tensors, save_tensors
 from diffusion.network import NetworkConfig
-from diffusion.presets import PRESETS, preset
+from diffusion.presets import PRESETS, preset, preset_for
 from diffusion.process import PROCESSES, named_process
 from diffusion.rng import seeds
 from diffusion.sampling.pipeline import BUNDLED
 from diffusion.sampling.prior import Prior
 from diffusion.training.loop import train
+from lbm_warp.checks import InputError
 from tests.runs import SIZE, corruption, stripes, tiny_config
 
 CPU = torch.device("cpu")
@@ -210,8 +211,28 @@ def test_bad_arguments_are_refused(call, message: str) -> None:
 # What it takes and gives
 
 
-def test_the_bundled_model_is_small_and_draws_digits() -> None:
-    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 6 * 2**20
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"), [("digits", (1, 16, 16), 0), ("fashion", (1, 28, 28), 10), ("emoji", (3, 32, 32), 9)]
+)
+def test_the_bundled_models_are_small_and_known_by_name(
+    name: str, shape: tuple[int, ...], classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sum(file.stat().st_size for file in BUNDLED[name].iterdir()) < 6 * 2**20
+    pipeline = Pipeline.from_pretrained(name)
+    config = pipeline.config
+    assert config.shape == shape and len(config.classes) == classes and config.process_name == "fluid"
+    # What the preset of its data trains.
+    assert replace(config, classes=()) == preset_for(config.data)[1]
+    images = pipeline.sample(3, levels=4, label="all" if classes else None)
+    assert images.shape == (3, *shape) and -0.5 < images.min() and images.max() < 1.5
+    # A folder of this name comes first.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="not a run folder"):
+        Pipeline.from_pretrained(name)
+
+
+def test_the_bundled_model_draws_digits() -> None:
     pipeline = Pipeline.from_pretrained()
     images = pipeline.sample(8, levels=12)
     assert images.shape == (8, 1, 16, 16) and -0.3 < images.min() and images.max() < 1.5

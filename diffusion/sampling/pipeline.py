@@ -37,7 +37,8 @@ from diffusion.sampling.samplers import (
 from diffusion.statistics import Statistics, load_statistics
 from lbm_warp.checks import InputError, check_integer, check_number
 
-BUNDLED = Path(str(resources.files("assets") / "digits-model"))
+# Models in assets, by name.
+BUNDLED = {name: Path(str(resources.files("assets") / f"{name}-model")) for name in ("digits", "fashion", "emoji")}
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FILES = ("config.json", "ema.safetensors", "best.safetensors", "prior.safetensors", "statistics.safetensors", "metrics.json")
 
@@ -51,7 +52,7 @@ class Pipeline(
 ):
     """A trained run: its configuration, its network and the prior that sampling starts from.
 
-        pipeline = Pipeline.from_pretrained("runs/digits-fluid")  # a run folder, owner/name on the Hub, or nothing: digits
+        pipeline = Pipeline.from_pretrained("runs/digits-fluid")  # a run folder, owner/name on the Hub, or digits, fashion, emoji
         images = pipeline.sample(16, seed=0)                            # float32 [16, C, H, W], values around [0, 1]
         pipeline.save_pretrained("folder")                              # safetensors, JSON and a model card
         pipeline.push_to_hub("owner/name")
@@ -100,7 +101,7 @@ class Pipeline(
     @classmethod
     def from_pretrained(
         cls,
-        folder_or_id: str | Path = BUNDLED,
+        folder_or_id: str | Path = BUNDLED["digits"],
         *,
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -115,8 +116,8 @@ class Pipeline(
         """Load a run: its averaged weights and its prior. Only JSON and safetensors files are read; nothing in them is executed.
 
         Args:
-            folder_or_id: a run folder, a folder that :meth:`save_pretrained` wrote, or ``owner/name`` of a model on the Hugging
-                Face Hub; by default the bundled model, handwritten digits of 16 x 16 pixels.
+            folder_or_id: a run folder, a folder that :meth:`save_pretrained` wrote, a bundled model (digits, 16 x 16 pixels, the
+                default; fashion, 28 x 28; emoji, 32 x 32), or ``owner/name`` of a model on the Hugging Face Hub.
             device: where to sample.
             precision, batch: as for the class.
             best: take best.safetensors, the weights with the best score during training, instead of the last ones.
@@ -131,6 +132,8 @@ class Pipeline(
         """
         # The mixin's own method would read config.json first and pass parts of it to the constructor, unchecked.
         folder = Path(folder_or_id)
+        if not folder.is_dir():
+            folder = BUNDLED.get(str(folder_or_id), folder)
         if not folder.is_dir() and is_model_id(str(folder_or_id)):
             try:
                 folder = Path(
@@ -196,7 +199,8 @@ class Pipeline(
             seed: 0 to 2^63 - 1; image number i is a function of the seed and of i.
             levels: number of steps, at most K; by default the process's ``steps``. Fewer are faster and coarser (see ``samplers``).
             delta: sampling noise in units of the training noise; by default the process's own (1.25).
-            label: class of the images, by name or number, for a run with classes; None leaves it open.
+            label: class of the images, by name or number, for a run with classes; ``all`` gives image number i class i modulo the
+                number of classes; None leaves it open.
             guidance: weight g >= 0 of the label (Ho and Salimans 2022): the network predicts F_none + g (F_label - F_none).
             same_init: all images start from the corrupted image of number 0, each with its own noise.
             share_noise: all images get the noise of number 0, each with its own start.
@@ -211,9 +215,9 @@ class Pipeline(
         numbers = np.arange(images) if np.ndim(images) == 0 else np.asarray(images)
         own, common = _sample_seeds(numbers, seed), _sample_seeds(np.zeros_like(numbers), seed)
         start, noise, corruption = common if same_init else own, common if share_noise else own, self._corruption(delta)
-        predict = self.predictor(label, guidance)
 
         def draw(rows: slice) -> torch.Tensor:
+            predict = self.predictor(label, guidance, numbers[rows])
             u = self.prior.draw(start[rows], corruption, self.device)
             return self._reverse(predict, u, noise[rows], start[rows], corruption, corruption.levels, levels, callback)
 
@@ -238,7 +242,7 @@ class Pipeline(
         Args:
             pairs: image numbers of the two samples, as in :meth:`sample`; their images are the ends.
             points: images for each pair, with the ends, at least 2.
-            seed, levels, delta, label, guidance, callback: as for :meth:`sample`.
+            seed, levels, delta, label, guidance, callback: as for :meth:`sample`; the label is one for all.
 
         Returns:
             float32 [len(pairs), points, C, H, W] on the CPU.
@@ -301,7 +305,8 @@ class Pipeline(
         Args:
             image, level: as for :meth:`corrupt`; the level is at least 1.
             images: number of restorations.
-            seed, levels, delta, label, guidance, callback: as for :meth:`sample`; ``levels`` is at most ``level``.
+            seed, levels, delta, label, guidance, callback: as for :meth:`sample`; ``levels`` is at most ``level``, and the label is
+                one for all.
 
         Returns:
             float32 [images, C, H, W] on the CPU.
@@ -425,14 +430,20 @@ class Pipeline(
             return self.corruption
         return Corruption(replace(self.config.process, sampling_noise=delta), self.config.size)
 
-    def predictor(self, label: str | int | None, guidance: float) -> Predict:
-        """The network as a function of image and level, under a label with guidance; arguments as for :meth:`sample`.
+    def predictor(self, label: str | int | None, guidance: float, images: np.ndarray | None = None) -> Predict:
+        """The network as a function of image and level, under a label with guidance.
+
+        Args:
+            label, guidance: as for :meth:`sample`.
+            images: numbers of the images, int64 [N]; the label ``all`` needs them.
 
         Raises:
             InputError: if there is no such label, or the guidance is out of its range or without a label.
         """
         check_number("guidance", guidance, 0.0)
-        number, none = self.config.label_number(label), len(self.config.classes)
+        none = len(self.config.classes)
+        every = images is not None and self.config.means_every_class(label)
+        number = torch.as_tensor(images) % none if every else self.config.label_number(label)
         if guidance != 1.0 and label is None:
             raise InputError(f"guidance {guidance:g} needs a label")
 
@@ -441,10 +452,11 @@ class Pipeline(
                 return self.network(u, *conditions).float()
 
         def labelled(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-            return network(u, level, torch.full_like(level, number))
+            return network(u, level, torch.as_tensor(number, device=level.device).expand(len(u)))
 
         def guided(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-            labels = torch.tensor([none, number], device=level.device).repeat_interleave(len(u))
+            labels = torch.as_tensor(number, device=level.device).expand(len(u))
+            labels = torch.cat([torch.full_like(labels, none), labels])
             open_, closed = network(torch.cat([u, u]), torch.cat([level, level]), labels).chunk(2)
             return open_ + guidance * (closed - open_)
 
