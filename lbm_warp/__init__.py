@@ -3,6 +3,7 @@
 from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.operator import Operator
 from lbm_warp.schedule import Schedule
+from lbm_warp.textbook import TextbookSolver
 from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, energy_spectrum, solenoidal
 from lbm_warp.waves import TravellingWaves, WaveAdvectionDiffusion
 
@@ -13,6 +14,7 @@ __all__ = [
     "Operator",
     "Schedule",
     "SpectralTurbulence",
+    "TextbookSolver",
     "TravellingWaves",
     "Turbulence",
     "WaveAdvectionDiffusion",

@@ -69,6 +69,18 @@ def as_batch(name: str, value: Integers, batch: int, device: Device = "cpu") -> 
     return tensor.to(device, torch.int64, non_blocking=device.type != "cpu").contiguous()
 
 
+def check_levels(level: Integers, batch: int, lowest: int, highest: int) -> torch.Tensor:
+    """One level per image, int64 [batch] on the CPU.
+
+    Raises:
+        InputError: if they are not ``lowest`` to ``highest``, or have the wrong number or dtype.
+    """
+    levels = as_batch("level", level, batch)
+    if not (lowest <= int(levels.min()) and int(levels.max()) <= highest):
+        raise InputError(f"level must be from {lowest} to {highest}, got {int(levels.min())} to {int(levels.max())}")
+    return levels
+
+
 def check_images(u0: torch.Tensor) -> None:
     """Raise InputError unless ``u0`` is a floating-point tensor [N, C, H, W] of images with at least 2 x 2 pixels."""
     if not isinstance(u0, torch.Tensor):

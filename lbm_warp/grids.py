@@ -32,6 +32,25 @@ def prolong(u: torch.Tensor, periodic: bool) -> torch.Tensor:
     return u
 
 
+def restrict_transposed(w: torch.Tensor) -> torch.Tensor:
+    """The transpose of :func:`restrict`: each of the four cells gets a quarter."""
+    return w.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3) / 4
+
+
+def prolong_transposed(w: torch.Tensor, periodic: bool) -> torch.Tensor:
+    """The transpose of :func:`prolong`: [N, C, 2 H, 2 W] to [N, C, H, W]."""
+    for axis in (3, 2):
+        low, high = w.unflatten(axis, (-1, 2)).unbind(axis + 1)
+        size, slope = low.shape[axis], (high - low) / 128
+        shape = list(slope.shape)
+        shape[axis] += 4
+        padded = slope.new_zeros(shape)
+        for start, weight in ((0, 3), (1, -22), (3, 22), (4, -3)):
+            padded.narrow(axis, start, size).add_(slope, alpha=weight)
+        w = low + high + _folded(padded, axis, 2, periodic)
+    return w
+
+
 def restrict_velocity(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
     """A velocity on the coarser grid, in the same unit: [N, 2, H, W] to [N, 2, H / 2, W / 2].
 
@@ -95,3 +114,18 @@ def _padded(u: torch.Tensor, axis: int, cells: int, periodic: bool, sign: float)
     if periodic:
         return torch.cat([last, u, first], dim=axis)
     return torch.cat([sign * first.flip(axis), u, sign * last.flip(axis)], dim=axis)
+
+
+def _folded(padded: torch.Tensor, axis: int, cells: int, periodic: bool) -> torch.Tensor:
+    """The transpose of :func:`_padded` with the sign 1: every ghost cell is added to the cell that it was a copy of."""
+    size = padded.shape[axis] - 2 * cells
+    u = padded.narrow(axis, cells, size).clone()
+    before, after = padded.narrow(axis, 0, cells), padded.narrow(axis, cells + size, cells)
+    first, last = u.narrow(axis, 0, cells), u.narrow(axis, size - cells, cells)
+    if periodic:
+        last.add_(before)
+        first.add_(after)
+    else:
+        first.add_(before.flip(axis))
+        last.add_(after.flip(axis))
+    return u

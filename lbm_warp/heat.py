@@ -6,13 +6,15 @@ heat dissipation, Rissanen et al. 2023), sines and cosines on periodic images.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import torch
 
 
 def blur(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
-    """Gaussian blur between walls (mirror images beyond them) or of periodic images.
+    """Gaussian blur between walls (mirror images beyond them) or of periodic images, differentiable any number of times.
 
     Args:
         u: float32 or float64 [N, C, H, W].
@@ -22,11 +24,39 @@ def blur(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
     Returns:
         A new tensor of the same shape and dtype.
     """
-    (ky, rows), (kx, columns) = (_modes(size, periodic, u.dtype, u.device) for size in u.shape[2:])
-    half_variance = (sigma.square() / 2).to(u.device, u.dtype, non_blocking=True)[:, None, None, None]
-    amplitudes = rows @ u @ columns.T * torch.exp(-half_variance * (ky.square()[:, None] + kx.square()))
-    # Without blur the result is the image itself, bit for bit.
-    return torch.where(half_variance == 0.0, u, rows.T @ amplitudes @ columns)
+    return _Blur.apply(u, sigma, periodic)
+
+
+class _Blur(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
+        ctx.sigma, ctx.periodic = sigma, periodic
+        (ky, rows), (kx, columns) = (_modes(size, periodic, u.dtype, u.device) for size in u.shape[2:])
+        half_variance = (sigma.square() / 2).to(u.device, u.dtype, non_blocking=True)[:, None, None, None]
+        with _full_precision(u.device):
+            amplitudes = rows @ u @ columns.T * torch.exp(-half_variance * (ky.square()[:, None] + kx.square()))
+            blurred = rows.T @ amplitudes @ columns
+        # Without blur the result is the image itself, bit for bit.
+        return torch.where(half_variance == 0.0, u, blurred)
+
+    @staticmethod
+    def backward(ctx, w: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        # The operator is symmetric.
+        return blur(w, ctx.sigma, ctx.periodic), None, None
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products in the dtype of the images: without autocast, and on a GPU without TF32."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    with torch.autocast(device.type, enabled=False):
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            if device.type == "cuda":
+                torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 @functools.lru_cache(maxsize=32)

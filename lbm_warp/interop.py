@@ -12,21 +12,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import warp as wp
 
-from lbm_warp.kernels.advection_diffusion import Kernels, count_steps_kernel, cpu_kernels, cuda_kernels
+from lbm_warp.checks import InputError
+from lbm_warp.kernels.steps import count_steps_kernel
 
 # Launches recorded in one graph.
 GRAPH_LAUNCHES = 32
+# A graph has one tensor of addresses, which a call writes before the replay.
+_lock = threading.Lock()
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 log = logging.getLogger("lbm_warp")
 
-_DTYPES = {torch.float32: wp.float32, torch.float64: wp.float64, torch.int32: wp.int32, torch.int64: wp.int64}
+WARP_DTYPES = {torch.float32: wp.float32, torch.float64: wp.float64, torch.int32: wp.int32, torch.int64: wp.int64}
 
 
 def view(tensor: torch.Tensor) -> wp.array:
@@ -35,39 +43,50 @@ def view(tensor: torch.Tensor) -> wp.array:
     Raises:
         ValueError: if the tensor is not contiguous or has another dtype.
     """
-    if tensor.dtype not in _DTYPES or not tensor.is_contiguous():
-        raise ValueError(f"expected a contiguous tensor of {list(_DTYPES)}, got {tensor.dtype}, strides {tensor.stride()}")
+    if tensor.dtype not in WARP_DTYPES or not tensor.is_contiguous():
+        raise ValueError(f"expected a contiguous tensor of {list(WARP_DTYPES)}, got {tensor.dtype}, strides {tensor.stride()}")
     return wp.array(
-        ptr=tensor.data_ptr(), shape=tuple(tensor.shape), dtype=_DTYPES[tensor.dtype], device=warp_device(tensor.device)
+        ptr=tensor.data_ptr(), shape=tuple(tensor.shape), dtype=WARP_DTYPES[tensor.dtype], device=warp_device(tensor.device)
     )
 
 
 def warp_device(device: torch.device) -> wp.Device:
-    """The Warp device of a torch device."""
-    return wp.get_device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
+    """The Warp device of a torch device.
 
-
-@contextlib.contextmanager
-def _on_torch_stream(device: torch.device) -> Iterator[None]:
-    """Run Warp on torch's current stream, in order with the torch operations before and after."""
+    Raises:
+        InputError: if Warp cannot use it: its toolkit may need a newer driver than torch's.
+    """
     if device.type == "cpu":
-        yield
-    else:
-        with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device)), sync_enter=False):
-            yield
+        return wp.get_device("cpu")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= wp.get_cuda_device_count():
+        toolkit = ".".join(map(str, wp.get_cuda_toolkit_version()))
+        raise InputError(
+            f"Warp {wp.config.version} (CUDA {toolkit}) cannot use cuda:{index}: the driver is too old, or this Warp was built "
+            "without CUDA; update the driver or use the CPU"
+        )
+    return wp.get_device(f"cuda:{index}")
+
+
+def warp_stream(device: torch.device) -> wp.Stream | None:
+    """Torch's current stream on a GPU, for launches in order with the torch operations before and after; None for a CPU."""
+    return None if device.type == "cpu" else wp.stream_from_torch(torch.cuda.current_stream(device))
+
+
+def not_traced(function: Function) -> Function:
+    """Make torch.compile call a function that launches kernels as it is, between compiled parts."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        # The compiler takes a second or more to import; a program that has not done so does not compile.
+        return (torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function)(*args, **options)
+
+    return call
 
 
 @functools.cache
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="lbm_warp")
-
-
-def kernels_for(u: torch.Tensor, adjoint: bool, background: bool, periodic: bool) -> Kernels:
-    """The advection-diffusion kernels for images like ``u``, [N, C, H, W] float32 or float64."""
-    dtype = _DTYPES[u.dtype]
-    if u.device.type == "cpu":
-        return cpu_kernels(dtype, adjoint, background, periodic, *u.shape[1:])
-    return cuda_kernels(dtype, adjoint, background)
 
 
 def launch(
@@ -89,7 +108,8 @@ def launch(
     """
     device = (*outputs, *batched)[0].device
     shared = [view(value) if isinstance(value, torch.Tensor) else value for value in inputs]
-    _load(kernel.module, device)
+    load(kernel.module, device)
+    stream = warp_stream(device)
 
     def run(start: int, stop: int) -> None:
         wp.launch(
@@ -98,13 +118,13 @@ def launch(
             inputs=[view(t[start:stop]) for t in batched] + shared,
             outputs=[view(t[start:stop]) for t in outputs],
             device=warp_device(device),
+            stream=stream,
         )
 
     batch = dim[0]
     workers = min(torch.get_num_threads(), batch) if device.type == "cpu" else 1
     if workers <= 1:
-        with _on_torch_stream(device):
-            run(0, batch)
+        run(0, batch)
         return
     bounds = [batch * i // workers for i in range(workers + 1)]
     for _ in _threads(workers).map(run, bounds[:-1], bounds[1:]):
@@ -117,47 +137,76 @@ def launch_repeatedly(
     """Launch ``kernel(call, *settings, index)`` for steps 0, 1, ..., ``steps`` - 1; for kernels that take microseconds.
 
     ``GRAPH_LAUNCHES`` launches are recorded once as a graph (on a GPU a CUDA graph), which is replayed as often as needed. The
-    arguments of a recorded launch are fixed, so the kernel reads the addresses of its tensors from ``call``, int64 [6]. The last
-    entry of ``call`` is the number of steps done by earlier replays; the step of a launch is this number + its ``index`` in the
-    graph. There may be up to ``GRAPH_LAUNCHES`` - 1 launches too many, in which the kernel must do nothing.
+    kernel reads the addresses of its tensors from ``call``, int64 [7]. The last entry of ``call`` is the number of steps done by
+    earlier replays; the step of a launch is this number + its ``index`` in the graph. There may be up to ``GRAPH_LAUNCHES`` - 1
+    launches too many, in which the kernel must do nothing.
 
     Args:
         kernel: a Warp kernel as described.
-        dim: number of threads along each axis.
-        tensors: five contiguous tensors on one device, for ``call``.
+        dim: number of threads along each axis, the batch first.
+        tensors: six contiguous tensors on one device, for ``call``; the first two are int32 [batch], and if they are equal there is
+            nothing to do.
         settings: scalars. Every new combination of kernel, ``dim`` and settings is recorded once.
         steps: number of steps.
+
+    Raises:
+        InputError: if the caller is recording a CUDA graph of its own.
     """
     device = tensors[0].device
-    stream = None if device.type == "cpu" else wp.stream_from_torch(torch.cuda.current_stream(device))
-    # Every stream has its own graph and ``call``: calls on other streams may run at the same time.
-    graph, call = _recorded(kernel, tuple(dim), tuple(settings), device, stream and stream.cuda_stream)
-    call.copy_(torch.tensor([*(view(tensor).ptr for tensor in tensors), 0]), non_blocking=True)
-    for _ in range(-(-steps // GRAPH_LAUNCHES)):
-        wp.capture_launch(graph, stream=stream)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "the operator replays CUDA graphs and cannot be recorded into another one; call it outside torch.cuda.graph"
+        )
+    stream = warp_stream(device)
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext(), _lock:
+        # Every stream has its own graph and ``call``: calls on other streams may run at the same time.
+        graph, call = _recorded(kernel, tuple(dim), tuple(settings), device, stream and stream.cuda_stream)
+        call.copy_(torch.tensor([*(view(tensor).ptr for tensor in tensors), 0]), non_blocking=True)
+        for _ in range(-(-steps // GRAPH_LAUNCHES)):
+            wp.capture_launch(graph, stream=stream)
 
 
 @functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _recorded(
     kernel: wp.Kernel, dim: tuple[int, ...], settings: tuple[object, ...], device: torch.device, stream: int | None
 ) -> tuple[wp.Graph, torch.Tensor]:
     """A graph of ``GRAPH_LAUNCHES`` launches, and its tensor ``call``: see :func:`launch_repeatedly`."""
     where = warp_device(device)
     for used in (kernel, count_steps_kernel):
-        _load(used.module, device)
-    call = torch.zeros(6, dtype=torch.int64, device=device)
-    # Torch's default stream cannot record. Recording on another stream runs nothing.
-    recorder = None if device.type == "cpu" else wp.Stream(where)
+        load(used.module, device)
+    nothing = torch.zeros(dim[0], dtype=torch.int32, device=device)
+    call = torch.tensor([view(nothing).ptr] * 2 + [0] * 5, device=device)
+    # Torch's default stream cannot record, and Warp's own streams would wait for it. Recording on another stream runs nothing.
+    recorder = None if device.type == "cpu" else wp.stream_from_torch(torch.cuda.Stream(device))
+
+    def run(index: int) -> None:
+        wp.launch(kernel, dim, inputs=[view(call), *settings, index], device=where, stream=recorder)
+
+    def count(steps: int) -> None:
+        wp.launch(count_steps_kernel, 1, inputs=[steps, view(call)], device=where, stream=recorder)
+
+    # The first launch of a kernel looks its function up, which must not happen while a graph is recorded.
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    run(0)
+    count(0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     with wp.ScopedCapture(where, stream=recorder) as capture:
         for index in range(GRAPH_LAUNCHES):
-            wp.launch(kernel, dim, inputs=[view(call), *settings, index], device=where, stream=recorder)
-        wp.launch(count_steps_kernel, 1, inputs=[GRAPH_LAUNCHES, view(call)], device=where, stream=recorder)
+            run(index)
+        count(GRAPH_LAUNCHES)
     return capture.graph, call
 
 
 @functools.cache
-def _load(module: wp.Module, device: torch.device) -> None:
-    """Compile a kernel's module or load it from the cache, before threads and graphs use it."""
+def load(module: wp.Module, device: torch.device) -> None:
+    """Compile a kernel's module or load it from the cache, before threads and graphs use it.
+
+    Raises:
+        InputError: if Warp cannot use the device.
+    """
     where = warp_device(device)
     block_size = 1 if where.is_cpu else 256  # Warp's defaults, which are part of a module's name in the cache.
     if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier(block_size)).exists():

@@ -15,9 +15,9 @@ from itertools import pairwise
 
 import torch
 
-from lbm_warp.interop import kernels_for, launch, launch_repeatedly
+from lbm_warp.interop import WARP_DTYPES, launch, launch_repeatedly
+from lbm_warp.kernels import cpu, cuda
 from lbm_warp.planner import Grid
-from lbm_warp.populations import Populations
 
 # Least rows of a tile. Threads synchronise after at most half as many iterations.
 MIN_TILE_ROWS = 24
@@ -34,101 +34,94 @@ class Stepper:
         offset: density of the background.
         periodic: periodic boundary, otherwise walls.
         adjoint: transposed iterations, from the last to the first.
+        batch: largest number of images of any call, so that all calls can use the same graphs.
     """
 
     grid: Grid
     offset: float
     periodic: bool
     adjoint: bool
+    batch: int
 
-    def start(self, u0: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
-        """The state of clean images, a copy of them."""
-        return u0.clone(memory_format=torch.contiguous_format)
-
-    def advance(self, u: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor, batch: int) -> None:
+    def advance(self, u: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor) -> None:
         """Compute the iterations ``first`` to ``stop`` - 1 of every image in place; for the adjoint in reverse order.
 
         Args:
-            u: state, float32 or float64 [M, C, H, W], contiguous.
+            u: state, float32 or float64 [M, C, H, W], contiguous; more images than ``first`` has stay as they are.
             velocity: (v_x, v_y) in units of V, [M, 2, H, W], dtype and device of ``u``.
             first, stop: int32 [M] on the CPU, first <= stop.
-            batch: largest M of any call, so that all calls can use the same graphs.
         """
-        grid, count = self.grid, stop - first
+        u = u[: len(first)]
         scratch = torch.empty_like(u)
         # The kernels start an odd number of iterations in the second buffer, so that all images end in the first.
-        if bool((count % 2).any()):
+        if bool(((stop - first) % 2).any()):
             scratch.copy_(u)
-        kernel = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic).advance
-        settings = [grid.velocity_per_theta, *grid.theta, grid.smooth_from, self.offset]
-        steps = int(count.max())
-        if u.device.type != "cpu":
-            # Threads beyond the M images get no iterations.
-            limits = [
-                torch.cat([limit, limit.new_zeros(batch - len(u))]).to(u.device, non_blocking=True) for limit in (first, stop)
-            ]
-            launch_repeatedly(
-                kernel,
-                (batch, *u.shape[2:]),
-                tensors=[*limits, velocity, u, scratch],
-                settings=[*u.shape[1:], *settings, self.periodic],
-                steps=steps,
-            )
-            return
-        phases, length = tile_rows(len(u), u.shape[2], self.periodic, torch.get_num_threads())
-        for begin in range(0, steps, length):
-            for tiles in phases:
-                shared = [first, stop, velocity, *settings, begin, min(begin + length, UNLIMITED), u, scratch]
-                launch(kernel, (len(tiles),), batched=[tiles], inputs=shared)
+        on = self._advance_on_cpu if u.device.type == "cpu" else self._advance_on_gpu
+        on(u, scratch, velocity, first, stop)
 
-    def read_out(self, u: torch.Tensor, velocity: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-        """One partial iteration.
+    def read_out(self, u: torch.Tensor, velocity: torch.Tensor, theta: torch.Tensor, out: torch.Tensor) -> None:
+        """One partial iteration from ``u`` to ``out``.
 
         Args:
             u, velocity: as for :meth:`advance`.
             theta: lattice temperature of every image, [M], dtype and device of ``u``.
-
-        Returns:
-            A new tensor like ``u``.
+            out: like ``u``.
         """
-        out = torch.empty_like(u)
-        kernel = kernels_for(u, self.adjoint, self.offset != 0.0, self.periodic).read_out
-        settings = [self.grid.velocity_per_theta, self.offset]
         if u.device.type == "cpu":
-            cells = ()
-        else:
-            cells = u.shape[2:]
-            settings.append(self.periodic)
-        launch(kernel, (len(u), *cells), batched=[theta, velocity], inputs=settings, outputs=[u, out])
-        return out
+            one = torch.ones(len(u), dtype=torch.int32)
+            self._launch_on_cpu(u, out, velocity, one * 0, one, theta[:, None].repeat(1, 2), whole(len(u), u.shape[2]), 0, 1)
+            return
+        kernel = cuda.kernels(WARP_DTYPES[u.dtype], self.adjoint, self.offset != 0.0).read_out
+        constants = [self.grid.velocity_per_theta, self.offset, self.periodic]
+        launch(kernel, (len(u), *u.shape[2:]), batched=[theta, velocity], inputs=constants, outputs=[u, out])
+
+    def _advance_on_cpu(
+        self, u: torch.Tensor, scratch: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor
+    ) -> None:
+        theta = torch.tensor([self.grid.theta], dtype=u.dtype).repeat(len(u), 1)
+        phases, length = tile_rows(len(u), u.shape[2], self.periodic, torch.get_num_threads())
+        for begin in range(0, int((stop - first).max()), length):
+            for tiles in phases:
+                self._launch_on_cpu(scratch, u, velocity, first, stop, theta, tiles, begin, min(begin + length, UNLIMITED))
+
+    def _launch_on_cpu(
+        self,
+        odd: torch.Tensor,
+        even: torch.Tensor,
+        velocity: torch.Tensor,
+        first: torch.Tensor,
+        stop: torch.Tensor,
+        theta: torch.Tensor,
+        tiles: torch.Tensor,
+        begin: int,
+        end: int,
+    ) -> None:
+        """Iterations ``begin`` to ``end`` - 1 of the tiles; the state is in ``even`` before an even number that are left."""
+        kernel = cpu.advance_kernel(WARP_DTYPES[even.dtype], self.adjoint, self.offset != 0.0, even.shape[1])
+        numbers = [self.grid.velocity_per_theta, self.grid.smooth_from, self.offset, self.periodic]
+        inputs = [first, stop, theta, velocity, *numbers, begin, end, even, odd]
+        launch(kernel, (len(tiles),), batched=[tiles], inputs=inputs)
+
+    def _advance_on_gpu(
+        self, u: torch.Tensor, scratch: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor
+    ) -> None:
+        grid = self.grid
+        numbers = torch.tensor([grid.velocity_per_theta, *grid.theta, grid.smooth_from, self.offset], dtype=u.dtype)
+        # Threads beyond the M images get no iterations.
+        limits = [torch.cat([limit, limit.new_zeros(self.batch - len(u))]) for limit in (first, stop)]
+        first_there, stop_there, numbers_there = (small.to(u.device, non_blocking=True) for small in (*limits, numbers))
+        launch_repeatedly(
+            cuda.kernels(WARP_DTYPES[u.dtype], self.adjoint, self.offset != 0.0).advance,
+            (self.batch, *u.shape[2:]),
+            tensors=[first_there, stop_there, velocity, u, scratch, numbers_there],
+            settings=[*u.shape[1:], self.periodic],
+            steps=int((stop - first).max()),
+        )
 
 
-@dataclass(frozen=True)
-class PopulationStepper(Stepper):
-    """The iterations of the textbook solver; the state are populations, float32 [M, 9 C, H, W]. It has no adjoint.
-
-    Attributes:
-        populations: collision and relaxation time.
-    """
-
-    populations: Populations
-
-    def start(self, u0: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
-        """The populations of clean images on the background."""
-        return self.populations.start((u0 + self.offset).contiguous(), self._step * velocity)
-
-    def advance(self, u: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor, batch: int) -> None:
-        """As :meth:`Stepper.advance`."""
-        self.populations.advance(u, self._step * velocity, stop - first)
-
-    def read_out(self, u: torch.Tensor, velocity: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-        """As :meth:`Stepper.read_out`, of the fast scheme: a partial iteration has no relaxation time."""
-        return super().read_out(self.populations.density(u) - self.offset, velocity, theta)
-
-    @property
-    def _step(self) -> float:
-        """V [pixels per iteration]."""
-        return self.grid.velocity_per_theta * self.grid.theta[1]
+def whole(images: int, height: int) -> torch.Tensor:
+    """Every image as one tile: see :func:`tile_rows`."""
+    return torch.tensor([[n, 0, height, 0, 0] for n in range(images)], dtype=torch.int32)
 
 
 def tile_rows(images: int, height: int, periodic: bool, workers: int) -> tuple[list[torch.Tensor], int]:
@@ -140,7 +133,7 @@ def tile_rows(images: int, height: int, periodic: bool, workers: int) -> tuple[l
     """
     count = min(-(-workers // images), height // MIN_TILE_ROWS)
     if count <= 1:
-        return [torch.tensor([[n, 0, height, 0, 0] for n in range(images)], dtype=torch.int32)], UNLIMITED
+        return [whole(images, height)], UNLIMITED
     # Twice as many tiles if there are enough rows: the second phase then has an edge for every core.
     count = min(2 * count, height // MIN_TILE_ROWS)
     edges = [height * tile // count for tile in range(count + 1)]

@@ -14,7 +14,7 @@ from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule, Spe
 from lbm_warp.grids import midpoint_velocity
 from lbm_warp.interop import view
 from lbm_warp.planner import Scheme
-from lbm_warp.populations import evolve
+from lbm_warp.textbook import evolve
 from tests.test_heat import reference
 
 

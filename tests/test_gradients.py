@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence
+from lbm_warp.grids import prolong, prolong_transposed, restrict, restrict_transposed
 from lbm_warp.planner import Scheme
 
 FLOWS = {
@@ -96,3 +99,55 @@ def test_results_have_the_dtype_of_the_images(dtype: torch.dtype, device: torch.
     assert next(iter(operator.trajectory(u0, seed=[1, 2])))[1].dtype == dtype
     gradient = torch.autograd.grad(operator(u0.requires_grad_(), 3, seed=[1, 2]).sum(), u0)[0]
     assert gradient.dtype == dtype
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", FLOWS)
+def test_second_derivatives(flow: str, device: torch.device) -> None:
+    """The operator is linear up to its background, so the derivative of its adjoint is the operator without the background."""
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 3.5, 6), **FLOWS[flow])
+    u0, level, seed = random((2, 1, 4, 5), 0, device).requires_grad_(), torch.tensor([6, 2]), torch.tensor([1, 2])
+    assert torch.autograd.gradgradcheck(lambda u: operator(u, level, seed).pow(3), u0)
+    assert torch.autograd.gradgradcheck(lambda u: operator.pair(u, level, seed)[0].pow(3), u0)
+    assert torch.autograd.gradcheck(lambda w: operator.adjoint(w, level, seed), u0)
+
+
+def test_the_gradient_of_a_pair_is_that_of_its_results(device: torch.device) -> None:
+    """With both results in the loss, and with one of them alone."""
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), 6.0)
+    u0, w = random((3, 1, 64, 64), 0, device).requires_grad_(), random((3, 1, 64, 64), 1, device)
+    level, seed = torch.tensor([3, 10, 8]), torch.tensor([1, 2, 3])
+    before, after = operator.pair(u0, level, seed)
+    each = [operator.adjoint(w, level - 1, seed), operator.adjoint(w.flip(3), level, seed)]
+    for loss, expected in (((before * w).sum(), each[0]), ((after * w.flip(3)).sum(), each[1])):
+        torch.testing.assert_close(torch.autograd.grad(loss, u0, retain_graph=True)[0], expected, rtol=0, atol=1e-14)
+    both = torch.autograd.grad((before * w + after * w.flip(3)).sum(), u0)[0]
+    torch.testing.assert_close(both, sum(each), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("peclet", [0.0, 8.0])
+def test_modes_of_torch_change_nothing(peclet: float, device: torch.device) -> None:
+    """Inference mode, before and after other calls, autocast, several threads, and a compiled caller."""
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), peclet)
+    u0, level, seed = random((2, 3, 64, 64), 0, device, torch.float32), torch.tensor([4, 10]), torch.tensor([1, 2])
+    with torch.inference_mode():
+        inferred, transposed = operator(u0, level, seed), operator.adjoint(u0, level, seed)
+    result = operator(u0.clone().requires_grad_(), level, seed)
+    result.sum().backward()
+    assert torch.equal(inferred, result) and torch.equal(transposed, operator.adjoint(u0, level, seed))
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(operator(u0, level, seed), inferred) and torch.equal(operator.adjoint(u0, level, seed), transposed)
+    with ThreadPoolExecutor(4) as threads:
+        for other in threads.map(lambda _: operator(u0, level, seed), range(8)):
+            assert torch.equal(other, inferred)
+    # Compiled by Dynamo alone: the call stays outside the compiled parts.
+    compiled = torch.compile(lambda u: operator(u + 0.0, level, seed) * 2.0, backend="eager")
+    assert torch.equal(compiled(u0), inferred * 2.0)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_transfers_between_grids_and_their_transposes(periodic: bool) -> None:
+    fine, coarse = random((2, 1, 8, 12), 0, torch.device("cpu")), random((2, 1, 4, 6), 1, torch.device("cpu"))
+    torch.testing.assert_close((restrict(fine) * coarse).sum(), (fine * restrict_transposed(coarse)).sum())
+    torch.testing.assert_close((prolong(coarse, periodic) * fine).sum(), (coarse * prolong_transposed(fine, periodic)).sum())

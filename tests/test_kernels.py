@@ -10,11 +10,13 @@ import pytest
 import torch
 import warp as wp
 
-from lbm_warp.interop import GRAPH_LAUNCHES, launch, launch_repeatedly
-from lbm_warp.kernels.advection_diffusion import count_steps_kernel, cpu_kernels, cuda_kernels
+from lbm_warp import AdvectionDiffusion, Schedule
+from lbm_warp.checks import InputError
+from lbm_warp.interop import GRAPH_LAUNCHES, launch, launch_repeatedly, warp_device
+from lbm_warp.kernels import cpu, cuda
 from lbm_warp.random import normal
 
-MODULES = ["hashing", "turbulence", "populations"]
+MODULES = ["hashing", "turbulence", "populations", "steps"]
 
 
 @pytest.mark.slow
@@ -35,7 +37,7 @@ def test_every_kernel_builds_for_sm_90(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("dtype", [wp.float32, wp.float64])
 def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: bool, background: bool, tmp_path: Path) -> None:
-    for kernel in (*cuda_kernels(dtype, adjoint, background), count_steps_kernel):
+    for kernel in cuda.kernels(dtype, adjoint, background):
         wp.compile_aot_module(kernel.module, device=None, arch=90, module_dir=tmp_path / kernel.key)
         built = [file for file in (tmp_path / kernel.key).rglob("*") if file.suffix in (".ptx", ".cubin")]
         assert built and any(kernel.key.encode() in file.read_bytes() for file in built)
@@ -43,14 +45,29 @@ def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: b
 
 def test_the_list_of_kernel_files_is_complete() -> None:
     folder = Path(importlib.import_module("lbm_warp.kernels").__file__).parent
-    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "advection_diffusion"}
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "rules", "cpu", "cuda"}
 
 
-def test_cpu_kernels_are_built_once_per_shape() -> None:
-    shape = (1, 9, 7)
-    kind = (wp.float32, False, False)
-    assert cpu_kernels(*kind, False, *shape) is cpu_kernels(*kind, False, *shape)
-    assert cpu_kernels(*kind, False, *shape) is not cpu_kernels(*kind, True, *shape)
+def test_a_new_size_needs_no_new_kernel() -> None:
+    """Widths with and without long and short pieces of a row; the reference sums the nine neighbours in torch."""
+    before = cpu.advance_kernel.cache_info().misses
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 2.0, 4), 2.0, boundary="periodic")
+    for width in (2, 3, 9, 10, 11, 33, 34, 35, 42, 67):
+        u0 = torch.rand((1, 2, 5, width), generator=torch.Generator().manual_seed(width))
+        assert operator(u0, 4, 0).shape == u0.shape
+        # A flow at rest: the weights are products of (theta, 2 - 2 theta, theta) / 2.
+        still = AdvectionDiffusion(Schedule(np.array([0.0, 0.5])), 0.0, boundary="periodic", exact=False)
+        theta, expected = 0.25, u0
+        for axis in (2, 3):
+            expected = (1 - theta) * expected + theta / 2 * (expected.roll(1, axis) + expected.roll(-1, axis))
+        torch.testing.assert_close(still(u0, 1, 0), expected, rtol=0, atol=1e-6)
+    assert cpu.advance_kernel.cache_info().misses <= before + 1
+
+
+def test_a_device_that_warp_cannot_use_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wp, "get_cuda_device_count", lambda: 0)
+    with pytest.raises(InputError, match=r"^Warp .* cannot use cuda:0: the driver is too old.*update the driver or use the CPU$"):
+        warp_device(torch.device("cuda:0"))
 
 
 def splitmix(state: int, counter: int) -> int:
@@ -100,31 +117,38 @@ def test_cuda_kernels_equal_cpu_kernels(adjoint: bool, background: bool, periodi
     theta = torch.rand(4, generator=generator, dtype=torch.float64) / 2
     # No iterations, more than there are launches in a graph, an odd and an even number.
     first, stop = (torch.tensor(v, dtype=torch.int32) for v in ([0, 3, 5, 2], [0, 3 + GRAPH_LAUNCHES + 9, 8, 8]))
-    settings = [0.05, 1.0 / 3.0, 0.5, 6, 9.5 if background else 0.0]
+    scale, temperatures, smooth_from, offset = 0.05, (1.0 / 3.0, 0.5), 6, 9.5 if background else 0.0
+    tiles = torch.tensor([[n, 0, 9, 0, 0] for n in range(4)], dtype=torch.int32)
+    on_cpu = cpu.advance_kernel(wp.float64, adjoint, background, 3)
+
+    def on_one_core(first: torch.Tensor, stop: torch.Tensor, theta: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+        numbers = [first, stop, theta, velocity, scale, smooth_from, offset, periodic, 0, 1000]
+        launch(on_cpu, (4,), batched=[tiles], inputs=[*numbers, a, b])
+
     results = []
     for repeat in range(3):
         a, b = u.clone(), u.clone()
         if repeat == 0:
-            kernels = cpu_kernels(wp.float64, adjoint, background, periodic, *u.shape[1:])
-            tiles = torch.tensor([[n, 0, 9, 0, 0] for n in range(4)], dtype=torch.int32)
-            launch(kernels.advance, (4,), batched=[tiles], inputs=[first, stop, velocity, *settings, 0, 1000, a, b])
+            on_one_core(first, stop, torch.tensor([temperatures] * 4, dtype=torch.float64), a, b)
             advanced = a.clone()
-            launch(kernels.read_out, (4,), batched=[theta, velocity], inputs=[settings[0], settings[-1]], outputs=[a, b])
+            one = torch.ones_like(first)
+            on_one_core(0 * one, one, theta[:, None].repeat(1, 2), b, a)
         else:  # The second replay gets other tensors.
-            kernels = cuda_kernels(wp.float64, adjoint, background)
+            kernels = cuda.kernels(wp.float64, adjoint, background)
+            numbers = torch.tensor([scale, *temperatures, smooth_from, offset], dtype=torch.float64)
             launch_repeatedly(
                 kernels.advance,
                 (4, 9, 14),
-                tensors=[first, stop, velocity, a, b],
-                settings=[*u.shape[1:], *settings, periodic],
+                tensors=[first, stop, velocity, a, b, numbers],
+                settings=[*u.shape[1:], periodic],
                 steps=int((stop - first).max()),
             )
             advanced = a.clone()
-            constants = [settings[0], settings[-1], periodic]
+            constants = [scale, offset, periodic]
             launch(kernels.read_out, (4, 9, 14), batched=[theta, velocity], inputs=constants, outputs=[a, b])
         results.append((advanced, b))
     for other in results[1:]:
-        for on_cpu, on_cuda in zip(results[0], other, strict=True):
-            torch.testing.assert_close(on_cuda, on_cpu, rtol=0, atol=1e-13)
+        for here, there in zip(results[0], other, strict=True):
+            torch.testing.assert_close(there, here, rtol=0, atol=1e-13)
     assert torch.equal(results[0][0][0], u[0])
     assert (results[0][0][1] - u[1]).abs().max() > 0.01

@@ -9,7 +9,7 @@ import torch
 from lbm_warp.checks import InputError
 from lbm_warp.interop import launch
 from lbm_warp.kernels.populations import collide_kernel
-from lbm_warp.populations import COLLISIONS, evolve
+from lbm_warp.textbook import COLLISIONS, evolve
 
 # D2Q9 velocities (c_x, c_y) in the order of the kernels; the opposite of i is 8 - i.
 VELOCITIES = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])

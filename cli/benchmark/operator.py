@@ -19,7 +19,7 @@ from cli.benchmark import measure
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import check_number
 from lbm_warp.grids import midpoint_velocity
-from lbm_warp.populations import evolve
+from lbm_warp.textbook import evolve
 
 LEVELS = 50
 

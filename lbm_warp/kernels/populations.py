@@ -12,7 +12,7 @@ The order of the populations is by rows, i = 3 (c_y + 1) + c_x + 1, so the oppos
 
 import warp as wp
 
-from lbm_warp.kernels.advection_diffusion import phi_minus, phi_plus, phi_zero, vec9
+from lbm_warp.kernels.rules import phi_minus, phi_plus, phi_zero, vec9
 
 wp.set_module_options({"enable_backward": False})
 
