@@ -14,16 +14,17 @@ from copy import copy
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
-from lbm_warp import trajectory
-from lbm_warp.checks import Device, Integers, as_batch, check_boundary, check_images, check_levels, check_number
+from lbm_warp import sensitivity, trajectory
+from lbm_warp.checks import Device, InputError, Integers, as_batch, check_boundary, check_images, check_levels, check_number
 from lbm_warp.flow import Clock, Flow, sorted_like
 from lbm_warp.heat import blur
 from lbm_warp.interop import not_traced
 from lbm_warp.planner import DEFAULT_SCHEME, Plan, Scheme
 from lbm_warp.schedule import Schedule
 from lbm_warp.trajectory import Lattice
-from lbm_warp.turbulence import CurlNoise, Turbulence
+from lbm_warp.turbulence import CurlNoise, GivenVelocity, Turbulence
 
 
 class AdvectionDiffusion:
@@ -38,7 +39,8 @@ class AdvectionDiffusion:
 
     Args:
         schedule: blur width of every level.
-        peclet: advection relative to diffusion, >= 0. Zero is the heat equation (inverse heat dissipation).
+        peclet: advection relative to diffusion, >= 0. Zero is the heat equation (inverse heat dissipation). A tensor of one number
+            that needs a gradient gets one, as does the field of a :class:`GivenVelocity` (``lbm_warp.sensitivity``).
         turbulence: generator of the velocity fields, by default :class:`CurlNoise`.
         boundary: ``wall`` (no flow and no diffusion through the border) or ``periodic``.
         offset: density c of a background, -1e6 to 1e6: the operator is A(u + c) - c. It has an effect only in a compressible flow,
@@ -61,7 +63,7 @@ class AdvectionDiffusion:
     def __init__(
         self,
         schedule: Schedule,
-        peclet: float = 8.0,
+        peclet: float | torch.Tensor = 8.0,
         turbulence: Turbulence | None = None,
         *,
         boundary: str = "wall",
@@ -71,18 +73,20 @@ class AdvectionDiffusion:
         exact: bool = True,
         scheme: Scheme = DEFAULT_SCHEME,
     ) -> None:
+        self._peclet = peclet if isinstance(peclet, torch.Tensor) else None
+        peclet = float(peclet.detach() if isinstance(peclet, torch.Tensor) else peclet)
         check_number("peclet", peclet, 0.0)
         check_number("offset", offset, -1e6, 1e6)
         check_number("turbulence_time", turbulence_time, 0.0)
         check_boundary(boundary)
         self.schedule = schedule
-        self.peclet = float(peclet)
+        self.peclet = peclet
         self.turbulence = CurlNoise() if turbulence is None else turbulence
         self.boundary = boundary
         self.offset = float(offset)
         self.turbulence_time = float(turbulence_time)
         self.coarsen = coarsen
-        self.solver = "heat kernel" if exact and peclet == 0.0 else "lattice"
+        self.solver = "heat kernel" if exact and peclet == 0.0 and self._peclet is None else "lattice"
         self.scheme = scheme
 
     @not_traced
@@ -197,9 +201,20 @@ class AdvectionDiffusion:
     def _images(self, u0: torch.Tensor, seed: torch.Tensor, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Images at one or several levels, int64 [N] each, which rise and fall together."""
         if self.solver == "lattice":
+            given = isinstance(self.turbulence, GivenVelocity) and self.turbulence.field.requires_grad
+            if torch.is_grad_enabled() and (given or (self._peclet is not None and self._peclet.requires_grad)):
+                return self._images_of_physics(u0, seed, *levels)
             return _Forward.apply(u0, self, seed, *levels)
         sigma, u = torch.tensor(self.schedule.sigma), u0.to(_computed(u0.dtype))
         return tuple(blur(u, sigma[level], self.boundary == "periodic").to(u0.dtype) for level in levels)
+
+    def _images_of_physics(self, u0: torch.Tensor, seed: torch.Tensor, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As :meth:`_images`, differentiable in the velocity and the Peclet number as well."""
+        if self.turbulence_time > 0.0:
+            raise InputError("gradients in the velocity or the Peclet number need a steady flow: turbulence_time must be 0")
+        field = self.turbulence.velocity(seed, *u0.shape[2:], boundary=self.boundary, device=u0.device)
+        peclet = torch.tensor(self.peclet, device=u0.device) if self._peclet is None else self._peclet
+        return _Physics.apply(u0, field, peclet, self, seed, *levels)
 
     def _lattice(self, u: torch.Tensor, seed: torch.Tensor, order: torch.Tensor) -> Lattice:
         """What the stages of images like ``u``, sorted by ``order``, work with."""
@@ -229,6 +244,28 @@ class _Forward(torch.autograd.Function):
         used = [(w, level) for w, level in zip(gradients, ctx.levels, strict=True) if w is not None]
         w = _Adjoint.apply(ctx.operator, ctx.seed, tuple(level for _, level in used), *(w for w, _ in used)) if used else None
         return w, None, None, *[None] * len(ctx.levels)
+
+
+class _Physics(torch.autograd.Function):
+    """As :class:`_Forward`, with gradients of the velocity [N, 2, H, W] and the Peclet number; not differentiable twice."""
+
+    @staticmethod
+    def forward(ctx, u0, field, peclet, operator: AdvectionDiffusion, seed: torch.Tensor, *levels: torch.Tensor):
+        ctx.save_for_backward(u0, field, peclet)
+        ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
+        return _Forward.apply(u0, operator, seed, *levels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *images: torch.Tensor):
+        u0, field, peclet = ctx.saved_tensors
+        order = torch.argsort(ctx.levels[-1], descending=True, stable=True)
+        back, lattice = torch.argsort(order), ctx.operator._lattice(u0, ctx.seed, order)
+        u, *images = (sorted_like(tensor.to(lattice.flow.dtype).contiguous(), order) for tensor in (u0, *images))
+        w, displacements = sensitivity.gradients(u, images, lattice, [level[order] for level in ctx.levels])
+        displacements = [None if q is None else sorted_like(q, back) for q in displacements]
+        velocity, number = sensitivity.of_velocity(displacements, field, peclet, lattice)
+        return sorted_like(w, back).to(u0.dtype), velocity, number, None, None, *[None] * len(ctx.levels)
 
 
 class _Adjoint(torch.autograd.Function):

@@ -72,7 +72,7 @@ def restrict_velocity(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
     return torch.cat(components, dim=1)
 
 
-def midpoint_velocity(velocity: torch.Tensor, step: float, periodic: bool) -> torch.Tensor:
+def midpoint_velocity(velocity: torch.Tensor, step: float | torch.Tensor, periodic: bool) -> torch.Tensor:
     """The velocity at the midpoint of every cell's path in one iteration, v + step / 2 (v . grad) v: second order in time.
 
     An iteration moves the content of a cell along a straight line. With v itself the content would leave a curved streamline on
@@ -86,25 +86,20 @@ def midpoint_velocity(velocity: torch.Tensor, step: float, periodic: bool) -> to
     Returns:
         A new tensor of the same shape and dtype.
     """
-    result = velocity.clone(memory_format=torch.contiguous_format)
+    moved = []
     for component, own_axis in ((0, 3), (1, 2)):
-        field = velocity[:, component]
-        for axis, carrier in ((3, velocity[:, 0]), (2, velocity[:, 1])):
-            slope = _slope(field, axis - 1, periodic, NORMAL if axis == own_axis else TANGENTIAL)
-            result[:, component].addcmul_(carrier, slope, value=0.5 * step)
-    return result
+        v = here = velocity[:, component : component + 1]
+        for axis, carrier in ((3, velocity[:, :1]), (2, velocity[:, 1:])):
+            slope = _slope(here, axis, periodic, NORMAL if axis == own_axis else TANGENTIAL)
+            v = v + 0.5 * step * carrier * slope
+        moved.append(v)
+    return torch.cat(moved, dim=1)
 
 
 def _slope(u: torch.Tensor, axis: int, periodic: bool, sign: float) -> torch.Tensor:
-    """Central differences along an axis, [N, H, W]; beyond a wall lies the mirror image times ``sign``."""
-    size = u.shape[axis]
-    slope = torch.empty_like(u)
-    torch.sub(u.narrow(axis, 2, size - 2), u.narrow(axis, 0, size - 2), out=slope.narrow(axis, 1, size - 2))
-    first, second, last_but_one, last = (u.select(axis, i) for i in (0, 1, size - 2, size - 1))
-    before, after = (last, first) if periodic else (sign * first, sign * last)
-    torch.sub(second, before, out=slope.select(axis, 0))
-    torch.sub(after, last_but_one, out=slope.select(axis, size - 1))
-    return slope.mul_(0.5)
+    """Central differences along an axis, [N, C, H, W]; beyond a wall lies the mirror image times ``sign``."""
+    padded, size = _padded(u, axis, 1, periodic, sign), u.shape[axis]
+    return 0.5 * (padded.narrow(axis, 2, size) - padded.narrow(axis, 0, size))
 
 
 def _padded(u: torch.Tensor, axis: int, cells: int, periodic: bool, sign: float) -> torch.Tensor:

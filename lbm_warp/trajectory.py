@@ -104,14 +104,18 @@ class ReadOut:
 
     def transposed(self, w: torch.Tensor | None, lattice: Lattice, images: torch.Tensor) -> torch.Tensor:
         """``w`` plus what ``images``, the gradient of this output, adds to it; None stands for zero."""
-        added = images[self.rows]
-        for _ in range(self.grid):
-            added = prolong_transposed(added, lattice.periodic)
-        added = self._partial(added.contiguous(), lattice, adjoint=True)
+        added = self._partial(self.restricted(images, lattice), lattice, adjoint=True)
         if w is None:
             w = added.new_zeros((self.images, *added.shape[1:]))
         w[self.rows] += added
         return w
+
+    def restricted(self, images: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+        """The gradient of this output on the grid, right after the partial iteration."""
+        images = images[self.rows]
+        for _ in range(self.grid):
+            images = prolong_transposed(images, lattice.periodic)
+        return images.contiguous()
 
     def _partial(self, u: torch.Tensor, lattice: Lattice, adjoint: bool) -> torch.Tensor:
         theta, out = self.theta.to(u.dtype).to(u.device, non_blocking=True), torch.empty_like(u)

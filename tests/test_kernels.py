@@ -14,6 +14,7 @@ from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import InputError
 from lbm_warp.interop import GRAPH_LAUNCHES, launch, launch_repeatedly, warp_device
 from lbm_warp.kernels import cpu, cuda
+from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
 from lbm_warp.random import normal
 
 MODULES = ["hashing", "turbulence", "populations", "steps"]
@@ -37,7 +38,7 @@ def test_every_kernel_builds_for_sm_90(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("dtype", [wp.float32, wp.float64])
 def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: bool, background: bool, tmp_path: Path) -> None:
-    for kernel in cuda.kernels(dtype, adjoint, background):
+    for kernel in (*cuda.kernels(dtype, adjoint, background), displacement_gradient_kernel(dtype)):
         wp.compile_aot_module(kernel.module, device=None, arch=90, module_dir=tmp_path / kernel.key)
         built = [file for file in (tmp_path / kernel.key).rglob("*") if file.suffix in (".ptx", ".cubin")]
         assert built and any(kernel.key.encode() in file.read_bytes() for file in built)
@@ -45,7 +46,7 @@ def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: b
 
 def test_the_list_of_kernel_files_is_complete() -> None:
     folder = Path(importlib.import_module("lbm_warp.kernels").__file__).parent
-    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "rules", "cpu", "cuda"}
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "rules", "cpu", "cuda", "sensitivity"}
 
 
 def test_a_new_size_needs_no_new_kernel() -> None:
