@@ -9,11 +9,9 @@ reports it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +21,6 @@ import torch
 import warp as wp
 
 from lbm_warp.checks import InputError
-from lbm_warp.kernels.steps import count_steps_kernel
-
-# Launches recorded in one graph.
-GRAPH_LAUNCHES = 32
-# A graph has one tensor of addresses, which a call writes before the replay.
-_lock = threading.Lock()
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -96,6 +88,7 @@ def launch(
     batched: Sequence[torch.Tensor] = (),
     inputs: Sequence[object] = (),
     outputs: Sequence[torch.Tensor] = (),
+    block: int = 256,
 ) -> None:
     """Launch ``kernel(*batched, *inputs, *outputs)`` over ``dim``, whose first axis is the batch.
 
@@ -105,9 +98,17 @@ def launch(
         batched: input tensors [N, ...], all on one device.
         inputs: scalars, and tensors shared by the batch.
         outputs: tensors [N, ...] on the same device, written in place.
+        block: threads of a block, on a GPU.
+
+    Raises:
+        InputError: if Warp cannot use the device, or the caller is recording a CUDA graph.
     """
     device = (*outputs, *batched)[0].device
     shared = [view(value) if isinstance(value, torch.Tensor) else value for value in inputs]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "the operator copies from the CPU and cannot be recorded into a CUDA graph; call it outside torch.cuda.graph"
+        )
     load(kernel.module, device)
     stream = warp_stream(device)
 
@@ -119,6 +120,7 @@ def launch(
             outputs=[view(t[start:stop]) for t in outputs],
             device=warp_device(device),
             stream=stream,
+            block_dim=block,
         )
 
     batch = dim[0]
@@ -131,78 +133,9 @@ def launch(
         pass
 
 
-def launch_repeatedly(
-    kernel: wp.Kernel, dim: Sequence[int], *, tensors: Sequence[torch.Tensor], settings: Sequence[object], steps: int
-) -> None:
-    """Launch ``kernel(call, *settings, index)`` for steps 0, 1, ..., ``steps`` - 1; for kernels that take microseconds.
-
-    ``GRAPH_LAUNCHES`` launches are recorded once as a graph (on a GPU a CUDA graph), which is replayed as often as needed. The
-    kernel reads the addresses of its tensors from ``call``, int64 [7]. The last entry of ``call`` is the number of steps done by
-    earlier replays; the step of a launch is this number + its ``index`` in the graph. There may be up to ``GRAPH_LAUNCHES`` - 1
-    launches too many, in which the kernel must do nothing.
-
-    Args:
-        kernel: a Warp kernel as described.
-        dim: number of threads along each axis, the batch first.
-        tensors: six contiguous tensors on one device, for ``call``; the first two are int32 [batch], and if they are equal there is
-            nothing to do.
-        settings: scalars. Every new combination of kernel, ``dim`` and settings is recorded once.
-        steps: number of steps.
-
-    Raises:
-        InputError: if the caller is recording a CUDA graph of its own.
-    """
-    device = tensors[0].device
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise InputError(
-            "the operator replays CUDA graphs and cannot be recorded into another one; call it outside torch.cuda.graph"
-        )
-    stream = warp_stream(device)
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext(), _lock:
-        # Every stream has its own graph and ``call``: calls on other streams may run at the same time.
-        graph, call = _recorded(kernel, tuple(dim), tuple(settings), device, stream and stream.cuda_stream)
-        call.copy_(torch.tensor([*(view(tensor).ptr for tensor in tensors), 0]), non_blocking=True)
-        for _ in range(-(-steps // GRAPH_LAUNCHES)):
-            wp.capture_launch(graph, stream=stream)
-
-
-@functools.lru_cache(maxsize=256)
-@torch.inference_mode(False)
-def _recorded(
-    kernel: wp.Kernel, dim: tuple[int, ...], settings: tuple[object, ...], device: torch.device, stream: int | None
-) -> tuple[wp.Graph, torch.Tensor]:
-    """A graph of ``GRAPH_LAUNCHES`` launches, and its tensor ``call``: see :func:`launch_repeatedly`."""
-    where = warp_device(device)
-    for used in (kernel, count_steps_kernel):
-        load(used.module, device)
-    nothing = torch.zeros(dim[0], dtype=torch.int32, device=device)
-    call = torch.tensor([view(nothing).ptr] * 2 + [0] * 5, device=device)
-    # Torch's default stream cannot record, and Warp's own streams would wait for it. Recording on another stream runs nothing.
-    recorder = None if device.type == "cpu" else wp.stream_from_torch(torch.cuda.Stream(device))
-
-    def run(index: int) -> None:
-        wp.launch(kernel, dim, inputs=[view(call), *settings, index], device=where, stream=recorder)
-
-    def count(steps: int) -> None:
-        wp.launch(count_steps_kernel, 1, inputs=[steps, view(call)], device=where, stream=recorder)
-
-    # The first launch of a kernel looks its function up, which must not happen while a graph is recorded.
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    run(0)
-    count(0)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    with wp.ScopedCapture(where, stream=recorder) as capture:
-        for index in range(GRAPH_LAUNCHES):
-            run(index)
-        count(GRAPH_LAUNCHES)
-    return capture.graph, call
-
-
 @functools.cache
 def load(module: wp.Module, device: torch.device) -> None:
-    """Compile a kernel's module or load it from the cache, before threads and graphs use it.
+    """Compile a kernel's module or load it from the cache, before threads use it.
 
     Raises:
         InputError: if Warp cannot use the device.

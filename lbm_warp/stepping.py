@@ -1,7 +1,7 @@
 """Lattice iterations in a velocity field that does not change: how they are split among cores and launches.
 
-On a CUDA device an iteration is a launch with one thread per cell, and launches are replayed as graphs. On the CPU a thread
-computes all iterations of an image, which stays in the cache of its core.
+On the CPU a thread computes all iterations of an image, which stays in the cache of its core. On a GPU a block of threads does so,
+in the memory of its multiprocessor; large images are cut into tiles with a halo.
 
 If there are fewer images than cores, images are divided into tiles of rows by trapezoidal temporal blocking. In a first phase every
 tile loses one row per iteration at each inner edge, so it needs no other tile for several iterations. In a second phase tiles grow
@@ -10,17 +10,22 @@ from the edges over the gaps, by the same number of iterations.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
-from lbm_warp.interop import WARP_DTYPES, launch, launch_repeatedly
-from lbm_warp.kernels import cpu, cuda
+from lbm_warp.interop import WARP_DTYPES, launch
+from lbm_warp.kernels import cpu, cuda, onchip
 from lbm_warp.planner import Grid
 
 # Least rows of a tile. Threads synchronise after at most half as many iterations.
 MIN_TILE_ROWS = 24
+# Side of a tile of a large image on chip, and the cells around it, which are also the iterations of a launch. With its halo a tile
+# has 64 x 64 cells, the most that fit.
+TILE, HALO = 48, 8
 # No limit on iterations: the largest int32.
 UNLIMITED = 2**31 - 1
 
@@ -34,14 +39,12 @@ class Stepper:
         offset: density of the background.
         periodic: periodic boundary, otherwise walls.
         adjoint: transposed iterations, from the last to the first.
-        batch: largest number of images of any call, so that all calls can use the same graphs.
     """
 
     grid: Grid
     offset: float
     periodic: bool
     adjoint: bool
-    batch: int
 
     def advance(self, u: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor) -> None:
         """Compute the iterations ``first`` to ``stop`` - 1 of every image in place; for the adjoint in reverse order.
@@ -51,13 +54,27 @@ class Stepper:
             velocity: (v_x, v_y) in units of V, [M, 2, H, W], dtype and device of ``u``.
             first, stop: int32 [M] on the CPU, first <= stop.
         """
-        u = u[: len(first)]
+        u, count = u[: len(first)], int((stop - first).max())
+        pieces = Pieces.of(u) if u.device.type != "cpu" else None
+        # A launch on chip does many iterations; the others swap the buffers after every one.
+        swaps = -(-(stop - first) // pieces.most) if pieces else stop - first
         scratch = torch.empty_like(u)
-        # The kernels start an odd number of iterations in the second buffer, so that all images end in the first.
-        if bool(((stop - first) % 2).any()):
+        # The kernels start an odd number in the second buffer, so that all images end in the first.
+        if bool((swaps % 2).any()):
             scratch.copy_(u)
-        on = self._advance_on_cpu if u.device.type == "cpu" else self._advance_on_gpu
-        on(u, scratch, velocity, first, stop)
+        limits = torch.stack([first, stop]).to(u.device, non_blocking=True)
+        theta = torch.tensor([self.grid.theta], dtype=u.dtype).to(u.device, non_blocking=True).expand(len(u), 2).contiguous()
+        if u.device.type == "cpu":
+            phases, length = tile_rows(len(u), u.shape[2], self.periodic, torch.get_num_threads())
+            for begin in range(0, count, length):
+                for tiles in phases:
+                    self._on_cpu(limits, theta, velocity, tiles, begin, min(begin + length, UNLIMITED), u, scratch)
+        elif pieces:
+            for number in range(-(-count // pieces.most)):
+                self._on_chip(limits, theta, velocity, pieces, number, u, scratch)
+        else:
+            for step in range(count):
+                self._on_gpu(limits, theta, velocity, step, u, scratch)
 
     def read_out(self, u: torch.Tensor, velocity: torch.Tensor, theta: torch.Tensor, out: torch.Tensor) -> None:
         """One partial iteration from ``u`` to ``out``.
@@ -67,56 +84,66 @@ class Stepper:
             theta: lattice temperature of every image, [M], dtype and device of ``u``.
             out: like ``u``.
         """
+        limits = torch.tensor([[0], [1]], dtype=torch.int32).repeat(1, len(u)).to(u.device, non_blocking=True)
+        theta = theta[:, None].repeat(1, 2)
         if u.device.type == "cpu":
-            one = torch.ones(len(u), dtype=torch.int32)
-            self._launch_on_cpu(u, out, velocity, one * 0, one, theta[:, None].repeat(1, 2), whole(len(u), u.shape[2]), 0, 1)
-            return
-        kernel = cuda.kernels(WARP_DTYPES[u.dtype], self.adjoint, self.offset != 0.0).read_out
-        constants = [self.grid.velocity_per_theta, self.offset, self.periodic]
-        launch(kernel, (len(u), *u.shape[2:]), batched=[theta, velocity], inputs=constants, outputs=[u, out])
+            self._on_cpu(limits, theta, velocity, whole(len(u), u.shape[2]), 0, 1, out, u)
+        else:
+            self._on_gpu(limits, theta, velocity, 0, out, u)
 
-    def _advance_on_cpu(
-        self, u: torch.Tensor, scratch: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor
-    ) -> None:
-        theta = torch.tensor([self.grid.theta], dtype=u.dtype).repeat(len(u), 1)
-        phases, length = tile_rows(len(u), u.shape[2], self.periodic, torch.get_num_threads())
-        for begin in range(0, int((stop - first).max()), length):
-            for tiles in phases:
-                self._launch_on_cpu(scratch, u, velocity, first, stop, theta, tiles, begin, min(begin + length, UNLIMITED))
+    # The kernels' last arguments: iterations of an odd number that is left go from b to a, the others from a to b.
 
-    def _launch_on_cpu(
-        self,
-        odd: torch.Tensor,
-        even: torch.Tensor,
-        velocity: torch.Tensor,
-        first: torch.Tensor,
-        stop: torch.Tensor,
-        theta: torch.Tensor,
-        tiles: torch.Tensor,
-        begin: int,
-        end: int,
-    ) -> None:
-        """Iterations ``begin`` to ``end`` - 1 of the tiles; the state is in ``even`` before an even number that are left."""
-        kernel = cpu.advance_kernel(WARP_DTYPES[even.dtype], self.adjoint, self.offset != 0.0, even.shape[1])
-        numbers = [self.grid.velocity_per_theta, self.grid.smooth_from, self.offset, self.periodic]
-        inputs = [first, stop, theta, velocity, *numbers, begin, end, even, odd]
+    def _on_cpu(self, limits, theta, velocity, tiles: torch.Tensor, begin: int, end: int, a, b) -> None:
+        kernel = cpu.advance_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0, a.shape[1])
+        inputs = [*limits, theta, velocity, *self._numbers, begin, end, a, b]
         launch(kernel, (len(tiles),), batched=[tiles], inputs=inputs)
 
-    def _advance_on_gpu(
-        self, u: torch.Tensor, scratch: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor
-    ) -> None:
-        grid = self.grid
-        numbers = torch.tensor([grid.velocity_per_theta, *grid.theta, grid.smooth_from, self.offset], dtype=u.dtype)
-        # Threads beyond the M images get no iterations.
-        limits = [torch.cat([limit, limit.new_zeros(self.batch - len(u))]) for limit in (first, stop)]
-        first_there, stop_there, numbers_there = (small.to(u.device, non_blocking=True) for small in (*limits, numbers))
-        launch_repeatedly(
-            cuda.kernels(WARP_DTYPES[u.dtype], self.adjoint, self.offset != 0.0).advance,
-            (self.batch, *u.shape[2:]),
-            tensors=[first_there, stop_there, velocity, u, scratch, numbers_there],
-            settings=[*u.shape[1:], self.periodic],
-            steps=int((stop - first).max()),
-        )
+    def _on_gpu(self, limits, theta, velocity, step: int, a, b) -> None:
+        kernel = cuda.iterate_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0)
+        batched = [*limits, theta, velocity]
+        launch(kernel, (len(a), *a.shape[2:]), batched=batched, inputs=[*self._numbers, step], outputs=[a, b])
+
+    def _on_chip(self, limits, theta, velocity, pieces: Pieces, number: int, a, b) -> None:
+        kernel = onchip.advance_kernel(self.adjoint, self.offset != 0.0)
+        inputs = [*limits, theta, velocity, *self._numbers, *pieces.tile, pieces.halo, pieces.most, number, a, b]
+        launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, block=pieces.threads)
+
+    @property
+    def _numbers(self) -> list[float | bool]:
+        return [self.grid.velocity_per_theta, self.grid.smooth_from, self.offset, self.periodic]
+
+
+class Pieces(NamedTuple):
+    """How images are cut for the iterations on chip.
+
+    Attributes:
+        tile: height and width of what a block is responsible for.
+        halo: cells around it that it computes too.
+        most: iterations of a launch.
+        blocks, threads: number of blocks, and of threads of a block.
+    """
+
+    tile: tuple[int, int]
+    halo: int
+    most: int
+    blocks: int
+    threads: int
+
+    @classmethod
+    def of(cls, u: torch.Tensor) -> Pieces | None:
+        """The pieces of images [N, C, H, W]; None if they are too low for a thread's rows, or float64."""
+        images, channels, height, width = u.shape
+        if u.dtype != torch.float32 or height < onchip.ROWS:
+            return None
+        if _threads(height, width) <= onchip.THREADS and 2 * (height + 2) * (width + 2) <= onchip.MEMORY:
+            return cls((height, width), 0, UNLIMITED, images * channels, _threads(height, width))
+        blocks = images * channels * -(-height // TILE) * -(-width // TILE)
+        return cls((TILE, TILE), HALO, HALO, blocks, onchip.THREADS)
+
+
+def _threads(rows: int, columns: int) -> int:
+    """Threads for a piece: one for every column and every few rows, in whole warps."""
+    return math.ceil(math.ceil(rows / onchip.ROWS) * columns / 32) * 32
 
 
 def whole(images: int, height: int) -> torch.Tensor:

@@ -127,7 +127,7 @@ class TextbookSolver:
         height, width = u0.shape[2:]
         plan = self.plan(height, width)
         (grid,) = plan.grids
-        partial = Stepper(grid, self.offset, self.boundary == "periodic", False, len(u0))
+        partial = Stepper(grid, self.offset, self.boundary == "periodic", False)
         speed = grid.velocity_per_theta * grid.theta[1]  # V [pixels per iteration]
         velocity = self.velocity(as_batch("seed", seed, len(u0)), height, width, u0.device)
         velocity = midpoint_velocity(velocity, speed, self.boundary == "periodic")

@@ -39,7 +39,7 @@ class Lattice:
 
     def stepper(self, grid: int, adjoint: bool = False) -> Stepper:
         """The iterations on a grid. The adjoint is that of the linear part, without the background."""
-        return Stepper(self.plan.grids[grid], 0.0 if adjoint else self.offset, self.periodic, adjoint, len(self.flow.order))
+        return Stepper(self.plan.grids[grid], 0.0 if adjoint else self.offset, self.periodic, adjoint)
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--keep-every", "0"], "keep_every must be at least 1, got 0"),
         ("train", ["--accumulate", "0"], "accumulate must be at least 1, got 0"),
         ("train", ["--accumulate", "3"], "--batch must be a multiple of 3"),
-        ("train", ["--preset", "ffhq128"], "unknown preset 'ffhq128': expected one of digits, cifar10,"),
+        ("train", ["--preset", "ffhq128"], "unknown preset 'ffhq128': expected one of digits, fashion-mnist, emoji,"),
         ("train", ["--preset=ffhq128"], "did you mean ffhq-128?"),
         ("train", ["--preset", "cifar10", "--size", "36"], "needs sides divisible by 8, got size 36"),
         ("train", ["--preset", "ffhq-128", "--dry-run", "--peclet", "-1"], "peclet must be at least 0, got -1"),

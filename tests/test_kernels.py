@@ -12,12 +12,13 @@ import warp as wp
 
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import InputError
-from lbm_warp.interop import GRAPH_LAUNCHES, launch, launch_repeatedly, warp_device
-from lbm_warp.kernels import cpu, cuda
+from lbm_warp.interop import launch, view, warp_device
+from lbm_warp.kernels import cpu, cuda, onchip
 from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
 from lbm_warp.random import normal
+from lbm_warp.stepping import Pieces
 
-MODULES = ["hashing", "turbulence", "populations", "steps"]
+MODULES = ["hashing", "turbulence", "populations"]
 
 
 @pytest.mark.slow
@@ -38,7 +39,8 @@ def test_every_kernel_builds_for_sm_90(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("dtype", [wp.float32, wp.float64])
 def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: bool, background: bool, tmp_path: Path) -> None:
-    for kernel in (*cuda.kernels(dtype, adjoint, background), displacement_gradient_kernel(dtype)):
+    on_chip = [onchip.advance_kernel(adjoint, background)] if dtype == wp.float32 else []
+    for kernel in (cuda.iterate_kernel(dtype, adjoint, background), displacement_gradient_kernel(dtype), *on_chip):
         wp.compile_aot_module(kernel.module, device=None, arch=90, module_dir=tmp_path / kernel.key)
         built = [file for file in (tmp_path / kernel.key).rglob("*") if file.suffix in (".ptx", ".cubin")]
         assert built and any(kernel.key.encode() in file.read_bytes() for file in built)
@@ -46,7 +48,7 @@ def test_the_advection_diffusion_kernels_build_for_sm_90(dtype: type, adjoint: b
 
 def test_the_list_of_kernel_files_is_complete() -> None:
     folder = Path(importlib.import_module("lbm_warp.kernels").__file__).parent
-    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "rules", "cpu", "cuda", "sensitivity"}
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "rules", "cpu", "cuda", "onchip", "sensitivity"}
 
 
 def test_a_new_size_needs_no_new_kernel() -> None:
@@ -108,48 +110,87 @@ def test_normal_numbers_do_not_depend_on_the_batch() -> None:
         normal([1, 2], (3, 4))
 
 
-@pytest.mark.parametrize("periodic", [False, True])
-@pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
-def test_cuda_kernels_equal_cpu_kernels(adjoint: bool, background: bool, periodic: bool) -> None:
-    """The CUDA kernels, recorded and replayed on the CPU: images with different numbers of iterations, then a read-out."""
+KINDS = pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
+NUMBERS = (0.05, 6)  # velocity_per_theta, smooth_from
+THETA = (1.0 / 3.0, 0.5)
+
+
+def images(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    u = torch.rand((4, 3, 9, 14), generator=generator, dtype=torch.float64)
-    velocity = torch.randn((4, 2, 9, 14), generator=generator, dtype=torch.float64)
-    theta = torch.rand(4, generator=generator, dtype=torch.float64) / 2
-    # No iterations, more than there are launches in a graph, an odd and an even number.
-    first, stop = (torch.tensor(v, dtype=torch.int32) for v in ([0, 3, 5, 2], [0, 3 + GRAPH_LAUNCHES + 9, 8, 8]))
-    scale, temperatures, smooth_from, offset = 0.05, (1.0 / 3.0, 0.5), 6, 9.5 if background else 0.0
-    tiles = torch.tensor([[n, 0, 9, 0, 0] for n in range(4)], dtype=torch.int32)
-    on_cpu = cpu.advance_kernel(wp.float64, adjoint, background, 3)
+    u = torch.rand(shape, generator=generator, dtype=torch.float64)
+    velocity = torch.randn((shape[0], 2, *shape[2:]), generator=generator, dtype=torch.float64)
+    return u.to(dtype), velocity.to(dtype)
 
-    def on_one_core(first: torch.Tensor, stop: torch.Tensor, theta: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        numbers = [first, stop, theta, velocity, scale, smooth_from, offset, periodic, 0, 1000]
-        launch(on_cpu, (4,), batched=[tiles], inputs=[*numbers, a, b])
 
-    results = []
-    for repeat in range(3):
-        a, b = u.clone(), u.clone()
-        if repeat == 0:
-            on_one_core(first, stop, torch.tensor([temperatures] * 4, dtype=torch.float64), a, b)
-            advanced = a.clone()
-            one = torch.ones_like(first)
-            on_one_core(0 * one, one, theta[:, None].repeat(1, 2), b, a)
-        else:  # The second replay gets other tensors.
-            kernels = cuda.kernels(wp.float64, adjoint, background)
-            numbers = torch.tensor([scale, *temperatures, smooth_from, offset], dtype=torch.float64)
-            launch_repeatedly(
-                kernels.advance,
-                (4, 9, 14),
-                tensors=[first, stop, velocity, a, b, numbers],
-                settings=[*u.shape[1:], periodic],
-                steps=int((stop - first).max()),
-            )
-            advanced = a.clone()
-            constants = [scale, offset, periodic]
-            launch(kernels.read_out, (4, 9, 14), batched=[theta, velocity], inputs=constants, outputs=[a, b])
-        results.append((advanced, b))
-    for other in results[1:]:
-        for here, there in zip(results[0], other, strict=True):
-            torch.testing.assert_close(there, here, rtol=0, atol=1e-13)
-    assert torch.equal(results[0][0][0], u[0])
-    assert (results[0][0][1] - u[1]).abs().max() > 0.01
+def limits(counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Different first iterations, and these many."""
+    first = torch.arange(len(counts), dtype=torch.int32) * 2
+    return first, first + torch.tensor(counts, dtype=torch.int32)
+
+
+def on_one_core(u, velocity, first, stop, adjoint: bool, offset: float, periodic: bool) -> torch.Tensor:
+    """By the kernel for CPUs."""
+    a, b, theta = u.clone(), u.clone(), torch.tensor([THETA] * len(u), dtype=u.dtype)
+    tiles = torch.tensor([[n, 0, u.shape[2], 0, 0] for n in range(len(u))], dtype=torch.int32)
+    kernel = cpu.advance_kernel({torch.float32: wp.float32, torch.float64: wp.float64}[u.dtype], adjoint, offset != 0.0, u.shape[1])
+    launch(kernel, (len(u),), batched=[tiles], inputs=[first, stop, theta, velocity, *NUMBERS, offset, periodic, 0, 1000, a, b])
+    return a
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@KINDS
+def test_cuda_kernels_equal_cpu_kernels(adjoint: bool, background: bool, periodic: bool) -> None:
+    """The kernel with a thread a cell, run on the CPU; images with different numbers of iterations."""
+    u, velocity = images((4, 3, 9, 14), torch.float64)
+    (first, stop), offset = limits([0, 20, 3, 6]), 9.5 if background else 0.0
+    a, b, theta = u.clone(), u.clone(), torch.tensor([THETA] * 4, dtype=torch.float64)
+    kernel = cuda.iterate_kernel(wp.float64, adjoint, background)
+    for step in range(20):
+        numbers = [*NUMBERS, offset, periodic, step]
+        launch(kernel, (4, 9, 14), batched=[first, stop, theta, velocity], inputs=numbers, outputs=[a, b])
+    torch.testing.assert_close(a, on_one_core(u, velocity, first, stop, adjoint, offset, periodic), rtol=0, atol=1e-13)
+    assert torch.equal(a[0], u[0]) and (a[1] - u[1]).abs().max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize(
+    ("size", "tile", "halo", "most"),
+    [((12, 17), (12, 17), 0, 1000), ((8, 33), (8, 33), 0, 1000), ((40, 50), (16, 16), 4, 4), ((40, 3), (16, 16), 5, 5)],
+)
+@KINDS
+def test_kernels_on_chip_equal_cpu_kernels(
+    adjoint: bool,
+    background: bool,
+    size: tuple[int, int],
+    tile: tuple[int, int],
+    halo: int,
+    most: int,
+    periodic: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks of threads in fibers on one core: whole images and tiles, with and without a side that a piece goes round."""
+    monkeypatch.setattr(wp.config, "enable_cpu_blocks", True)
+    u, velocity = images((3, 2, *size), torch.float32)
+    (first, stop), offset = limits([0, 15, 8]), 9.5 if background else 0.0
+    a, b, theta = u.clone(), u.clone(), torch.tensor([THETA] * 3)
+    kernel, threads = onchip.advance_kernel(adjoint, background), 192
+    blocks = 3 * 2 * -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    for number in range(-(-15 // most)):
+        arrays = [view(tensor) for tensor in (first, stop, theta, velocity)]
+        inputs = [*arrays, *NUMBERS, offset, periodic, *tile, halo, most, number, view(a), view(b)]
+        wp.launch(kernel, (blocks, threads), inputs=inputs, device="cpu", block_dim=threads)
+    # The weights and their order are the same; the compiler may contract other products.
+    torch.testing.assert_close(a, on_one_core(u, velocity, first, stop, adjoint, offset, periodic), rtol=0, atol=2e-6)
+    assert torch.equal(a[0], u[0]) and (a[1] - u[1]).abs().max() > 0.01
+
+
+def test_pieces_fit_on_chip_and_cover_every_image() -> None:
+    for height, width in ((8, 8), (16, 16), (28, 28), (64, 64), (8, 500), (65, 64), (128, 128), (9, 700), (500, 3), (5000, 3)):
+        pieces = Pieces.of(torch.empty((3, 2, height, width), device="meta"))
+        rows, columns = (min(side + 2 * pieces.halo, 2 * size) for side, size in zip(pieces.tile, (height, width), strict=True))
+        assert 2 * (rows + 2) * (columns + 2) <= onchip.MEMORY
+        assert -(-rows // onchip.ROWS) * columns <= pieces.threads <= onchip.THREADS and pieces.threads % 32 == 0
+        assert pieces.blocks == 6 * -(-height // pieces.tile[0]) * -(-width // pieces.tile[1])
+    for image in (torch.empty((1, 1, 7, 64), device="meta"), torch.empty((1, 1, 64, 64), dtype=torch.float64, device="meta")):
+        assert Pieces.of(image) is None

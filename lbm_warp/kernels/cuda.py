@@ -1,32 +1,26 @@
-"""The iterations on a GPU: one thread a cell, one launch an iteration, launches replayed as graphs.
+"""The iterations on a GPU, one launch each with one thread a cell: for float64, small images and partial iterations.
 
-The arguments of a recorded launch are fixed. So the kernel reads the addresses of its tensors, and the numbers of the scheme, from
-memory, and one graph serves every call for images of one size.
+``lbm_warp.kernels.onchip`` does the many iterations of larger float32 images.
 """
 
 import functools
-from typing import NamedTuple
 
 import warp as wp
 
 from lbm_warp.kernels.rules import adjoint_weights, divergence_source, forward_weights, gather, neighbours
 
 
-class Kernels(NamedTuple):
-    """The kernels for one dtype and direction.
-
-    A launch of ``advance`` is one of the full iterations first[n] to stop[n] - 1 of image n, for the adjoint in reverse order,
-    between two buffers. The state starts in ``b`` if their number is odd, otherwise in ``a``; it ends in ``a``. ``read_out`` is
-    one iteration from ``a`` to ``b`` with lattice temperature theta[n].
-    """
-
-    advance: wp.Kernel
-    read_out: wp.Kernel
-
-
 @functools.cache
-def kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
-    """Kernels with one thread per cell, for images of any shape; ``background``: the offset is not zero."""
+def iterate_kernel(dtype: type, adjoint: bool, background: bool) -> wp.Kernel:
+    """One of the full iterations first[n] to stop[n] - 1 of image n, for images of any shape.
+
+    The state starts in ``b`` if their number is odd, otherwise in ``a``; it ends in ``a``.
+
+    Args:
+        dtype: of the images.
+        adjoint: transposed iterations, in reverse order.
+        background: whether the offset is not zero.
+    """
     rule = adjoint_weights if adjoint else forward_weights
 
     @wp.func
@@ -53,51 +47,33 @@ def kernels(dtype: type, adjoint: bool, background: bool) -> Kernels:
             target[n, c, y, x] = gather(source[n, c], w, row, column, 0, extra)
 
     @wp.kernel(module="unique", enable_backward=False)
-    def advance(
-        call: wp.array[wp.int64],
-        channels: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        periodic: wp.bool,
-        index: wp.int32,
-    ):
-        """``call`` holds addresses and the number of steps done: see ``interop.launch_repeatedly``.
-
-        The addresses are those of first, stop, velocity, a, b, and of the numbers velocity_per_theta, both lattice temperatures,
-        the iteration from which the second holds, and the offset.
-        """
-        n, y, x = wp.tid()
-        first = wp.array(ptr=wp.uint64(call[0]), shape=(n + 1,), dtype=wp.int32)
-        stop = wp.array(ptr=wp.uint64(call[1]), shape=(n + 1,), dtype=wp.int32)
-        step = wp.int32(call[6]) + index
-        left = stop[n] - first[n] - step
-        if left <= 0:
-            return
-        velocity = wp.array(ptr=wp.uint64(call[2]), shape=(n + 1, 2, height, width), dtype=dtype)
-        a = wp.array(ptr=wp.uint64(call[3]), shape=(n + 1, channels, height, width), dtype=dtype)
-        b = wp.array(ptr=wp.uint64(call[4]), shape=(n + 1, channels, height, width), dtype=dtype)
-        numbers = wp.array(ptr=wp.uint64(call[5]), shape=(5,), dtype=dtype)
-        iteration = first[n] + step
-        if wp.static(adjoint):
-            iteration = first[n] + left - 1
-        theta = wp.where(dtype(iteration) < numbers[3], numbers[1], numbers[2])
-        if left % 2 == 0:
-            update_cell(n, y, x, velocity, numbers[0] * theta, theta, numbers[4], periodic, a, b)
-        else:
-            update_cell(n, y, x, velocity, numbers[0] * theta, theta, numbers[4], periodic, b, a)
-
-    @wp.kernel(module="unique", enable_backward=False)
-    def read_out(
-        theta: wp.array[dtype],
+    def iterate(
+        first: wp.array[wp.int32],
+        stop: wp.array[wp.int32],
+        theta: wp.array2d[dtype],
         velocity: wp.array4d[dtype],
         velocity_per_theta: dtype,
+        smooth_from: wp.int32,
         offset: dtype,
         periodic: wp.bool,
-        # outputs
+        step: wp.int32,
+        # inputs and outputs
         a: wp.array4d[dtype],
         b: wp.array4d[dtype],
     ):
+        """Iteration number ``step``, counted from first[n]; ``theta`` [N, 2] as for the CPU."""
         n, y, x = wp.tid()
-        update_cell(n, y, x, velocity, velocity_per_theta * theta[n], theta[n], offset, periodic, a, b)
+        left = stop[n] - first[n] - step
+        if left <= 0:
+            return
+        iteration = first[n] + step
+        if wp.static(adjoint):
+            iteration = first[n] + left - 1
+        temperature = wp.where(iteration < smooth_from, theta[n, 0], theta[n, 1])
+        scale = velocity_per_theta * temperature
+        if left % 2 == 0:
+            update_cell(n, y, x, velocity, scale, temperature, offset, periodic, a, b)
+        else:
+            update_cell(n, y, x, velocity, scale, temperature, offset, periodic, b, a)
 
-    return Kernels(advance, read_out)
+    return iterate

@@ -1,0 +1,243 @@
+"""The iterations on a GPU, on chip: a block takes a piece of an image through many of them in its shared memory.
+
+A piece is one channel of a whole image, or of a tile with a halo. A thread owns some cells of a column and keeps their weights in
+registers. A ring of ghost cells surrounds the piece: beyond a wall the mirror image, on a periodic image the opposite side. At an
+inner edge of a tile the ghost cells hold nothing of use, so the outermost cells become wrong, one more with every iteration. The
+halo is as wide as a launch has iterations, and is not written back.
+
+The same source runs on a CPU with ``wp.config.enable_cpu_blocks``, which is how it is tested without a device.
+"""
+
+import functools
+
+import warp as wp
+
+from lbm_warp.kernels.rules import adjoint_weights, divergence_source, forward_weights, neighbours
+
+# Cells of a thread, one below the other.
+ROWS = 8
+# Threads of a block, and its memory in cells: twice a piece with its ring, as 2 x 66 x 66 for 64 x 64 cells.
+THREADS = 512
+MEMORY = 8976
+
+
+@wp.func_native(snippet="WP_TILE_SYNC();")
+def synchronise():
+    """Wait for all threads of the block."""
+    ...
+
+
+@wp.func_native(
+    snippet=f"""
+#if defined(__CUDA_ARCH__)
+    __shared__ float memory[{MEMORY}];
+#else
+    static float memory[{MEMORY}];
+#endif
+    return (wp::uint64)memory;
+"""
+)
+def shared_memory() -> wp.uint64:
+    """Address of the memory of the block."""
+    ...
+
+
+@wp.func_native(snippet="return ((const float*)memory)[i];")
+def read(memory: wp.uint64, i: wp.int32) -> wp.float32:
+    """A number in the memory of the block. (An array would allow negative indices, which costs four instructions.)"""
+    ...
+
+
+@wp.func_native(snippet="((float*)memory)[i] = value;")
+def write(memory: wp.uint64, i: wp.int32, value: wp.float32):
+    """Set a number in the memory of the block."""
+    ...
+
+
+@wp.func
+def wrapped(i: wp.int32, size: wp.int32) -> wp.int32:
+    """A cell of a periodic axis by any of its numbers."""
+    return (i % size + size) % size
+
+
+@functools.cache
+def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
+    """Full iterations first[n] to stop[n] - 1 of image n, for the adjoint in reverse order; ``background``: the offset is not 0."""
+    rule = adjoint_weights if adjoint else forward_weights
+    weights_of_thread = wp.types.vector(length=9 * ROWS, dtype=wp.float32)
+    cells_of_thread = wp.types.vector(length=ROWS, dtype=wp.float32)
+
+    @wp.kernel(
+        module="unique", enable_backward=False, grid_stride=False, launch_bounds=(THREADS, 1), module_options={"max_unroll": 16}
+    )
+    def advance(
+        first: wp.array[wp.int32],
+        stop: wp.array[wp.int32],
+        thetas: wp.array2d[wp.float32],
+        velocity: wp.array4d[wp.float32],
+        velocity_per_theta: wp.float32,
+        smooth_from: wp.int32,
+        offset: wp.float32,
+        periodic: wp.bool,
+        tile_height: wp.int32,
+        tile_width: wp.int32,
+        halo: wp.int32,
+        most: wp.int32,
+        launch: wp.int32,
+        # inputs and outputs
+        a: wp.array4d[wp.float32],
+        b: wp.array4d[wp.float32],
+    ):
+        """Iterations ``launch`` x ``most`` and up to ``most`` - 1 further ones, counted from first[n]; for float32.
+
+        An image needs some number of launches. Its state starts in ``b`` if that is odd, otherwise in ``a``; it ends in ``a``.
+        ``thetas`` [N, 2] is ``theta`` of the CPU's kernel. Blocks are numbered by image, channel, row and column of the tile.
+        """
+        block, thread = wp.tid()
+        channels = a.shape[1]
+        height = a.shape[2]
+        width = a.shape[3]
+        down = (height + tile_height - 1) / tile_height
+        across = (width + tile_width - 1) / tile_width
+        column_of_tile = block % across
+        row_of_tile = (block / across) % down
+        c = (block / (across * down)) % channels
+        n = block / (across * down * channels)
+
+        count = stop[n] - first[n]
+        done = launch * most
+        if done >= count:
+            return
+        steps = wp.min(count - done, most)
+        launches_left = (count - done - 1) / most + 1
+
+        # The piece: rows y0 to y1 - 1, columns x0 to x1 - 1; on a periodic axis they may lie outside the image.
+        y0 = row_of_tile * tile_height - halo
+        x0 = column_of_tile * tile_width - halo
+        y1 = wp.min((row_of_tile + 1) * tile_height, height) + halo
+        x1 = wp.min((column_of_tile + 1) * tile_width, width) + halo
+        if not periodic:
+            y0 = wp.max(y0, 0)
+            x0 = wp.max(x0, 0)
+            y1 = wp.min(y1, height)
+            x1 = wp.min(x1, width)
+        rows = y1 - y0
+        columns = x1 - x0
+        pitch = columns + 2
+        ring = (rows + 2) * pitch
+        wraps_y = periodic and rows == height
+        wraps_x = periodic and columns == width
+
+        x = thread % columns
+        # The last threads of a column may share cells with those before them, which compute the same; a thread without cells of its
+        # own computes along, and writes nothing.
+        group = thread / columns
+        has_cells = group * ROWS < rows
+        top = wp.where(has_cells, wp.min(group * ROWS, rows - ROWS), 0)
+        rho = shared_memory()
+        column = neighbours(wrapped(x0 + x, width), width, periodic)
+        vx = velocity[n, 0]
+        vy = velocity[n, 1]
+
+        # Where the ghost cells lie that are copies of cells of this thread, from the cell itself.
+        at_side = x == 0 or x == columns - 1
+        to_ghost_column = wp.where(x == 0, wp.where(wraps_x, columns, -1), wp.where(wraps_x, -columns, 1))
+        to_top_ghost = wp.where(wraps_y, rows, -1) * pitch
+        to_bottom_ghost = wp.where(wraps_y, -rows, 1) * pitch
+
+        value = cells_of_thread()
+        for r in range(ROWS):
+            y = wrapped(y0 + top + r, height)
+            if launches_left % 2 == 0:
+                value[r] = a[n, c, y, column.here]
+            else:
+                value[r] = b[n, c, y, column.here]
+
+        weights = weights_of_thread()
+        extra = cells_of_thread()
+        theta = wp.float32(0.0)
+        for step in range(-1, steps):
+            # The state, with its ghost cells, into one half of the memory.
+            here = ((step + 1) % 2) * ring
+            if has_cells:
+                corner = here + (top + 1) * pitch + x + 1
+                place = corner
+                for r in range(ROWS):
+                    write(rho, place, value[r])
+                    place += pitch
+                if at_side:
+                    place = corner + to_ghost_column
+                    for r in range(ROWS):
+                        write(rho, place, value[r])
+                        place += pitch
+                if top == 0:
+                    place = corner + to_top_ghost
+                    write(rho, place, value[0])
+                    if at_side:
+                        write(rho, place + to_ghost_column, value[0])
+                if top + ROWS == rows:
+                    place = corner + (ROWS - 1) * pitch + to_bottom_ghost
+                    write(rho, place, value[ROWS - 1])
+                    if at_side:
+                        write(rho, place + to_ghost_column, value[ROWS - 1])
+            synchronise()
+            if step + 1 < steps:
+                iteration = first[n] + done + step + 1
+                if wp.static(adjoint):
+                    iteration = stop[n] - 1 - (done + step + 1)
+                temperature = wp.where(iteration < smooth_from, thetas[n, 0], thetas[n, 1])
+                if temperature != theta:
+                    theta = temperature
+                    scale = velocity_per_theta * theta
+                    for r in range(ROWS):
+                        row = neighbours(wrapped(y0 + top + r, height), height, periodic)
+                        w = rule(vx, vy, row, column, scale, theta)
+                        for k in range(9):
+                            weights[9 * r + k] = w[k]
+                        if wp.static(background):
+                            extra[r] = offset * divergence_source(vx, vy, row, column, scale, theta)
+                # The three rows around a cell move down with it, so that a thread reads every cell once.
+                corner = here + top * pitch + x
+                high_left = read(rho, corner)
+                high = read(rho, corner + 1)
+                high_right = read(rho, corner + 2)
+                corner += pitch
+                left = read(rho, corner)
+                centre = read(rho, corner + 1)
+                right = read(rho, corner + 2)
+                for r in range(ROWS):
+                    corner += pitch
+                    low_left = read(rho, corner)
+                    low = read(rho, corner + 1)
+                    low_right = read(rho, corner + 2)
+                    value[r] = (
+                        extra[r]
+                        + weights[9 * r] * high_left
+                        + weights[9 * r + 1] * high
+                        + weights[9 * r + 2] * high_right
+                        + weights[9 * r + 3] * left
+                        + weights[9 * r + 4] * centre
+                        + weights[9 * r + 5] * right
+                        + weights[9 * r + 6] * low_left
+                        + weights[9 * r + 7] * low
+                        + weights[9 * r + 8] * low_right
+                    )
+                    high_left = left
+                    high = centre
+                    high_right = right
+                    left = low_left
+                    centre = low
+                    right = low_right
+
+        # The tile without its halo.
+        for r in range(ROWS):
+            y = y0 + top + r
+            inside_y = has_cells and y >= row_of_tile * tile_height and y < wp.min((row_of_tile + 1) * tile_height, height)
+            inside_x = x0 + x >= column_of_tile * tile_width and x0 + x < wp.min((column_of_tile + 1) * tile_width, width)
+            if inside_y and inside_x:
+                if launches_left % 2 == 0:
+                    b[n, c, y, x0 + x] = value[r]
+                else:
+                    a[n, c, y, x0 + x] = value[r]
+
+    return advance
