@@ -43,7 +43,7 @@ class Data(measure.Benchmark):
         found = zip(self.workers, map(statistics.median, speeds), strict=True)
         rows = [{"workers": workers, "images_per_second": median} for workers, median in found]
         work = f"{self.images} pictures of 3 x {size[0]} x {size[1]}, batches of {self.batch}"
-        self.report(measure.describe(torch.device("cpu")), work, rows)
+        self.timed(measure.describe(torch.device("cpu")), work, rows)
 
     def epoch(self, dataset: ImageDataset, workers: int) -> float:
         """Pictures a second in an epoch, after one that starts the workers and is not counted."""

@@ -30,7 +30,14 @@ COLUMNS = {
     "compiled": ("compiled", 10, 1),
     "batch": ("batch", 7, 1),
     "workers": ("workers", 9, 1),
-    "name": ("name", 20, 1),
+    "name": ("name", 22, 1),
+    "registers": ("registers", 11, 1),
+    "stack": ("stack B", 9, 1),
+    "shared": ("shared B", 10, 1),
+    "instructions": ("instructions", 14, 1),
+    "per_update": ("an update", 11, 1),
+    "spills_per_update": ("spills", 8, 1),
+    "bytes_per_update": ("bytes", 7, 1),
     "iterations": ("iterations", 12, 1),
     "levels": ("levels", 8, 1),
     "median_seconds": ("median s", 10, 1),
@@ -48,17 +55,37 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Benchmark(ABC):
-    """Options that all benchmarks have."""
+class Report(ABC):
+    """What all benchmarks have: a table, and its numbers in a file."""
 
-    repeats: int = 3
-    """Repeats of each measurement, interleaved with those of the others; medians are reported."""
     out: Path | None = None
     """Write the numbers to this JSON file."""
 
     @abstractmethod
     def run(self) -> None:
         """Measure, print a table, write the numbers."""
+
+    def report(self, title: str, measured: Iterable[Row], **facts: object) -> list[Row]:
+        """Print each row as soon as it is measured; write and return all rows. The facts are written beside them."""
+        print(title)
+        rows: list[Row] = []
+        for row in measured:
+            columns = [(row[key], *column) for key, column in COLUMNS.items() if key in row]
+            if not rows:
+                print("".join(f"{head:>{width}}" for _, head, width, _ in columns))
+            print("".join(f"{_shown(value, unit):>{width}}" for value, _, width, unit in columns))
+            rows.append(row)
+        if self.out is not None:
+            write_json(self.out, {**facts, "rows": rows})
+        return rows
+
+
+@dataclass(frozen=True)
+class Benchmark(Report):
+    """Options of the benchmarks that measure time."""
+
+    repeats: int = 3
+    """Repeats of each measurement, interleaved with those of the others; medians are reported."""
 
     def check(self, **lowest: int) -> None:
         """Raise InputError if an option, or one of its values, is below the lowest one."""
@@ -72,19 +99,10 @@ class Benchmark(ABC):
         rounds = [[run() for run in runs] for _ in trange(self.repeats, desc="measuring", unit="round", leave=False)]
         return list(zip(*rounds, strict=True))
 
-    def report(self, device: str, work: str, measured: Iterable[Row], **facts: object) -> list[Row]:
-        """Print each row as soon as it is measured; write and return all rows. The facts are written beside them."""
-        print(f"{device}; {work}, medians of {self.repeats}")
-        rows: list[Row] = []
-        for row in measured:
-            columns = [(row[key], *column) for key, column in COLUMNS.items() if key in row]
-            if not rows:
-                print("".join(f"{head:>{width}}" for _, head, width, _ in columns))
-            print("".join(f"{_shown(value, unit):>{width}}" for value, _, width, unit in columns))
-            rows.append(row)
-        if self.out is not None:
-            write_json(self.out, {"device": device, "work": work, "repeats": self.repeats, **facts, "rows": rows})
-        return rows
+    def timed(self, device: str, work: str, measured: Iterable[Row], **facts: object) -> list[Row]:
+        """As :meth:`report`, with the device and the work in the title and among the facts."""
+        facts = {"device": device, "work": work, "repeats": self.repeats, **facts}
+        return self.report(f"{device}; {work}, medians of {self.repeats}", measured, **facts)
 
 
 def _shown(value: object, unit: float) -> str:

@@ -54,7 +54,7 @@ class Operator(measure.Benchmark):
         task = f"{self.channels} channels, Pe = {self.peclet:g}, to {self.sigma_max:g} L"
         settings = {name: getattr(self, name) for name in ("channels", "peclet", "sigma_max")}
         facts = {"copy_bytes_per_second": copy, "settings": settings}
-        rows = self.report(described, f"copies {copy / 1e9:.3g} GB/s; {task}", self.rows(device, copy), **facts)
+        rows = self.timed(described, f"copies {copy / 1e9:.3g} GB/s; {task}", self.rows(device, copy), **facts)
         if self.plot is not None:
             figures.save_figure(self.plot, figures.cost_curves(rows, f"{described}, {task}"))
 

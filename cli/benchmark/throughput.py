@@ -80,7 +80,7 @@ class Throughput(measure.Benchmark):
         precisions = dict.fromkeys(self.precision or (("fp32", "bf16") if on_cuda else ("fp32",)))
         ways = [ExecutionConfig(precision=p, compile=c) for p, c in product(precisions, (False, True)[: 1 + self.compile])]
         rows = chain.from_iterable(self.rows(name, config, device, ways) for name, config in configs.items())
-        self.report(f"{measure.describe(device)}, torch {torch.__version__}", work, rows)
+        self.timed(f"{measure.describe(device)}, torch {torch.__version__}", work, rows)
 
     def rows(self, name: str, config: RunConfig, device: torch.device, ways: Sequence[ExecutionConfig]) -> Iterator[measure.Row]:
         """A row of numbers for every way to run the preset that fits into memory: those of the turn of median speed."""

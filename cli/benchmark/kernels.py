@@ -1,0 +1,165 @@
+"""Read the CUDA kernels' binaries: registers, stack, shared memory, instructions and bytes an update. Needs no GPU."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import warp as wp
+
+from cli.benchmark import measure
+from lbm_warp.checks import InputError, check_integer
+from lbm_warp.kernels import cuda, onchip
+from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
+
+TOOLS = ("cuobjdump", "nvdisasm")
+
+
+class Binary(NamedTuple):
+    """A kernel to look at: its name for people, its module, its key there, and the updates in one pass of its instructions."""
+
+    name: str
+    module: wp.Module
+    key: str
+    updates: int | None
+    """Cells a thread updates in an iteration; None for a kernel that is no iteration."""
+
+
+@dataclass(frozen=True)
+class Kernels(measure.Report):
+    """Registers, memory and instructions of the CUDA kernels, from their binaries; needs no GPU, but CUDA's disassembler."""
+
+    arch: int = 90
+    """Architecture to compile for: 80 (A100), 86, 89, 90 (H100, H200), 100, 120."""
+
+    def run(self) -> None:
+        """Compile every kernel, disassemble it, print a table, write the numbers."""
+        check_integer("--arch", self.arch, 75, 130)
+        tools = find_tools()
+        with tempfile.TemporaryDirectory() as folder:
+            rows = self.rows(tools, Path(folder))
+            self.report(f"compiled for sm_{self.arch}; instructions on the path that runs most often", rows, architecture=self.arch)
+
+    def rows(self, tools: dict[str, str], folder: Path) -> Iterator[measure.Row]:
+        """What each kernel takes."""
+        for number, binary in enumerate(binaries()):
+            place = folder / str(number)
+            place.mkdir()
+            wp.compile_aot_module(binary.module, device=None, arch=self.arch, module_dir=place, use_ptx=False)
+            (cubin,) = place.rglob("*.cubin")
+            listed = output(tools["cuobjdump"], "-res-usage", cubin)
+            usage = re.search(rf"(\b{binary.key}\w*_cuda_kernel_forward):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", listed)
+            path = hot_path(instructions(output(tools["nvdisasm"], "-c", cubin), usage[1]))
+            registers, stack, shared = map(int, usage.groups()[1:])
+            row = {
+                "name": binary.name,
+                "registers": registers,
+                "stack": stack,
+                "shared": shared,
+                "instructions": sum(path.values()),
+            }
+            yield row | {
+                "per_update": binary.updates and row["instructions"] / binary.updates,
+                "spills_per_update": binary.updates and (path["LDL"] + path["STL"]) / binary.updates,
+                "bytes_per_update": binary.updates and bytes_of(path) / binary.updates,
+            }
+
+
+def binaries() -> Iterator[Binary]:
+    """All kernels, the iterations first."""
+    for name, adjoint, background in (("", False, False), (", background", False, True), (", adjoint", True, False)):
+        kernel = onchip.advance_kernel(adjoint, background)
+        yield Binary(f"on chip{name}", kernel.module, kernel.key, onchip.ROWS)
+    for name, dtype in (("float32", wp.float32), ("float64", wp.float64)):
+        kernel = cuda.iterate_kernel(dtype, False, False)
+        yield Binary(f"a cell, {name}", kernel.module, kernel.key, None)
+    kernel = displacement_gradient_kernel(wp.float32)
+    yield Binary("displacement gradient", kernel.module, kernel.key, None)
+    for name in ("turbulence", "populations", "hashing"):
+        module = importlib.import_module(f"lbm_warp.kernels.{name}")
+        for kernel in (value for value in vars(module).values() if isinstance(value, wp.Kernel)):
+            if kernel.module.name.endswith(name):
+                yield Binary(kernel.key.removesuffix("_kernel").replace("_", " "), kernel.module, kernel.key, None)
+
+
+def find_tools() -> dict[str, str]:
+    """Paths of CUDA's tools, from PATH or from the package triton.
+
+    Raises:
+        InputError: if one is missing.
+    """
+    triton = find_spec("triton")
+    beside = Path(triton.submodule_search_locations[0]) / "backends" / "nvidia" / "bin" if triton else None
+    found = {tool: shutil.which(tool) or (beside and shutil.which(tool, path=str(beside))) for tool in TOOLS}
+    if missing := [tool for tool, path in found.items() if not path]:
+        raise InputError(f"{' and '.join(missing)} not found: pip install triton (its wheel has them), or install CUDA's toolkit")
+    return found
+
+
+def output(*command: object) -> str:
+    """What a tool prints."""
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
+
+
+def instructions(listing: str, symbol: str) -> list[str | tuple[str, str]]:
+    """The instructions of a kernel in a listing of nvdisasm, and its labels as ``(label, '')``."""
+    _, _, text = listing.partition(f"\n.text.{symbol}:")
+    lines: list[str | tuple[str, str]] = []
+    for line in text.splitlines():
+        if line.startswith(".text.") or line.lstrip().startswith(".section"):
+            break
+        if label := re.match(r"(\.L_\w+):", line):
+            lines.append((label[1], ""))
+        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
+            lines.append(instruction[1])
+    return lines
+
+
+def hot_path(lines: list[str | tuple[str, str]]) -> Counter[str]:
+    """Operations by name on the path that runs most often.
+
+    That is the loop with a barrier, if there is one, without the longest part that a branch skips and that does not read shared
+    memory (weights, computed once); else the whole kernel.
+    """
+    at = {line[0]: number for number, line in enumerate(lines) if isinstance(line, tuple)}
+    jumps = [(number, at[found[1]]) for number, line in enumerate(lines) if (found := branch(line)) and found[1] in at]
+    loops = [(target, number) for number, target in jumps if target < number]
+    with_barrier = [(first, last) for first, last in loops if any("BAR.SYNC" in line for line in lines[first:last])]
+    if not with_barrier:
+        return operations(lines)
+    first, last = min(with_barrier, key=lambda loop: loop[1] - loop[0])
+    skips = [(number + 1, target) for number, target in jumps if first < number < target < last]
+    skips = [(begin, end) for begin, end in skips if not operations(lines[begin:end])["LDS"]]
+    begin, end = max(skips, key=lambda skip: skip[1] - skip[0], default=(last, last))
+    return operations(lines[first:begin]) + operations(lines[end : last + 1])
+
+
+def branch(line: str | tuple[str, str]) -> re.Match[str] | None:
+    """A branch, with its label."""
+    return re.search(r"BRA.*`\((\.L_\w+)\)", line) if isinstance(line, str) else None
+
+
+def operations(lines: list[str | tuple[str, str]]) -> Counter[str]:
+    """How often each operation occurs, by its name with the width of its data; no-operations are padding."""
+    found: Counter[str] = Counter()
+    for line in lines:
+        if isinstance(line, str):
+            words = re.sub(r"^@!?U?P\w+\s+", "", line).split()[0].split(".")
+            if words[0] != "NOP":
+                wide = next((word for word in words if word in ("64", "128")), "32")
+                found[words[0] if words[0] not in ("LD", "LDG", "ST", "STG") else f"{words[0]} {wide}"] += 1
+    return found
+
+
+def bytes_of(path: Counter[str]) -> int:
+    """Bytes that loads and stores of global memory name, before caches."""
+    return sum(count * int(name.split()[1]) // 8 for name, count in path.items() if " " in name)
