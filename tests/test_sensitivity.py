@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,26 +67,23 @@ def test_the_peclet_number_of_turbulence_has_a_gradient_and_images_are_the_same(
     assert float(gradient) == pytest.approx(float(ahead - behind) / 0.02, rel=1e-3)
 
 
-def test_the_flow_between_two_pictures_is_recovered() -> None:
-    """From a picture and what a flow has made of it, by gradient descent on the velocity."""
+def test_the_lines_in_the_readme_recover_the_flow_between_two_pictures() -> None:
     size, generator = 24, torch.Generator().manual_seed(0)
-    schedule = Schedule(np.array([0.0, 1.0]))
     flow = CurlNoise(octaves=1).velocity(3, size, size)
     picture = AdvectionDiffusion(Schedule(np.array([0.0, 1.5])), 0.0)(torch.rand((1, 3, size, size), generator=generator), 1, 0)
+    schedule = Schedule(np.array([0.0, 1.0]))
     carried = AdvectionDiffusion(schedule, 60.0, GivenVelocity(flow))(picture, 1, 0)
 
-    guess = torch.zeros_like(flow).requires_grad_()
-    adam, errors = torch.optim.Adam([guess], lr=0.1), []
-    for _ in range(60):
-        operator = AdvectionDiffusion(schedule, 60.0, GivenVelocity(guess, project=True))
-        error = (operator(picture, 1, 0) - carried).square().mean()
-        adam.zero_grad()
-        error.backward()
-        adam.step()
-        errors.append(error.item())
-    found = GivenVelocity(guess.detach(), project=True).velocity(0, size, size)
-    assert errors[-1] < 0.01 * errors[0]
-    assert torch.corrcoef(torch.stack([found.flatten(), flow.flatten()]))[0, 1] > 0.95
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {"before": picture, "after": carried} | {
+        name: globals()[name] for name in ("torch", "np", "AdvectionDiffusion", "Schedule")
+    }
+    exec(next(block for block in blocks if "GivenVelocity" in block), names)
+    found = GivenVelocity(names["field"].detach(), project=True)
+    error = (AdvectionDiffusion(schedule, 60.0, found)(picture, 1, 0) - carried).square().mean()
+    still = (AdvectionDiffusion(schedule, 0.0)(picture, 1, 0) - carried).square().mean()
+    assert error < 0.01 * still
+    assert torch.corrcoef(torch.stack([found.velocity(0, size, size).flatten(), flow.flatten()]))[0, 1] > 0.95
 
 
 def test_a_flow_that_changes_in_time_has_no_such_gradient() -> None:
