@@ -8,7 +8,7 @@ DEMO := runs/demo
 
 FIGURES := assets/figures
 
-.PHONY: demo test lint figures evidence clean
+.PHONY: demo test lint figures evidence cuda clean
 
 demo: $(VENV)/.installed
 	$(PY) -m cli.corrupt --video
@@ -39,6 +39,10 @@ figures: $(VENV)/.installed
 
 evidence: $(VENV)/.installed
 	$(PY) -m cli.evidence --jobs 2
+
+# For a machine with a GPU: tests, speed, training and sampling on it, in one report.
+cuda: $(VENV)/.installed
+	$(PY) -m cli.benchmark device --out cuda-report.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ class Schedule:
         InputError: if ``sigma`` is not such a sequence.
     """
 
-    sigma: np.ndarray
+    sigma: Sequence[float] | np.ndarray
 
     def __post_init__(self) -> None:
         sigma = np.array(self.sigma, dtype=np.float64)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import ClassVar
 import imageio.v3 as iio
 import pytest
 import torch
+import tyro
 from torch import nn
 
+from cli import sample, train
 from cli.benchmark import __main__ as benchmark
+from cli.benchmark import device as trial
 from cli.benchmark import kernels, measure, throughput
 from cli.benchmark.operator import Operator
 from diffusion.config import RunConfig
@@ -298,3 +302,39 @@ def test_the_iterations_on_chip_take_few_instructions(call: Call) -> None:
     rows = json.loads(Path("kernels.json").read_text())["rows"]
     on_chip = [row for row in rows if row["name"].startswith("on chip")]
     assert len(on_chip) == 3 and all(row["per_update"] <= 30 and row["registers"] <= 128 for row in on_chip)
+
+
+def test_the_report_of_a_device_is_whole_even_if_steps_fail(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step that succeeds, one that fails, one that takes too long, and one that is interrupted as it should be."""
+    patient = "-c 'import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(0)); time.sleep(60)'"
+    steps = (
+        trial.Step("Good", "-c 'print(1 + 1)'", 0.5),
+        trial.Step("Bad", "-c 'raise SystemExit(3)'", 0.5),
+        trial.Step("Slow", "-c 'import time; time.sleep(60)'", 0.01),
+        trial.Step("Interrupted", patient, 0.05, interrupt=True),
+    )
+    monkeypatch.setattr(trial, "STEPS", steps)
+    code, _, err = call("device", "--device", "cpu", "--minutes", "1", "--out", "report.md")
+    assert code == 2 and "2 of 4 steps failed (Bad, Slow); report.md says how" in err
+    text = Path("report.md").read_text()
+    assert "torch: " in text and "```\n2\n```" in text and "exit code 3 after" in text and "it took too long; exit code" in text
+    assert text.rindex("done in") > text.index("## Interrupted")
+
+
+def test_every_step_for_a_device_is_a_command_that_exists() -> None:
+    """The options that are there parse; the tests are those marked ``cuda``."""
+    assert sum(step.share for step in trial.STEPS) == pytest.approx(1.0)
+    parsers = {
+        "cli.benchmark": benchmark.parse,
+        "cli.train": train.parse,
+        "cli.sample": lambda args: tyro.cli(sample.Sample, args=args),
+    }
+    for step in trial.STEPS:
+        _, module, *arguments = shlex.split(step.command.format(device="cpu", folder="runs"))
+        if module != "pytest":
+            parsers[module](args=arguments)
+
+
+def test_a_device_that_is_not_there_is_named_in_one_line(call: Call) -> None:
+    code, _, err = call("device", "--device", "cuda:99", "--out", "report.md")
+    assert code == 2 and err.count("\n") == 1 and not Path("report.md").exists()

@@ -1,0 +1,139 @@
+"""Try everything on a device and write one report: tests, throughput, training steps, a training that is interrupted, sampling."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import warp as wp
+from tqdm import tqdm
+
+from cli import console
+from diffusion.files import whole_file
+from lbm_warp.checks import InputError, check_number
+from lbm_warp.interop import warp_device
+
+ABOUT = """# Report of a device
+
+Made by `python -m cli.benchmark device` (`make cuda`). Please attach this file to an issue of the repository; it holds nothing but
+what is printed below."""
+# Lines of a step's output that the report keeps.
+LINES = 60
+
+
+class Step(NamedTuple):
+    """A part of the report."""
+
+    title: str
+    command: str
+    """Arguments of Python; ``{device}`` and ``{folder}`` are filled in."""
+    share: float
+    """Of the time, at most."""
+    interrupt: bool = False
+    """Send SIGINT when half of its time is over; the command has to save its work and end."""
+
+
+TRAIN = "-m cli.train --preset cifar10 --data digits --images 400000 --checkpoint-every 20000 --device {device} --out {folder}/run"
+STEPS = (
+    Step("Tests that need the device", "-m pytest -q -m cuda -p no:cacheprovider", 0.3),
+    Step(
+        "Throughput against copies",
+        "-m cli.benchmark operator --sizes 64 128 256 512 --batches 1 32 --no-slow --device {device}",
+        0.2,
+    ),
+    Step("Training steps, and the share of the corruption", "-m cli.benchmark train --device {device}", 0.2),
+    Step("A training that is interrupted", TRAIN, 0.08, interrupt=True),
+    Step("The same training, resumed, and interrupted again", TRAIN, 0.08, interrupt=True),
+    Step("Samples of it", "-m cli.sample {folder}/run --num 256 --device {device} --out {folder}/samples", 0.07),
+    Step("Sampling speed", "-m cli.benchmark sample --device {device}", 0.07),
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Try everything on a device; one report in Markdown, whole even if a step fails."""
+
+    device: str = "cuda"
+    """cuda, cuda:N, or cpu."""
+    minutes: float = 25.0
+    """Time for all, at least 1; a step that takes more than its share is ended."""
+    out: Path = Path("device-report.md")
+    """The report; it is written anew after every step."""
+
+    def run(self) -> None:
+        """Carry out the steps one after the other."""
+        check_number("--minutes", self.minutes, 1.0)
+        device = console.pick_device(self.device)
+        warp_device(device)  # refuses a driver that is too old for Warp
+        parts, failed = [ABOUT, facts(device)], []
+        with tempfile.TemporaryDirectory() as folder:
+            for step in tqdm(STEPS, desc="steps", unit="step"):
+                ended, text = carry_out(
+                    step, step.command.format(device=self.device, folder=folder), 60.0 * self.minutes * step.share
+                )
+                failed += [] if ended.startswith("done") else [step.title]
+                parts.append(f"## {step.title}\n\n    python {step.command}\n\n{ended}\n\n```\n{text}\n```")
+                with whole_file(self.out) as aside:
+                    aside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        print(f"wrote {self.out}")
+        if failed:
+            raise InputError(f"{len(failed)} of {len(STEPS)} steps failed ({', '.join(failed)}); {self.out} says how")
+
+
+def facts(device: torch.device) -> str:
+    """Device, driver and versions, as a list."""
+    lines = {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "warp": wp.config.version,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        lines |= {"device": properties.name, "memory": f"{properties.total_memory / 2**30:.0f} GiB"}
+        lines |= {"multiprocessors": properties.multi_processor_count, "CUDA of torch": torch.version.cuda}
+        lines |= {name: ".".join(map(str, version())) for name, version in versions()}
+    return "\n".join(f"- {name}: {value}" for name, value in lines.items())
+
+
+def versions() -> Iterator[tuple[str, object]]:
+    """What Warp says about CUDA."""
+    yield "driver", wp.get_cuda_driver_version
+    yield "CUDA of Warp", wp.get_cuda_toolkit_version
+
+
+def carry_out(step: Step, command: str, seconds: float) -> tuple[str, str]:
+    """How a command ended, in words that begin with ``done`` if it did what it should, and the end of its output."""
+    start, environment = time.monotonic(), os.environ | {"TQDM_MININTERVAL": "30"}
+    process = subprocess.Popen(
+        [sys.executable, *shlex.split(command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
+    )
+    ended = ""
+    try:
+        text, _ = process.communicate(timeout=seconds / 2 if step.interrupt else seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            text, _ = process.communicate(timeout=max(seconds / 2, 30.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            text, _ = process.communicate()
+        ended = "" if step.interrupt else "ended, it took too long; "
+    with contextlib.suppress(ValueError):
+        process.stdout.close()
+    taken = f"{time.monotonic() - start:.0f} s"
+    ended = f"{ended}done in {taken}" if process.returncode == 0 else f"{ended}exit code {process.returncode} after {taken}"
+    shown = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return ended, "\n".join(shown[-LINES:])
