@@ -66,7 +66,7 @@ class TrainingState:
         """The state before the first step: weights from the run's seed, on a device."""
         torch.manual_seed(int(seeds(config.training.seed, "weights")))
         network = config.build_network().to(device)
-        optimiser = torch.optim.Adam(network.parameters(), lr=config.training.learning_rate)
+        optimiser = torch.optim.Adam(network.parameters(), lr=config.training.learning_rate, fused=True)
         return cls(network, EMA(network, config.training.ema), optimiser)
 
     def save(self, checkpoints: Checkpoints) -> None:
@@ -96,8 +96,9 @@ class TrainingState:
             for module, prefix in ((self.network, "network."), (self.average.network, "average.")):
                 module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
             for name, parameter in self.network.named_parameters():
-                self.optimiser.state[parameter] = {
-                    key: tensors[f"adam.{name}.{key}"].to("cpu" if key == "step" else parameter.device) for key in ADAM
-                }
+                found = {key: tensors[f"adam.{name}.{key}"].to(parameter.device) for key in ADAM}
+                # The fused update needs moments that lie in memory like the weights.
+                alike = {key: torch.empty_like(parameter).copy_(found[key]) for key in ADAM[1:]}
+                self.optimiser.state[parameter] = found | alike
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: not a checkpoint of this network ({' '.join(str(error).split())[:200]})") from None
