@@ -52,32 +52,36 @@ class Study(NamedTuple):
     columns: tuple[str, ...] = PLAIN
 
 
-_STEPWISE = "--sigma-max 0.5 --num"
+# Sampling noise of the stepwise processes was chosen of 1, 1.25, 1.5 and 2 on the other half, as were the learning rates.
+_STEPWISE = "--sigma-max 0.5 --sampling-noise"
 STUDIES = {
     "digits": Study(
         "Which process generates best at equal training? Digits, 16 x 16",
-        "--data digits --images 40000 --seeds 5",
+        "--data digits --images 40000",
         {
-            "fluid": "--process fluid --peclet 0 4 --num 2694",
-            "others": "--process ddpm blurring edm --peclet 0 --num 2694",
-            "soft": "--process soft --peclet 0 --learning-rate 2e-3 --num 2694",
-            "ihd": f"--process ihd --peclet 0 {_STEPWISE} 898",
-            "beyond-blur": f"--process beyond-blur --peclet 0.1 {_STEPWISE} 898",
-            "curl": f"--process beyond-blur-curl --peclet 2 {_STEPWISE} 450",
-            "controls": f"--process beyond-blur-frozen structured-noise structured-noise-frozen --peclet 0.1 {_STEPWISE} 450",
-            "cold": "--process cold --peclet 0 --num 450",
+            "fluid": "--seeds 5 --process fluid --peclet 0 4 --num 2694",
+            "others": "--seeds 5 --process ddpm blurring edm --peclet 0 --num 2694",
+            "soft": "--seeds 5 --process soft --peclet 0 --learning-rate 2e-3 --num 2694",
+            "ihd": f"--seeds 5 --process ihd --peclet 0 {_STEPWISE} 2 --num 450",
+            "beyond-blur": f"--seeds 5 --process beyond-blur --peclet 0.1 {_STEPWISE} 2 --num 450",
+            "structured-noise": f"--seeds 3 --process structured-noise --peclet 0.1 {_STEPWISE} 2 --num 450",
+            "curl": f"--seeds 3 --process beyond-blur-curl --peclet 2 {_STEPWISE} 2 --num 450",
+            "frozen": f"--seeds 3 --process beyond-blur-frozen structured-noise-frozen --peclet 0.1 {_STEPWISE} 1.25 --num 450",
+            "cold": "--seeds 3 --process cold --peclet 0 --num 450",
         },
     ),
     "fashion-mnist": Study(
         "And on photographs? Fashion-MNIST, 28 x 28",
-        "--data fashion-mnist --images 40000 --seeds 3 --num 1000",
+        "--data fashion-mnist --preset digits --size 28 --images 40000 --seeds 3 --num 1000",
         {
-            "fluid": "--process fluid --peclet 0 4",
-            "others": "--process ddpm blurring edm --peclet 0",
+            "fluid": "--process fluid --peclet 0 4 --likelihood",
+            "ddpm": "--process ddpm --peclet 0 --likelihood",
+            "others": "--process blurring edm --peclet 0",
             "soft": "--process soft --peclet 0 --learning-rate 2e-3",
-            "ihd": "--process ihd --peclet 0 --sigma-max 0.5",
-            "beyond-blur": "--process beyond-blur --peclet 0.1 --sigma-max 0.5",
+            "ihd": f"--process ihd --peclet 0 {_STEPWISE} 2",
+            "beyond-blur": f"--process beyond-blur --peclet 0.1 {_STEPWISE} 2",
         },
+        columns=tuple(COLUMNS),
     ),
     "flow": Study(
         "How strong may the flow be? From none to where it fails",

@@ -82,10 +82,17 @@ def check_levels(level: Integers, batch: int, lowest: int, highest: int) -> torc
 
 
 def check_images(u0: torch.Tensor) -> None:
-    """Raise InputError unless ``u0`` is a floating-point tensor [N, C, H, W] of images with at least 2 x 2 pixels."""
+    """Raise InputError unless ``u0`` is a floating-point tensor [N, C, H, W] of images with at least 2 x 2 pixels.
+
+    And if the caller records a CUDA graph: seeds and levels are copied from the CPU, which a graph cannot hold.
+    """
     if not isinstance(u0, torch.Tensor):
         raise InputError(f"images must be a torch tensor [N, C, H, W], got {type(u0).__name__}")
     if u0.ndim != 4 or 0 in u0.shape or min(u0.shape[2:]) < 2:
         raise InputError(f"images must have shape [N, C, H, W] with H, W >= 2, got {list(u0.shape)}")
     if not u0.dtype.is_floating_point:
         raise InputError(f"images must be floating-point, got {u0.dtype}")
+    if u0.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "the operator copies from the CPU and cannot be recorded into a CUDA graph; call it outside torch.cuda.graph"
+        )

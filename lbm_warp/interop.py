@@ -101,14 +101,10 @@ def launch(
         block: threads of a block, on a GPU.
 
     Raises:
-        InputError: if Warp cannot use the device, or the caller is recording a CUDA graph.
+        InputError: if Warp cannot use the device.
     """
     device = (*outputs, *batched)[0].device
     shared = [view(value) if isinstance(value, torch.Tensor) else value for value in inputs]
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise InputError(
-            "the operator copies from the CPU and cannot be recorded into a CUDA graph; call it outside torch.cuda.graph"
-        )
     load(kernel.module, device)
     stream = warp_stream(device)
 

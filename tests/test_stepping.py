@@ -152,3 +152,37 @@ def test_a_call_never_waits_for_the_device() -> None:
         operator.pair(u0, level, seed)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+def test_a_call_cannot_be_recorded_into_a_graph_of_the_caller() -> None:
+    operator, u0 = AdvectionDiffusion(SCHEDULE, 8.0), torch.rand((1, 1, 16, 16), device="cuda")
+    expected = operator(u0, 3, 0)
+    with pytest.raises(InputError, match="cannot be recorded into a CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        operator(u0, 3, 0)
+    assert torch.equal(operator(u0, 3, 0), expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("size", [(16, 16), (64, 64), (100, 130), (7, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_image_on_the_device_is_the_same_in_every_batch(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Bit for bit, with many calls in flight; on chip whole, in tiles, and with a launch an iteration."""
+    operator = AdvectionDiffusion(SCHEDULE, 4.0)
+    u0, level = torch.rand((5, 3, *size), dtype=dtype, device="cuda"), torch.tensor([12, 1, 7, 0, 12])
+    together = [operator(u0, level, range(5)) for _ in range(20)]
+    for n in range(5):
+        alone = operator(u0[n : n + 1], int(level[n]), n)
+        assert all(torch.equal(batch[n : n + 1], alone) for batch in together)
+    torch.testing.assert_close(together[0].cpu(), operator(u0.cpu(), level, range(5)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.cuda
+def test_a_device_that_is_not_current() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    operator, u0 = AdvectionDiffusion(SCHEDULE, 8.0), torch.rand((2, 1, 32, 32))
+    with torch.cuda.device(0):
+        there = operator(u0.to("cuda:1"), 12, [0, 1])
+    assert there.device == torch.device("cuda:1")
+    assert torch.equal(there.cpu(), operator(u0.to("cuda:0"), 12, [0, 1]).cpu())
