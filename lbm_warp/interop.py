@@ -60,6 +60,11 @@ def warp_device(device: torch.device) -> wp.Device:
     return wp.get_device(f"cuda:{index}")
 
 
+def has_blocks(device: torch.device) -> bool:
+    """Whether threads of a block can work together: on a GPU, and on a CPU if ``wp.config.enable_cpu_blocks`` is set (slow)."""
+    return device.type != "cpu" or wp.config.enable_cpu_blocks
+
+
 def warp_stream(device: torch.device) -> wp.Stream | None:
     """Torch's current stream on a GPU, for launches in order with the torch operations before and after; None for a CPU."""
     return None if device.type == "cpu" else wp.stream_from_torch(torch.cuda.current_stream(device))
@@ -88,7 +93,7 @@ def launch(
     batched: Sequence[torch.Tensor] = (),
     inputs: Sequence[object] = (),
     outputs: Sequence[torch.Tensor] = (),
-    block: int = 256,
+    block: int | None = None,
 ) -> None:
     """Launch ``kernel(*batched, *inputs, *outputs)`` over ``dim``, whose first axis is the batch.
 
@@ -98,14 +103,16 @@ def launch(
         batched: input tensors [N, ...], all on one device.
         inputs: scalars, and tensors shared by the batch.
         outputs: tensors [N, ...] on the same device, written in place.
-        block: threads of a block, on a GPU.
+        block: threads of a block, for a kernel whose threads work together; the launch is then not split. Every thread may use
+            all of the outputs.
 
     Raises:
         InputError: if Warp cannot use the device.
     """
     device = (*outputs, *batched)[0].device
     shared = [view(value) if isinstance(value, torch.Tensor) else value for value in inputs]
-    load(kernel.module, device)
+    size = block or (1 if device.type == "cpu" else 256)
+    load(kernel.module, device, size)
     stream = warp_stream(device)
 
     def run(start: int, stop: int) -> None:
@@ -116,11 +123,11 @@ def launch(
             outputs=[view(t[start:stop]) for t in outputs],
             device=warp_device(device),
             stream=stream,
-            block_dim=block,
+            block_dim=size,
         )
 
     batch = dim[0]
-    workers = min(torch.get_num_threads(), batch) if device.type == "cpu" else 1
+    workers = min(torch.get_num_threads(), batch) if device.type == "cpu" and block is None else 1
     if workers <= 1:
         run(0, batch)
         return
@@ -130,17 +137,16 @@ def launch(
 
 
 @functools.cache
-def load(module: wp.Module, device: torch.device) -> None:
+def load(module: wp.Module, device: torch.device, block: int) -> None:
     """Compile a kernel's module or load it from the cache, before threads use it.
 
     Raises:
         InputError: if Warp cannot use the device.
     """
     where = warp_device(device)
-    block_size = 1 if where.is_cpu else 256  # Warp's defaults, which are part of a module's name in the cache.
-    if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier(block_size)).exists():
+    if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier(block)).exists():
         _announce_compilation()
-    wp.load_module(module, device=where)
+    wp.load_module(module, device=where, block_dim=block)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from lbm_warp.interop import WARP_DTYPES, launch
+from lbm_warp.interop import WARP_DTYPES, has_blocks, launch
 from lbm_warp.kernels import cpu, cuda, onchip
 from lbm_warp.planner import Grid
 
@@ -55,7 +55,7 @@ class Stepper:
             first, stop: int32 [M] on the CPU, first <= stop.
         """
         u, count = u[: len(first)], int((stop - first).max())
-        pieces = Pieces.of(u) if u.device.type != "cpu" else None
+        pieces = Pieces.of(u) if has_blocks(u.device) else None
         # A launch on chip does many iterations; the others swap the buffers after every one.
         swaps = -(-(stop - first) // pieces.most) if pieces else stop - first
         scratch = torch.empty_like(u)
@@ -64,14 +64,14 @@ class Stepper:
             scratch.copy_(u)
         limits = torch.stack([first, stop]).to(u.device, non_blocking=True)
         theta = torch.tensor([self.grid.theta], dtype=u.dtype).to(u.device, non_blocking=True).expand(len(u), 2).contiguous()
-        if u.device.type == "cpu":
+        if pieces:
+            for number in range(-(-count // pieces.most)):
+                self._on_chip(limits, theta, velocity, pieces, number, u, scratch)
+        elif u.device.type == "cpu":
             phases, length = tile_rows(len(u), u.shape[2], self.periodic, torch.get_num_threads())
             for begin in range(0, count, length):
                 for tiles in phases:
                     self._on_cpu(limits, theta, velocity, tiles, begin, min(begin + length, UNLIMITED), u, scratch)
-        elif pieces:
-            for number in range(-(-count // pieces.most)):
-                self._on_chip(limits, theta, velocity, pieces, number, u, scratch)
         else:
             for step in range(count):
                 self._on_gpu(limits, theta, velocity, step, u, scratch)
@@ -105,8 +105,8 @@ class Stepper:
 
     def _on_chip(self, limits, theta, velocity, pieces: Pieces, number: int, a, b) -> None:
         kernel = onchip.advance_kernel(self.adjoint, self.offset != 0.0)
-        inputs = [*limits, theta, velocity, *self._numbers, *pieces.tile, pieces.halo, pieces.most, number, a, b]
-        launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, block=pieces.threads)
+        inputs = [*limits, theta, velocity, *self._numbers, *pieces.tile, pieces.halo, pieces.most, number]
+        launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, outputs=[a, b], block=pieces.threads)
 
     @property
     def _numbers(self) -> list[float | bool]:

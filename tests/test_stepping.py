@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import warp as wp
 
 from lbm_warp import AdvectionDiffusion, Schedule, SpectralTurbulence, TextbookSolver
 from lbm_warp.checks import InputError
@@ -119,6 +120,21 @@ def test_the_textbook_solver_has_the_background_too(photograph: torch.Tensor) ->
 def test_bad_options_of_the_textbook_solver_are_refused(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(torch.rand((1, 1, 8, 8)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(16, 24), (70, 66)])
+@pytest.mark.parametrize("boundary", ["wall", "periodic"])
+def test_the_operator_by_blocks_of_threads(size: tuple[int, int], boundary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, here in fibers: an image on chip, or in tiles with a halo; every image has another level."""
+    operator = AdvectionDiffusion(SCHEDULE, 4.0, boundary=boundary)
+    u0, w = torch.rand((2, 4, 1, *size), generator=torch.Generator().manual_seed(0))
+    level, seed = torch.tensor([12, 0, 7, 1]), [1, 2, 3, 4]
+    expected = operator(u0, level, seed), operator.adjoint(w, level, seed)
+    monkeypatch.setattr(wp.config, "enable_cpu_blocks", True)
+    found = operator(u0, level, seed), operator.adjoint(w, level, seed)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-6)
 
 
 @pytest.mark.cuda
