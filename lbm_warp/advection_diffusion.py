@@ -234,7 +234,8 @@ class _Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         order = torch.argsort(levels[-1], descending=True, stable=True)
         lattice = operator._lattice(u0, seed, order)
-        u = sorted_like(u0.to(lattice.flow.dtype, memory_format=torch.contiguous_format, copy=True), order)
+        u = sorted_like(u0.to(lattice.flow.dtype), order).contiguous()
+        u = u.clone() if u.data_ptr() == u0.data_ptr() else u  # the iterations overwrite it
         images = trajectory.forward(u, lattice, [level[order] for level in levels])
         return tuple(sorted_like(image, torch.argsort(order)).to(u0.dtype) for image in images)
 

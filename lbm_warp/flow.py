@@ -78,6 +78,11 @@ class Flow:
     _velocities: list[torch.Tensor] = field(default_factory=list, init=False)
     _field: torch.Tensor | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        # A steady field is made before the caller copies the images: the memory for both is then not needed at once.
+        if self.interval[0] == UNLIMITED:
+            self._velocity(0, 0)
+
     def during(
         self, grid: int, first: torch.Tensor, stop: torch.Tensor, reverse: bool = False
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
