@@ -22,7 +22,7 @@ from diffusion.data.images import fit, read_image
 from diffusion.files import read_json, write_json
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.sampling.samplers import visited_levels
-from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.checks import InputError, check_integer, check_name, check_number
 
 GRID = 64
 EACH = 8
@@ -82,8 +82,8 @@ class Sample:
 
     run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")] = None
     """Run folder that cli.train made, or owner/name on the Hugging Face Hub."""
-    model: Literal["digits", "fashion", "emoji"] | None = None
-    """A bundled model instead of a run; digits by default."""
+    model: str | None = None
+    """A bundled model instead of a run: digits (the default), fashion or emoji."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """Number of images (64; with --label all 8 of each class), of rows with --interpolate (6), or of restorations at each level
     with --from-image (6)."""
@@ -121,6 +121,8 @@ class Sample:
         chosen = [f"--{name.replace('_', '-')}" for name, given in ways if name != "level" and given not in (None, False)]
         if len(chosen) > 1:
             raise InputError(f"{' and '.join(chosen)} do not go together; choose one")
+        if self.model is not None:
+            check_name("model", self.model, BUNDLED)
         if self.run is not None and self.model is not None:
             raise InputError(f"RUN ({self.run}) and --model {self.model} do not go together; choose one")
         if self.seeds and self.num is not None:

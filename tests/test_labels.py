@@ -165,6 +165,7 @@ def test_wrong_labels_are_refused_in_one_line(
         (sample.main, [run, "--label", "brigt"], "unknown label 'brigt': expected one of dark, bright; did you mean bright?"),
         (sample.main, [run, "--label", 2], "unknown label '2': expected one of dark, bright"),
         (sample.main, [run, "--label", "all", "--interpolate", 3], "unknown label 'all': expected one of dark, bright"),
+        (sample.main, ["--model", "emojis"], "unknown model 'emojis': expected one of digits, fashion, emoji; did you mean emoji?"),
         (sample.main, [run, "--model", "emoji"], "and --model emoji do not go together; choose one"),
         (sample.main, [run, "--guidance", 2], "guidance 2 needs a label"),
         (sample.main, [run, "--label", 1, "--guidance", -1], "guidance must be at least 0, got -1"),
