@@ -144,7 +144,7 @@ class AdvectionDiffusion:
         if self.solver == "heat kernel":
             images = (self._images(u0.detach(), seed, level)[0] for level in each)
         else:
-            lattice = self._lattice(u0, seed, torch.arange(len(u0)))
+            lattice = self._lattice(u0, seed, each[-1])
             images = trajectory.forward(u0.detach().to(lattice.flow.dtype, copy=True), lattice, each)
         for level, u in zip(levels, images, strict=True):
             yield level, u.to(u0.dtype)
@@ -216,8 +216,9 @@ class AdvectionDiffusion:
         peclet = torch.tensor(self.peclet, device=u0.device) if self._peclet is None else self._peclet
         return _Physics.apply(u0, field, peclet, self, seed, *levels)
 
-    def _lattice(self, u: torch.Tensor, seed: torch.Tensor, order: torch.Tensor) -> Lattice:
-        """What the stages of images like ``u``, sorted by ``order``, work with."""
+    def _lattice(self, u: torch.Tensor, seed: torch.Tensor, last: torch.Tensor) -> Lattice:
+        """What the stages of images like ``u`` work with, sorted by their last level, the highest first."""
+        order = torch.argsort(last, descending=True, stable=True)
         size = tuple(u.shape[2:])
         plan, clock = self.plan(*size), Clock(self.peclet, self.turbulence_time, min(size))
         interval = clock.intervals(plan, self.scheme)
@@ -232,8 +233,8 @@ class _Forward(torch.autograd.Function):
     def forward(ctx, u0: torch.Tensor, operator: AdvectionDiffusion, seed: torch.Tensor, *levels: torch.Tensor):
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
         ctx.set_materialize_grads(False)
-        order = torch.argsort(levels[-1], descending=True, stable=True)
-        lattice = operator._lattice(u0, seed, order)
+        lattice = operator._lattice(u0, seed, levels[-1])
+        order = lattice.flow.order
         u = sorted_like(u0.to(lattice.flow.dtype), order).contiguous()
         u = u.clone() if u.data_ptr() == u0.data_ptr() else u  # the iterations overwrite it
         images = trajectory.forward(u, lattice, [level[order] for level in levels])
@@ -260,8 +261,8 @@ class _Physics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *images: torch.Tensor):
         u0, field, peclet = ctx.saved_tensors
-        order = torch.argsort(ctx.levels[-1], descending=True, stable=True)
-        back, lattice = torch.argsort(order), ctx.operator._lattice(u0, ctx.seed, order)
+        lattice = ctx.operator._lattice(u0, ctx.seed, ctx.levels[-1])
+        order, back = lattice.flow.order, torch.argsort(lattice.flow.order)
         u, *images = (sorted_like(tensor.to(lattice.flow.dtype).contiguous(), order) for tensor in (u0, *images))
         w, displacements = sensitivity.gradients(u, images, lattice, [level[order] for level in ctx.levels])
         displacements = [None if q is None else sorted_like(q, back) for q in displacements]
@@ -275,8 +276,8 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operator: AdvectionDiffusion, seed: torch.Tensor, levels: tuple[torch.Tensor, ...], *images: torch.Tensor):
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
-        order = torch.argsort(levels[-1], descending=True, stable=True)
-        lattice = operator._lattice(images[0], seed, order)
+        lattice = operator._lattice(images[0], seed, levels[-1])
+        order = lattice.flow.order
         gradients = [sorted_like(w.to(lattice.flow.dtype), order) for w in images]
         w = trajectory.adjoint(gradients, lattice, [level[order] for level in levels])
         return sorted_like(w, torch.argsort(order)).to(images[0].dtype)

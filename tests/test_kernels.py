@@ -12,11 +12,11 @@ import warp as wp
 
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import InputError
-from lbm_warp.interop import launch, view, warp_device
+from lbm_warp.interop import WARP_DTYPES, launch, warp_device
 from lbm_warp.kernels import cpu, cuda, onchip
 from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
 from lbm_warp.random import normal
-from lbm_warp.stepping import Pieces
+from lbm_warp.stepping import Pieces, whole
 
 MODULES = ["hashing", "turbulence", "populations"]
 
@@ -131,8 +131,7 @@ def limits(counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 def on_one_core(u, velocity, first, stop, adjoint: bool, offset: float, periodic: bool) -> torch.Tensor:
     """By the kernel for CPUs."""
     a, b, theta = u.clone(), u.clone(), torch.tensor([THETA] * len(u), dtype=u.dtype)
-    tiles = torch.tensor([[n, 0, u.shape[2], 0, 0] for n in range(len(u))], dtype=torch.int32)
-    kernel = cpu.advance_kernel({torch.float32: wp.float32, torch.float64: wp.float64}[u.dtype], adjoint, offset != 0.0, u.shape[1])
+    kernel, tiles = cpu.advance_kernel(WARP_DTYPES[u.dtype], adjoint, offset != 0.0, u.shape[1]), whole(len(u), u.shape[2])
     launch(kernel, (len(u),), batched=[tiles], inputs=[first, stop, theta, velocity, *NUMBERS, offset, periodic, 0, 1000, a, b])
     return a
 
@@ -177,9 +176,8 @@ def test_kernels_on_chip_equal_cpu_kernels(
     kernel, threads = onchip.advance_kernel(adjoint, background), 192
     blocks = 3 * 2 * -(-size[0] // tile[0]) * -(-size[1] // tile[1])
     for number in range(-(-15 // most)):
-        arrays = [view(tensor) for tensor in (first, stop, theta, velocity)]
-        inputs = [*arrays, *NUMBERS, offset, periodic, *tile, halo, most, number, view(a), view(b)]
-        wp.launch(kernel, (blocks, threads), inputs=inputs, device="cpu", block_dim=threads)
+        inputs = [first, stop, theta, velocity, *NUMBERS, offset, periodic, *tile, halo, most, number]
+        launch(kernel, (blocks, threads), inputs=inputs, outputs=[a, b], block=threads)
     # The weights and their order are the same; the compiler may contract other products.
     torch.testing.assert_close(a, on_one_core(u, velocity, first, stop, adjoint, offset, periodic), rtol=0, atol=2e-6)
     assert torch.equal(a[0], u[0]) and (a[1] - u[1]).abs().max() > 0.01

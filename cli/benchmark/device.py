@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shlex
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -104,14 +102,9 @@ def facts(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         lines |= {"device": properties.name, "memory": f"{properties.total_memory / 2**30:.0f} GiB"}
         lines |= {"multiprocessors": properties.multi_processor_count, "CUDA of torch": torch.version.cuda}
-        lines |= {name: ".".join(map(str, version())) for name, version in versions()}
+        versions = {"driver": wp.get_cuda_driver_version(), "CUDA of Warp": wp.get_cuda_toolkit_version()}
+        lines |= {name: ".".join(map(str, version)) for name, version in versions.items()}
     return "\n".join(f"- {name}: {value}" for name, value in lines.items())
-
-
-def versions() -> Iterator[tuple[str, object]]:
-    """What Warp says about CUDA."""
-    yield "driver", wp.get_cuda_driver_version
-    yield "CUDA of Warp", wp.get_cuda_toolkit_version
 
 
 def carry_out(step: Step, command: str, seconds: float) -> tuple[str, str]:
@@ -131,8 +124,6 @@ def carry_out(step: Step, command: str, seconds: float) -> tuple[str, str]:
             process.kill()
             text, _ = process.communicate()
         ended = "" if step.interrupt else "ended, it took too long; "
-    with contextlib.suppress(ValueError):
-        process.stdout.close()
     taken = f"{time.monotonic() - start:.0f} s"
     ended = f"{ended}done in {taken}" if process.returncode == 0 else f"{ended}exit code {process.returncode} after {taken}"
     shown = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]

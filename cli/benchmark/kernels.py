@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import shutil
@@ -25,11 +26,10 @@ TOOLS = ("cuobjdump", "nvdisasm")
 
 
 class Binary(NamedTuple):
-    """A kernel to look at: its name for people, its module, its key there, and the updates in one pass of its instructions."""
+    """A kernel to look at: its name for people, and the updates in one pass of its instructions."""
 
     name: str
-    module: wp.Module
-    key: str
+    kernel: wp.Kernel
     updates: int | None
     """Cells a thread updates in an iteration; None for a kernel that is no iteration."""
 
@@ -51,14 +51,21 @@ class Kernels(measure.Report):
 
     def rows(self, tools: dict[str, str], folder: Path) -> Iterator[measure.Row]:
         """What each kernel takes."""
-        for number, binary in enumerate(binaries()):
-            place = folder / str(number)
+
+        @functools.cache
+        def read(module: wp.Module) -> tuple[str, str]:
+            """What the tools say of a module, which may hold several kernels."""
+            place = folder / module.name
             place.mkdir()
-            wp.compile_aot_module(binary.module, device=None, arch=self.arch, module_dir=place, use_ptx=False)
+            wp.compile_aot_module(module, device=None, arch=self.arch, module_dir=place, use_ptx=False)
             (cubin,) = place.rglob("*.cubin")
-            listed = output(tools["cuobjdump"], "-res-usage", cubin)
-            usage = re.search(rf"(\b{binary.key}\w*_cuda_kernel_forward):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", listed)
-            path = hot_path(instructions(output(tools["nvdisasm"], "-c", cubin), usage[1]))
+            return output(tools["cuobjdump"], "-res-usage", cubin), output(tools["nvdisasm"], "-c", cubin)
+
+        for binary in binaries():
+            listed, listing = read(binary.kernel.module)
+            symbol = rf"(\b{binary.kernel.key}\w*_cuda_kernel_forward)"
+            usage = re.search(rf"{symbol}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", listed)
+            path = hot_path(instructions(listing, usage[1]))
             registers, stack, shared = map(int, usage.groups()[1:])
             row = {
                 "name": binary.name,
@@ -78,17 +85,16 @@ def binaries() -> Iterator[Binary]:
     """All kernels, the iterations first."""
     for name, adjoint, background in (("", False, False), (", background", False, True), (", adjoint", True, False)):
         kernel = onchip.advance_kernel(adjoint, background)
-        yield Binary(f"on chip{name}", kernel.module, kernel.key, onchip.ROWS)
+        yield Binary(f"on chip{name}", kernel, onchip.ROWS)
     for name, dtype in (("float32", wp.float32), ("float64", wp.float64)):
         kernel = cuda.iterate_kernel(dtype, False, False)
-        yield Binary(f"a cell, {name}", kernel.module, kernel.key, None)
-    kernel = displacement_gradient_kernel(wp.float32)
-    yield Binary("displacement gradient", kernel.module, kernel.key, None)
+        yield Binary(f"a cell, {name}", kernel, None)
+    yield Binary("displacement gradient", displacement_gradient_kernel(wp.float32), None)
     for name in ("turbulence", "populations", "hashing"):
         module = importlib.import_module(f"lbm_warp.kernels.{name}")
         for kernel in (value for value in vars(module).values() if isinstance(value, wp.Kernel)):
             if kernel.module.name.endswith(name):
-                yield Binary(kernel.key.removesuffix("_kernel").replace("_", " "), kernel.module, kernel.key, None)
+                yield Binary(kernel.key.removesuffix("_kernel").replace("_", " "), kernel, None)
 
 
 def find_tools() -> dict[str, str]:
