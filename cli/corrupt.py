@@ -173,8 +173,8 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
     operator = AdvectionDiffusion(
         moments,
-        peclet,
-        TURBULENCE[flow.turbulence],
+        peclet=peclet,
+        turbulence=TURBULENCE[flow.turbulence],
         boundary=flow.boundary,
         offset=flow.offset,
         turbulence_time=flow.turbulence_time,

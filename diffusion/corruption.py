@@ -239,7 +239,7 @@ class StructuredNoise:
 
     def __init__(self, flow: AdvectionDiffusion) -> None:
         self.flow = flow
-        self.blur = AdvectionDiffusion(flow.schedule, 0.0, boundary=flow.boundary)
+        self.blur = AdvectionDiffusion(flow.schedule, peclet=0.0, boundary=flow.boundary)
         self.solver = flow.solver
 
     def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
@@ -266,9 +266,9 @@ def flow_operator(process: ForwardProcess, sigma: np.ndarray) -> AdvectionDiffus
     """The advection-diffusion of a process that blurs; ``sigma`` are the blur widths of levels 0..K [pixels]."""
     if process.turbulence == "waves":
         options = {"offset": process.offset, "boundary": process.boundary, "transport": process.transport}
-        return WaveAdvectionDiffusion(Schedule(sigma), process.peclet, process.wave_speed, **options)
+        return WaveAdvectionDiffusion(Schedule(sigma), peclet=process.peclet, wave_speed=process.wave_speed, **options)
     options = {"boundary": process.boundary, "offset": process.offset, "turbulence_time": process.turbulence_time}
-    return AdvectionDiffusion(Schedule(sigma), process.peclet, TURBULENCE[process.turbulence], **options)
+    return AdvectionDiffusion(Schedule(sigma), peclet=process.peclet, turbulence=TURBULENCE[process.turbulence], **options)
 
 
 def _operator(process: ForwardProcess, sigma: np.ndarray) -> Operator:

@@ -63,9 +63,9 @@ class AdvectionDiffusion:
     def __init__(
         self,
         schedule: Schedule,
+        *,
         peclet: float | torch.Tensor = 8.0,
         turbulence: Turbulence | None = None,
-        *,
         boundary: str = "wall",
         offset: float = 0.0,
         turbulence_time: float = 0.0,

@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ from lbm_warp.checks import InputError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 log = logging.getLogger("lbm_warp")
+
+# A thread computes this many elements in about 0.4 ms; to wake it for fewer takes longer than they do.
+LEAST_SHARE = 2**15
 
 WARP_DTYPES = {torch.float32: wp.float32, torch.float64: wp.float64, torch.int32: wp.int32, torch.int64: wp.int64}
 
@@ -94,6 +98,7 @@ def launch(
     inputs: Sequence[object] = (),
     outputs: Sequence[torch.Tensor] = (),
     block: int | None = None,
+    work: int | None = None,
 ) -> None:
     """Launch ``kernel(*batched, *inputs, *outputs)`` over ``dim``, whose first axis is the batch.
 
@@ -105,6 +110,7 @@ def launch(
         outputs: tensors [N, ...] on the same device, written in place.
         block: threads of a block, for a kernel whose threads work together; the launch is then not split. Every thread may use
             all of the outputs.
+        work: elements to compute, by which a launch is split among cores; by default those of the largest batched tensor or output.
 
     Raises:
         InputError: if Warp cannot use the device.
@@ -126,14 +132,19 @@ def launch(
             block_dim=size,
         )
 
-    batch = dim[0]
-    workers = min(torch.get_num_threads(), batch) if device.type == "cpu" and block is None else 1
+    batch, threads = dim[0], torch.get_num_threads()
+    worth = (max(tensor.numel() for tensor in (*outputs, *batched)) if work is None else work) // LEAST_SHARE
+    workers = min(threads, batch, worth) if device.type == "cpu" and block is None else 1
     if workers <= 1:
         run(0, batch)
         return
     bounds = [batch * i // workers for i in range(workers + 1)]
-    for _ in _threads(workers).map(run, bounds[:-1], bounds[1:]):
-        pass
+    others = [_threads(threads).submit(run, *part) for part in pairwise(bounds[1:])]
+    try:
+        run(*bounds[:2])
+    finally:
+        for other in others:
+            other.result()
 
 
 @functools.cache

@@ -26,6 +26,8 @@ MIN_TILE_ROWS = 24
 # Side of a tile of a large image on chip, and the cells around it, which are also the iterations of a launch. With its halo a tile
 # has 64 x 64 cells, the most that fit.
 TILE, HALO = 48, 8
+# Updates of a cell that take a core as long as another kernel's element.
+UPDATES = 16
 # No limit on iterations: the largest int32.
 UNLIMITED = 2**31 - 1
 
@@ -96,7 +98,8 @@ class Stepper:
     def _on_cpu(self, limits, theta, velocity, tiles: torch.Tensor, begin: int, end: int, a, b) -> None:
         kernel = cpu.advance_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0, a.shape[1])
         inputs = [*limits, theta, velocity, *self._numbers, begin, end, a, b]
-        launch(kernel, (len(tiles),), batched=[tiles], inputs=inputs)
+        updates = min(end - begin, int((limits[1] - limits[0]).max())) * a.numel()
+        launch(kernel, (len(tiles),), batched=[tiles], inputs=inputs, work=updates // UPDATES)
 
     def _on_gpu(self, limits, theta, velocity, step: int, a, b) -> None:
         kernel = cuda.iterate_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0)
@@ -131,9 +134,9 @@ class Pieces(NamedTuple):
 
     @classmethod
     def of(cls, u: torch.Tensor) -> Pieces | None:
-        """The pieces of images [N, C, H, W]; None if they are too low for a thread's rows, or float64."""
+        """The pieces of images [N, C, H, W]; None if a side is shorter than a thread's rows or the halo, or for float64."""
         images, channels, height, width = u.shape
-        if u.dtype != torch.float32 or height < onchip.ROWS:
+        if u.dtype != torch.float32 or min(height, width) < max(onchip.ROWS, HALO):
             return None
         if _threads(height, width) <= onchip.THREADS and 2 * (height + 2) * (width + 2) <= onchip.MEMORY:
             return cls((height, width), 0, UNLIMITED, images * channels, _threads(height, width))

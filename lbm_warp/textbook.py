@@ -68,9 +68,9 @@ class TextbookSolver:
     def __init__(
         self,
         schedule: Schedule,
+        *,
         peclet: float = 8.0,
         turbulence: Turbulence | None = None,
-        *,
         collision: str = "bgk",
         relaxation_time: float = 1.0,
         boundary: str = "wall",

@@ -123,9 +123,9 @@ class WaveAdvectionDiffusion:
     def __init__(
         self,
         schedule: Schedule,
+        *,
         peclet: float,
         wave_speed: float,
-        *,
         offset: float = 0.0,
         boundary: str = "wall",
         transport: bool = True,
@@ -138,8 +138,8 @@ class WaveAdvectionDiffusion:
         carried = transport and peclet > 0.0
         self.image = AdvectionDiffusion(
             schedule,
-            peclet if carried else 0.0,
-            self.waves,
+            peclet=peclet if carried else 0.0,
+            turbulence=self.waves,
             boundary=boundary,
             turbulence_time=wave_speed / peclet if carried else 0.0,
             scheme=SCHEME,

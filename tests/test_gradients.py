@@ -46,7 +46,9 @@ def test_the_adjoint_is_the_transpose_through_hundreds_of_iterations_and_all_gri
     """<w, A u> = <A^T w, u> in float64, with levels on each of three grids in one batch."""
     schedule = Schedule(np.array([0.0, 1.0, 5.0, 12.0, 20.0, 40.0]))
     scheme = Scheme(min_cells=16, min_cells_per_peclet=4.0, min_cells_per_root_source=4.0)
-    operator = AdvectionDiffusion(schedule, 4.0, turbulence, boundary=boundary, turbulence_time=rate, scheme=scheme)
+    operator = AdvectionDiffusion(
+        schedule, peclet=4.0, turbulence=turbulence, boundary=boundary, turbulence_time=rate, scheme=scheme
+    )
     level, seed = torch.tensor([5, 1, 4, 0, 3, 2]), torch.arange(6)
     assert set(operator.plan(64, 96).level_grid[level]) == {0, 1, 2}
     u, w = random((6, 2, 64, 96), 1, device), random((6, 2, 64, 96), 2, device)
@@ -56,7 +58,7 @@ def test_the_adjoint_is_the_transpose_through_hundreds_of_iterations_and_all_gri
 
 
 def test_backward_of_a_loss_is_the_adjoint(photograph: torch.Tensor, device: torch.device) -> None:
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 8.0, 10), 8.0)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 8.0, 10), peclet=8.0)
     u0 = photograph.clone().to(device).requires_grad_()
     target = torch.zeros_like(u0)
     loss = 0.5 * (operator(u0, 7, seed=3) - target).square().sum()
@@ -69,7 +71,7 @@ def test_backward_of_a_loss_is_the_adjoint(photograph: torch.Tensor, device: tor
 
 def test_gradient_descent_recovers_a_sharper_image(photograph: torch.Tensor) -> None:
     """The loss against a corrupted image falls, and the estimate of its source improves."""
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 3.0, 4), 8.0)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 3.0, 4), peclet=8.0)
     corrupted = operator(photograph, 4, seed=0)
     guess = corrupted.clone().requires_grad_()
     errors = []
@@ -85,7 +87,7 @@ def test_gradient_descent_recovers_a_sharper_image(photograph: torch.Tensor) -> 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_results_have_the_dtype_of_the_images(dtype: torch.dtype, device: torch.device) -> None:
     """Half precision is computed in float32 and rounded once; float32 agrees with float64 up to rounding."""
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 5), 4.0)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 5), peclet=4.0)
     u0 = random((2, 3, 20, 20), 0, device, dtype)
     reference = operator(u0.double(), 5, seed=[1, 2])
     for result in (
@@ -114,7 +116,7 @@ def test_second_derivatives(flow: str, device: torch.device) -> None:
 
 def test_the_gradient_of_a_pair_is_that_of_its_results(device: torch.device) -> None:
     """With both results in the loss, and with one of them alone."""
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), 6.0)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), peclet=6.0)
     u0, w = random((3, 1, 64, 64), 0, device).requires_grad_(), random((3, 1, 64, 64), 1, device)
     level, seed = torch.tensor([3, 10, 8]), torch.tensor([1, 2, 3])
     before, after = operator.pair(u0, level, seed)
@@ -128,7 +130,7 @@ def test_the_gradient_of_a_pair_is_that_of_its_results(device: torch.device) -> 
 @pytest.mark.parametrize("peclet", [0.0, 8.0])
 def test_modes_of_torch_change_nothing(peclet: float, device: torch.device) -> None:
     """Inference mode, before and after other calls, autocast, several threads, and a compiled caller."""
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), peclet)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), peclet=peclet)
     u0, level, seed = random((2, 3, 64, 64), 0, device, torch.float32), torch.tensor([4, 10]), torch.tensor([1, 2])
     with torch.inference_mode():
         inferred, transposed = operator(u0, level, seed), operator.adjoint(u0, level, seed)

@@ -76,7 +76,7 @@ def test_coarsening_changes_an_image_by_less_than_one_grey_level(
     """RGB image to sigma = 0.16 L: at most 1/255 anywhere and 0.1/255 rms at every level, mass conserved, much less work."""
     u0 = large(size).to(device)
     schedule = Schedule.geometric(0.5, 0.16 * size, 16)
-    fine, coarse = (AdvectionDiffusion(schedule, peclet, coarsen=coarsen, **options) for coarsen in (False, True))
+    fine, coarse = (AdvectionDiffusion(schedule, peclet=peclet, coarsen=coarsen, **options) for coarsen in (False, True))
     assert [grid.factor for grid in coarse.plan(size, size).grids] == factors
     assert fine.iterations(size, size)[-1] > saving * coarse.iterations(size, size)[-1]
     for (level, expected), (_, u) in zip(fine.trajectory(u0, seed=1), coarse.trajectory(u0, seed=1), strict=True):
@@ -90,4 +90,4 @@ def test_coarsening_changes_an_image_by_less_than_one_grey_level(
 
 @pytest.mark.parametrize(("size", "grids"), [((300, 451), 1), ((300, 450), 2), ((1024, 512), 4), ((510, 1024), 2)])
 def test_grids_with_an_odd_side_are_not_coarsened(size: tuple[int, int], grids: int) -> None:
-    assert len(AdvectionDiffusion(Schedule.geometric(0.5, 60.0, 12), 8.0).plan(*size).grids) == grids
+    assert len(AdvectionDiffusion(Schedule.geometric(0.5, 60.0, 12), peclet=8.0).plan(*size).grids) == grids

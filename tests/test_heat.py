@@ -31,7 +31,7 @@ def test_zero_peclet_is_the_heat_kernel(
 ) -> None:
     """Up to rounding, with another level for every image; background and changes of the flow have no effect."""
     u0 = torch.rand((3, 2, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
-    operator = AdvectionDiffusion(SCHEDULE, 0.0, boundary=boundary, offset=9.5, turbulence_time=1.0)
+    operator = AdvectionDiffusion(SCHEDULE, peclet=0.0, boundary=boundary, offset=9.5, turbulence_time=1.0)
     assert operator.solver == "heat kernel"
     levels = [8, 0, 3]
     found = operator(u0.to(device), levels, 0)
@@ -42,10 +42,12 @@ def test_zero_peclet_is_the_heat_kernel(
 
 
 def test_the_lattice_is_used_on_request_and_in_a_flow(photograph: torch.Tensor) -> None:
-    assert AdvectionDiffusion(SCHEDULE, 1.0).solver == AdvectionDiffusion(SCHEDULE, 0.0, exact=False).solver == "lattice"
-    lattice = AdvectionDiffusion(SCHEDULE, 0.0, exact=False)
+    assert (
+        AdvectionDiffusion(SCHEDULE, peclet=1.0).solver == AdvectionDiffusion(SCHEDULE, peclet=0.0, exact=False).solver == "lattice"
+    )
+    lattice = AdvectionDiffusion(SCHEDULE, peclet=0.0, exact=False)
     assert lattice.solver == "lattice"
-    apart = lattice(photograph, 8, 0) - AdvectionDiffusion(SCHEDULE, 0.0)(photograph, 8, 0)
+    apart = lattice(photograph, 8, 0) - AdvectionDiffusion(SCHEDULE, peclet=0.0)(photograph, 8, 0)
     assert 0 < apart.abs().max() < 0.3 / 255
 
 
@@ -53,7 +55,7 @@ def test_the_lattice_is_used_on_request_and_in_a_flow(photograph: torch.Tensor) 
 def test_the_heat_kernel_is_symmetric(boundary: str) -> None:
     generator = torch.Generator().manual_seed(0)
     u0, w = (torch.rand((2, 1, 5, 6), generator=generator, dtype=torch.float64) for _ in range(2))
-    operator = AdvectionDiffusion(SCHEDULE, 0.0, boundary=boundary)
+    operator = AdvectionDiffusion(SCHEDULE, peclet=0.0, boundary=boundary)
     assert (operator(u0, 4, 0) * w).sum().item() == pytest.approx((u0 * operator.adjoint(w, 4, 0)).sum().item(), rel=1e-13)
 
 

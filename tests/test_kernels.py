@@ -54,12 +54,12 @@ def test_the_list_of_kernel_files_is_complete() -> None:
 def test_a_new_size_needs_no_new_kernel() -> None:
     """Widths with and without long and short pieces of a row; the reference sums the nine neighbours in torch."""
     before = cpu.advance_kernel.cache_info().misses
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 2.0, 4), 2.0, boundary="periodic")
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 2.0, 4), peclet=2.0, boundary="periodic")
     for width in (2, 3, 9, 10, 11, 33, 34, 35, 42, 67):
         u0 = torch.rand((1, 2, 5, width), generator=torch.Generator().manual_seed(width))
         assert operator(u0, 4, 0).shape == u0.shape
         # A flow at rest: the weights are products of (theta, 2 - 2 theta, theta) / 2.
-        still = AdvectionDiffusion(Schedule(np.array([0.0, 0.5])), 0.0, boundary="periodic", exact=False)
+        still = AdvectionDiffusion(Schedule(np.array([0.0, 0.5])), peclet=0.0, boundary="periodic", exact=False)
         theta, expected = 0.25, u0
         for axis in (2, 3):
             expected = (1 - theta) * expected + theta / 2 * (expected.roll(1, axis) + expected.roll(-1, axis))
@@ -155,7 +155,7 @@ def test_cuda_kernels_equal_cpu_kernels(adjoint: bool, background: bool, periodi
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize(
     ("size", "tile", "halo", "most"),
-    [((12, 17), (12, 17), 0, 1000), ((8, 33), (8, 33), 0, 1000), ((40, 50), (16, 16), 4, 4), ((40, 3), (16, 16), 5, 5)],
+    [((12, 17), (12, 17), 0, 1000), ((8, 33), (8, 33), 0, 1000), ((40, 50), (16, 16), 4, 4), ((40, 9), (16, 16), 5, 5)],
 )
 @KINDS
 def test_kernels_on_chip_equal_cpu_kernels(
@@ -184,11 +184,14 @@ def test_kernels_on_chip_equal_cpu_kernels(
 
 
 def test_pieces_fit_on_chip_and_cover_every_image() -> None:
-    for height, width in ((8, 8), (16, 16), (28, 28), (64, 64), (8, 500), (65, 64), (128, 128), (9, 700), (500, 3), (5000, 3)):
+    for height, width in ((8, 8), (16, 16), (28, 28), (64, 64), (8, 500), (65, 64), (128, 128), (9, 700), (500, 9), (5000, 9)):
         pieces = Pieces.of(torch.empty((3, 2, height, width), device="meta"))
         rows, columns = (min(side + 2 * pieces.halo, 2 * size) for side, size in zip(pieces.tile, (height, width), strict=True))
         assert 2 * (rows + 2) * (columns + 2) <= onchip.MEMORY
         assert -(-rows // onchip.ROWS) * columns <= pieces.threads <= onchip.THREADS and pieces.threads % 32 == 0
         assert pieces.blocks == 6 * -(-height // pieces.tile[0]) * -(-width // pieces.tile[1])
-    for image in (torch.empty((1, 1, 7, 64), device="meta"), torch.empty((1, 1, 64, 64), dtype=torch.float64, device="meta")):
+    for image in (
+        *(torch.empty((1, 1, *size), device="meta") for size in ((7, 64), (64, 7))),
+        torch.empty((1, 1, 64, 64), dtype=torch.float64, device="meta"),
+    ):
         assert Pieces.of(image) is None

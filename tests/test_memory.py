@@ -24,7 +24,7 @@ def peak():
 def now():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
-operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 10), 8.0)
+operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 10), peclet=8.0)
 u0 = torch.rand({SHAPE})
 seed = torch.arange(len(u0))
 
@@ -56,7 +56,7 @@ def test_a_call_and_a_backward_pass_take_at_most_three_times_the_input_on_the_cp
 
 @pytest.mark.cuda
 def test_a_call_and_a_backward_pass_take_at_most_three_times_the_input_on_cuda() -> None:
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 10), 8.0)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 10), peclet=8.0)
     u0 = torch.rand(SHAPE, device="cuda")
     seed = torch.arange(len(u0))
     for function in (operator, operator.adjoint):

@@ -42,10 +42,10 @@ def test_gradients_equal_finite_differences(case: str, device: torch.device) -> 
         "peclet": torch.tensor(0.5, dtype=torch.float64),
     }
     level, seed, weight = torch.tensor([2, 3]), torch.tensor([0, 1]), draw(2, 2, 2, *size)
-    assert len(AdvectionDiffusion(schedule, 0.5, **options).plan(*size).grids) == (4 if "grids" in case else 1)
+    assert len(AdvectionDiffusion(schedule, peclet=0.5, **options).plan(*size).grids) == (4 if "grids" in case else 1)
 
     def loss(velocity: torch.Tensor, u0: torch.Tensor, peclet: torch.Tensor) -> torch.Tensor:
-        operator = AdvectionDiffusion(schedule, peclet, GivenVelocity(velocity, project=project), **options)
+        operator = AdvectionDiffusion(schedule, peclet=peclet, turbulence=GivenVelocity(velocity, project=project), **options)
         return (torch.stack(operator.pair(u0, level, seed)) * weight).sum()
 
     leaves = {name: value.clone().requires_grad_() for name, value in arguments.items()}
@@ -60,19 +60,21 @@ def test_gradients_equal_finite_differences(case: str, device: torch.device) -> 
 def test_the_peclet_number_of_turbulence_has_a_gradient_and_images_are_the_same(photograph: torch.Tensor) -> None:
     u0, schedule = photograph[:, :, ::2, ::2].contiguous(), Schedule.geometric(0.5, 4.0, 5)
     peclet = torch.tensor(3.0, requires_grad=True)
-    result = AdvectionDiffusion(schedule, peclet)(u0, 5, 1)
-    assert torch.equal(result, AdvectionDiffusion(schedule, 3.0)(u0, 5, 1))
+    result = AdvectionDiffusion(schedule, peclet=peclet)(u0, 5, 1)
+    assert torch.equal(result, AdvectionDiffusion(schedule, peclet=3.0)(u0, 5, 1))
     (gradient,) = torch.autograd.grad(result.square().sum(), peclet)
-    ahead, behind = (AdvectionDiffusion(schedule, p)(u0.double(), 5, 1).square().sum() for p in (3.01, 2.99))
+    ahead, behind = (AdvectionDiffusion(schedule, peclet=p)(u0.double(), 5, 1).square().sum() for p in (3.01, 2.99))
     assert float(gradient) == pytest.approx(float(ahead - behind) / 0.02, rel=1e-3)
 
 
 def test_the_lines_in_the_readme_recover_the_flow_between_two_pictures() -> None:
     size, generator = 24, torch.Generator().manual_seed(0)
     flow = CurlNoise(octaves=1).velocity(3, size, size)
-    picture = AdvectionDiffusion(Schedule(np.array([0.0, 1.5])), 0.0)(torch.rand((1, 3, size, size), generator=generator), 1, 0)
+    picture = AdvectionDiffusion(Schedule(np.array([0.0, 1.5])), peclet=0.0)(
+        torch.rand((1, 3, size, size), generator=generator), 1, 0
+    )
     schedule = Schedule(np.array([0.0, 1.0]))
-    carried = AdvectionDiffusion(schedule, 60.0, GivenVelocity(flow))(picture, 1, 0)
+    carried = AdvectionDiffusion(schedule, peclet=60.0, turbulence=GivenVelocity(flow))(picture, 1, 0)
 
     blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {"before": picture, "after": carried} | {
@@ -80,13 +82,15 @@ def test_the_lines_in_the_readme_recover_the_flow_between_two_pictures() -> None
     }
     exec(next(block for block in blocks if "GivenVelocity" in block), names)
     found = GivenVelocity(names["field"].detach(), project=True)
-    error = (AdvectionDiffusion(schedule, 60.0, found)(picture, 1, 0) - carried).square().mean()
-    still = (AdvectionDiffusion(schedule, 0.0)(picture, 1, 0) - carried).square().mean()
+    error = (AdvectionDiffusion(schedule, peclet=60.0, turbulence=found)(picture, 1, 0) - carried).square().mean()
+    still = (AdvectionDiffusion(schedule, peclet=0.0)(picture, 1, 0) - carried).square().mean()
     assert error < 0.01 * still
     assert torch.corrcoef(torch.stack([found.velocity(0, size, size).flatten(), flow.flatten()]))[0, 1] > 0.95
 
 
 def test_a_flow_that_changes_in_time_has_no_such_gradient() -> None:
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 2.0, 3), torch.tensor(2.0, requires_grad=True), turbulence_time=1.0)
+    operator = AdvectionDiffusion(
+        Schedule.geometric(0.5, 2.0, 3), peclet=torch.tensor(2.0, requires_grad=True), turbulence_time=1.0
+    )
     with pytest.raises(InputError, match="need a steady flow: turbulence_time must be 0"):
         operator(torch.rand((1, 1, 8, 8)), 3, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import warp as wp
 
-from lbm_warp import AdvectionDiffusion, Schedule, SpectralTurbulence, TextbookSolver
+from lbm_warp import AdvectionDiffusion, Schedule, SpectralTurbulence, TextbookSolver, interop
 from lbm_warp.checks import InputError
 from lbm_warp.planner import Plan, Scheme
 from lbm_warp.stepping import MIN_TILE_ROWS, UNLIMITED, Stepper, tile_rows
@@ -20,7 +20,9 @@ every_collision = pytest.mark.parametrize("collision", ["bgk", "trt", "central-m
 
 
 @pytest.fixture
-def threads() -> Iterator[None]:
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Any number of threads, each worth waking."""
+    monkeypatch.setattr(interop, "LEAST_SHARE", 1)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -77,8 +79,8 @@ def test_an_image_in_tiles_is_the_same_image(periodic: bool, adjoint: bool, thre
 def test_the_textbook_solver_at_relaxation_time_one_is_the_fast_scheme(collision: str, boundary: str, device: torch.device) -> None:
     """With theta = 1/3 everywhere; every image has another level."""
     u0 = torch.rand((3, 2, 24, 32), generator=torch.Generator().manual_seed(0)).to(device)
-    fast = AdvectionDiffusion(SCHEDULE, 8.0, boundary=boundary, scheme=ONE_THIRD)
-    textbook = TextbookSolver(SCHEDULE, 8.0, boundary=boundary, collision=collision)
+    fast = AdvectionDiffusion(SCHEDULE, peclet=8.0, boundary=boundary, scheme=ONE_THIRD)
+    textbook = TextbookSolver(SCHEDULE, peclet=8.0, boundary=boundary, collision=collision)
     for mine, other in zip(textbook.pair(u0, [1, 7, 12], [5, 6, 7]), fast.pair(u0, [1, 7, 12], [5, 6, 7]), strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=3e-6)
 
@@ -92,8 +94,8 @@ def test_the_textbook_solver_reaches_the_same_levels_at_any_relaxation_time(
     """Both are second-order: at a blur of three pixels they differ by about 1 / (24 sigma^2) of the contrast, 0.005."""
     schedule = Schedule.geometric(3.0, 6.0, 2)
     u0 = photograph[:, :, ::2, ::2].contiguous()
-    fast = AdvectionDiffusion(schedule, 4.0)(u0, 2, 3)
-    textbook = TextbookSolver(schedule, 4.0, collision=collision, relaxation_time=relaxation_time)(u0, 2, 3)
+    fast = AdvectionDiffusion(schedule, peclet=4.0)(u0, 2, 3)
+    textbook = TextbookSolver(schedule, peclet=4.0, collision=collision, relaxation_time=relaxation_time)(u0, 2, 3)
     assert (textbook - fast).abs().max() < 0.01
     assert (textbook - fast).square().mean().sqrt() < 0.002
 
@@ -113,8 +115,8 @@ def test_the_textbook_solver_has_the_background_too(photograph: torch.Tensor) ->
     [
         (lambda u: TextbookSolver(SCHEDULE, collision="mrt"), "collision must be one of bgk, .*, got 'mrt'"),
         (lambda u: TextbookSolver(SCHEDULE, relaxation_time=2.0), r"from 0\.500001 to 1\.5, got 2"),
-        (lambda u: TextbookSolver(SCHEDULE, 2.0)(u.requires_grad_(), 3, 0), "the textbook solver has no gradient"),
-        (lambda u: TextbookSolver(SCHEDULE, 40.0)(u, 3, 0), "at Pe = 40 on 8 x 8 pixels .* at most [0-9.]+$"),
+        (lambda u: TextbookSolver(SCHEDULE, peclet=2.0)(u.requires_grad_(), 3, 0), "the textbook solver has no gradient"),
+        (lambda u: TextbookSolver(SCHEDULE, peclet=40.0)(u, 3, 0), "at Pe = 40 on 8 x 8 pixels .* at most [0-9.]+$"),
     ],
 )
 def test_bad_options_of_the_textbook_solver_are_refused(call, message: str) -> None:
@@ -127,7 +129,7 @@ def test_bad_options_of_the_textbook_solver_are_refused(call, message: str) -> N
 @pytest.mark.parametrize("boundary", ["wall", "periodic"])
 def test_the_operator_by_blocks_of_threads(size: tuple[int, int], boundary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, here in fibers: an image on chip, or in tiles with a halo; every image has another level."""
-    operator = AdvectionDiffusion(SCHEDULE, 4.0, boundary=boundary)
+    operator = AdvectionDiffusion(SCHEDULE, peclet=4.0, boundary=boundary)
     u0, w = torch.rand((2, 4, 1, *size), generator=torch.Generator().manual_seed(0))
     level, seed = torch.tensor([12, 0, 7, 1]), [1, 2, 3, 4]
     expected = operator(u0, level, seed), operator.adjoint(w, level, seed)
@@ -140,7 +142,7 @@ def test_the_operator_by_blocks_of_threads(size: tuple[int, int], boundary: str,
 @pytest.mark.cuda
 def test_a_call_runs_in_order_on_a_side_stream() -> None:
     """After slow work before it on the same stream, and before what follows."""
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), 8.0)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), peclet=8.0)
     u0 = torch.rand((4, 3, 64, 64), device="cuda")
     expected = operator(u0, 10, range(4)) + 1.0
     big = torch.rand((4096, 4096), device="cuda")
@@ -160,7 +162,7 @@ def test_a_call_runs_in_order_on_a_side_stream() -> None:
 
 @pytest.mark.cuda
 def test_a_call_never_waits_for_the_device() -> None:
-    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), 8.0)
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), peclet=8.0)
     u0, level, seed = torch.rand((4, 3, 64, 64), device="cuda"), torch.tensor([1, 4, 10, 7]), torch.arange(4)
     operator.pair(u0, level, seed)  # compiles and records
     torch.cuda.set_sync_debug_mode("error")
@@ -172,7 +174,7 @@ def test_a_call_never_waits_for_the_device() -> None:
 
 @pytest.mark.cuda
 def test_a_call_cannot_be_recorded_into_a_graph_of_the_caller() -> None:
-    operator, u0 = AdvectionDiffusion(SCHEDULE, 8.0), torch.rand((1, 1, 16, 16), device="cuda")
+    operator, u0 = AdvectionDiffusion(SCHEDULE, peclet=8.0), torch.rand((1, 1, 16, 16), device="cuda")
     expected = operator(u0, 3, 0)
     with pytest.raises(InputError, match="cannot be recorded into a CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         operator(u0, 3, 0)
@@ -184,7 +186,7 @@ def test_a_call_cannot_be_recorded_into_a_graph_of_the_caller() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_image_on_the_device_is_the_same_in_every_batch(size: tuple[int, int], dtype: torch.dtype) -> None:
     """Bit for bit, with many calls in flight; on chip whole, in tiles, and with a launch an iteration."""
-    operator = AdvectionDiffusion(SCHEDULE, 4.0)
+    operator = AdvectionDiffusion(SCHEDULE, peclet=4.0)
     u0, level = torch.rand((5, 3, *size), dtype=dtype, device="cuda"), torch.tensor([12, 1, 7, 0, 12])
     together = [operator(u0, level, range(5)) for _ in range(20)]
     for n in range(5):
@@ -197,7 +199,7 @@ def test_an_image_on_the_device_is_the_same_in_every_batch(size: tuple[int, int]
 def test_a_device_that_is_not_current() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two devices")
-    operator, u0 = AdvectionDiffusion(SCHEDULE, 8.0), torch.rand((2, 1, 32, 32))
+    operator, u0 = AdvectionDiffusion(SCHEDULE, peclet=8.0), torch.rand((2, 1, 32, 32))
     with torch.cuda.device(0):
         there = operator(u0.to("cuda:1"), 12, [0, 1])
     assert there.device == torch.device("cuda:1")

@@ -10,7 +10,7 @@ from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.planner import Plan
 from lbm_warp.trajectory import Coarsen, Iterate, ReadOut, stages
 
-PLAN = AdvectionDiffusion(Schedule(np.array([0.0, 0.6, 3.0, 9.0, 12.0, 25.0, 40.0])), 2.0).plan(128, 192)
+PLAN = AdvectionDiffusion(Schedule(np.array([0.0, 0.6, 3.0, 9.0, 12.0, 25.0, 40.0])), peclet=2.0).plan(128, 192)
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

@@ -165,15 +165,15 @@ def test_given_velocities_are_used_as_they_are(photograph: torch.Tensor) -> None
     schedule = Schedule.geometric(0.5, 8.0, 5)
     field = CurlNoise().velocity([4, 5], 128, 128)
     images = photograph.repeat(2, 1, 1, 1)
-    expected = AdvectionDiffusion(schedule, 8.0, CurlNoise())(images, 5, seed=[4, 5])
-    given = AdvectionDiffusion(schedule, 8.0, GivenVelocity(field))(images, 5, seed=[0, 0])
+    expected = AdvectionDiffusion(schedule, peclet=8.0, turbulence=CurlNoise())(images, 5, seed=[4, 5])
+    given = AdvectionDiffusion(schedule, peclet=8.0, turbulence=GivenVelocity(field))(images, 5, seed=[0, 0])
     assert torch.equal(given, expected)
-    one = AdvectionDiffusion(schedule, 8.0, GivenVelocity(field[:1]))(images, 5, seed=0)
+    one = AdvectionDiffusion(schedule, peclet=8.0, turbulence=GivenVelocity(field[:1]))(images, 5, seed=0)
     assert torch.equal(one[0], expected[0]) and torch.equal(one[1], expected[0])
     compressible = COMPRESSIBLE.velocity(3, 128, 128)
     flat = torch.full((1, 1, 128, 128), 0.5)
     spread = [
-        AdvectionDiffusion(schedule, 2.0, GivenVelocity(compressible, project))(flat, 5, seed=0).std().item()
+        AdvectionDiffusion(schedule, peclet=2.0, turbulence=GivenVelocity(compressible, project))(flat, 5, seed=0).std().item()
         for project in (False, True)
     ]
     assert spread[0] > 0.01 and spread[1] < 0.05 * spread[0]

@@ -215,7 +215,7 @@ def test_a_gaussian_hill_in_solid_body_rotation(device: torch.device) -> None:
     x, y = (length * part for part in centres(length))
     centre = length / 2
     hill = torch.exp(-((x - centre - r0 * length) ** 2 + (y - centre) ** 2) / (2 * width**2))
-    operator = AdvectionDiffusion(Schedule(np.array([0.0, sigma])), peclet, rotation)
+    operator = AdvectionDiffusion(Schedule(np.array([0.0, sigma])), peclet=peclet, turbulence=rotation)
     u = operator(hill[None, None].to(device), 1, seed=0)[0, 0].cpu()
     omega_lu = angle / int(operator.plan(length, length).level_iterations[1])
 

@@ -151,8 +151,8 @@ def test_the_operator_is_the_equation(speed: float) -> None:
     waves. The lattice at one pixel of blur and the mean field of intervals add up to 4e-4.
     """
     u0, schedule = smooth_image(24, 32), Schedule(np.array([0.0, 1.0, 2.0, 4.0]))
-    operator = WaveAdvectionDiffusion(schedule, 0.1, speed, offset=9.5, boundary="periodic")
-    still = AdvectionDiffusion(schedule, 0.0, boundary="periodic")
+    operator = WaveAdvectionDiffusion(schedule, peclet=0.1, wave_speed=speed, offset=9.5, boundary="periodic")
+    still = AdvectionDiffusion(schedule, peclet=0.0, boundary="periodic")
     expected = simulated(u0[0, 0].numpy(), 3, 0.1, speed, 9.5, schedule.fourier(24)[1:])
     for level, simulation in enumerate(expected, start=1):
         strength = (simulation - still(u0, level, 3)[0, 0].numpy()).std()
@@ -164,8 +164,11 @@ def test_the_operator_is_the_equation(speed: float) -> None:
 def test_the_flow_carries_the_image() -> None:
     """Without a background the frozen waves are the velocity of the lattice solver, and their noise is that of the mean image."""
     u0, schedule = smooth_image(32, 32), Schedule(np.array([0.0, 2.0, 6.0]))
-    given = AdvectionDiffusion(schedule, 1.0, GivenVelocity(WAVES.velocity(5, 32, 32)), boundary="periodic")
-    waves, control = (WaveAdvectionDiffusion(schedule, 1.0, 0.0, boundary="periodic", transport=value) for value in (True, False))
+    given = AdvectionDiffusion(schedule, peclet=1.0, turbulence=GivenVelocity(WAVES.velocity(5, 32, 32)), boundary="periodic")
+    waves, control = (
+        WaveAdvectionDiffusion(schedule, peclet=1.0, wave_speed=0.0, boundary="periodic", transport=value)
+        for value in (True, False)
+    )
     expected = given(u0, 2, 0)
     # The first-order noise of a density of 0.45 leaves out its square, (0.45 * 0.3^2).
     assert (waves(u0, 2, 5) - expected).std() < 0.02 < 0.5 * (control(u0, 2, 5) - expected).std() + 0.02
@@ -178,7 +181,7 @@ def test_the_flow_carries_the_image() -> None:
 def test_batches_levels_and_pairs_do_not_matter(boundary: str, transport: bool) -> None:
     """Bit for bit on the CPU: one image, a batch of other levels, pairs, trajectories."""
     operator = WaveAdvectionDiffusion(
-        Schedule.geometric(0.5, 32.0, 12), 0.5, 20.0, offset=9.5, boundary=boundary, transport=transport
+        Schedule.geometric(0.5, 32.0, 12), peclet=0.5, wave_speed=20.0, offset=9.5, boundary=boundary, transport=transport
     )
     u0, seeds = torch.rand((4, 3, 64, 96), generator=torch.Generator().manual_seed(0)), torch.tensor([7, 8, 9, -1])
     level = torch.tensor([12, 1, 5, 9])
@@ -195,7 +198,7 @@ def test_batches_levels_and_pairs_do_not_matter(boundary: str, transport: bool) 
 
 def test_the_operator_is_linear_and_has_its_gradient(device: torch.device) -> None:
     """A(u) - A(0) is linear; backward is its transpose, also after a first call in inference mode."""
-    operator = WaveAdvectionDiffusion(Schedule.geometric(0.5, 5.0, 5), 1.0, 3.0, offset=9.5)
+    operator = WaveAdvectionDiffusion(Schedule.geometric(0.5, 5.0, 5), peclet=1.0, wave_speed=3.0, offset=9.5)
     generator = torch.Generator().manual_seed(1)
     u, w = (torch.rand((2, 1, 12, 16), generator=generator, dtype=torch.float64).to(device) for _ in range(2))
     with torch.inference_mode():
@@ -209,8 +212,8 @@ def test_the_operator_is_linear_and_has_its_gradient(device: torch.device) -> No
 
 def test_without_flow_it_is_the_heat_kernel() -> None:
     schedule, u0 = Schedule.geometric(0.5, 5.0, 5), smooth_image(12, 16)
-    operator = WaveAdvectionDiffusion(schedule, 0.0, PUBLISHED, offset=9.5)
-    torch.testing.assert_close(operator(u0, 5, 0), AdvectionDiffusion(schedule, 0.0)(u0, 5, 0))
+    operator = WaveAdvectionDiffusion(schedule, peclet=0.0, wave_speed=PUBLISHED, offset=9.5)
+    torch.testing.assert_close(operator(u0, 5, 0), AdvectionDiffusion(schedule, peclet=0.0)(u0, 5, 0))
     assert operator.solver == "heat kernel" and operator.iterations(12, 16)[-1] == 0
 
 
@@ -229,7 +232,7 @@ def test_bad_values_are_refused(values: dict, message: str) -> None:
 
 
 def test_bad_images_and_levels_are_refused() -> None:
-    operator = WaveAdvectionDiffusion(Schedule.geometric(0.5, 5.0, 5), 0.1, 1.0)
+    operator = WaveAdvectionDiffusion(Schedule.geometric(0.5, 5.0, 5), peclet=0.1, wave_speed=1.0)
     for call in (operator, operator.pair):
         with pytest.raises(ValueError, match=r"level must be from \d to 5, got 6 to 6"):
             call(torch.zeros(1, 1, 8, 8), 6, 0)

@@ -47,7 +47,7 @@ class Kernels(measure.Report):
         tools = find_tools()
         with tempfile.TemporaryDirectory() as folder:
             rows = self.rows(tools, Path(folder))
-            self.report(f"compiled for sm_{self.arch}; instructions on the path that runs most often", rows, architecture=self.arch)
+            self.report(f"compiled for sm_{self.arch}; instructions of an iteration, or of a kernel", rows, architecture=self.arch)
 
     def rows(self, tools: dict[str, str], folder: Path) -> Iterator[measure.Row]:
         """What each kernel takes."""
@@ -131,22 +131,13 @@ def instructions(listing: str, symbol: str) -> list[str | tuple[str, str]]:
 
 
 def hot_path(lines: list[str | tuple[str, str]]) -> Counter[str]:
-    """Operations by name on the path that runs most often.
-
-    That is the loop with a barrier, if there is one, without the longest part that a branch skips and that does not read shared
-    memory (weights, computed once); else the whole kernel.
-    """
+    """Operations by name in the innermost loop with a barrier, all branches taken, or if there is none in the whole kernel."""
     at = {line[0]: number for number, line in enumerate(lines) if isinstance(line, tuple)}
     jumps = [(number, at[found[1]]) for number, line in enumerate(lines) if (found := branch(line)) and found[1] in at]
     loops = [(target, number) for number, target in jumps if target < number]
     with_barrier = [(first, last) for first, last in loops if any("BAR.SYNC" in line for line in lines[first:last])]
-    if not with_barrier:
-        return operations(lines)
-    first, last = min(with_barrier, key=lambda loop: loop[1] - loop[0])
-    skips = [(number + 1, target) for number, target in jumps if first < number < target < last]
-    skips = [(begin, end) for begin, end in skips if not operations(lines[begin:end])["LDS"]]
-    begin, end = max(skips, key=lambda skip: skip[1] - skip[0], default=(last, last))
-    return operations(lines[first:begin]) + operations(lines[end : last + 1])
+    first, last = min(with_barrier, key=lambda loop: loop[1] - loop[0], default=(0, len(lines)))
+    return operations(lines[first : last + 1])
 
 
 def branch(line: str | tuple[str, str]) -> re.Match[str] | None:

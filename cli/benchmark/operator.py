@@ -83,7 +83,9 @@ class Operator(measure.Benchmark):
         """Ways to corrupt the same images in the same flow to the same blur: name, iterations (None without a grid), and call."""
         sigma = self.sigma_max * size
         schedule = Schedule.geometric(min(0.5, sigma), sigma, LEVELS)
-        operator, one_grid = (AdvectionDiffusion(schedule, self.peclet, coarsen=coarsen, exact=False) for coarsen in (True, False))
+        operator, one_grid = (
+            AdvectionDiffusion(schedule, peclet=self.peclet, coarsen=coarsen, exact=False) for coarsen in (True, False)
+        )
         u0 = torch.rand((batch, self.channels, size, size), generator=torch.Generator().manual_seed(0)).to(device)
         seed = torch.arange(batch)
         contenders = [

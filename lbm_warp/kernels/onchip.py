@@ -56,8 +56,9 @@ def write(memory: wp.uint64, i: wp.int32, value: wp.float32):
 
 @wp.func
 def wrapped(i: wp.int32, size: wp.int32) -> wp.int32:
-    """A cell of a periodic axis by any of its numbers."""
-    return (i % size + size) % size
+    """A cell of a periodic axis by a number that may lie up to ``size`` cells outside."""
+    i = wp.where(i < 0, i + size, i)
+    return wp.where(i >= size, i - size, i)
 
 
 @functools.cache
@@ -155,49 +156,51 @@ def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
 
         weights = weights_of_thread()
         extra = cells_of_thread()
-        theta = wp.float32(0.0)
-        for step in range(-1, steps):
-            # The state, with its ghost cells, into one half of the memory.
-            here = ((step + 1) % 2) * ring
-            if has_cells:
-                corner = here + (top + 1) * pitch + x + 1
-                place = corner
-                for r in range(ROWS):
-                    write(rho, place, value[r])
-                    place += pitch
-                if at_side:
-                    place = corner + to_ghost_column
+        # The lattice temperature changes once, before step ``change``.
+        change = smooth_from - first[n]
+        if wp.static(adjoint):
+            change = stop[n] - smooth_from
+        step = done
+        while step < done + steps:
+            end = done + steps
+            theta = thetas[n, wp.static(0 if adjoint else 1)]
+            if step < change:
+                end = wp.min(end, change)
+                theta = thetas[n, wp.static(1 if adjoint else 0)]
+            scale = velocity_per_theta * theta
+            for r in range(ROWS):
+                row = neighbours(wrapped(y0 + top + r, height), height, periodic)
+                w = rule(vx, vy, row, column, scale, theta)
+                for k in range(9):
+                    weights[9 * r + k] = w[k]
+                if wp.static(background):
+                    extra[r] = offset * divergence_source(vx, vy, row, column, scale, theta)
+            while step < end:
+                # The state, with its ghost cells, into one half of the memory.
+                corner = (step % 2) * ring + top * pitch + x
+                if has_cells:
+                    cell = corner + pitch + 1
+                    place = cell
                     for r in range(ROWS):
                         write(rho, place, value[r])
                         place += pitch
-                if top == 0:
-                    place = corner + to_top_ghost
-                    write(rho, place, value[0])
                     if at_side:
-                        write(rho, place + to_ghost_column, value[0])
-                if top + ROWS == rows:
-                    place = corner + (ROWS - 1) * pitch + to_bottom_ghost
-                    write(rho, place, value[ROWS - 1])
-                    if at_side:
-                        write(rho, place + to_ghost_column, value[ROWS - 1])
-            synchronise()
-            if step + 1 < steps:
-                iteration = first[n] + done + step + 1
-                if wp.static(adjoint):
-                    iteration = stop[n] - 1 - (done + step + 1)
-                temperature = wp.where(iteration < smooth_from, thetas[n, 0], thetas[n, 1])
-                if temperature != theta:
-                    theta = temperature
-                    scale = velocity_per_theta * theta
-                    for r in range(ROWS):
-                        row = neighbours(wrapped(y0 + top + r, height), height, periodic)
-                        w = rule(vx, vy, row, column, scale, theta)
-                        for k in range(9):
-                            weights[9 * r + k] = w[k]
-                        if wp.static(background):
-                            extra[r] = offset * divergence_source(vx, vy, row, column, scale, theta)
+                        place = cell + to_ghost_column
+                        for r in range(ROWS):
+                            write(rho, place, value[r])
+                            place += pitch
+                    if top == 0:
+                        place = cell + to_top_ghost
+                        write(rho, place, value[0])
+                        if at_side:
+                            write(rho, place + to_ghost_column, value[0])
+                    if top + ROWS == rows:
+                        place = cell + (ROWS - 1) * pitch + to_bottom_ghost
+                        write(rho, place, value[ROWS - 1])
+                        if at_side:
+                            write(rho, place + to_ghost_column, value[ROWS - 1])
+                synchronise()
                 # The three rows around a cell move down with it, so that a thread reads every cell once.
-                corner = here + top * pitch + x
                 high_left = read(rho, corner)
                 high = read(rho, corner + 1)
                 high_right = read(rho, corner + 2)
@@ -228,6 +231,7 @@ def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
                     left = low_left
                     centre = low
                     right = low_right
+                step += 1
 
         # The tile without its halo.
         for r in range(ROWS):
