@@ -1,7 +1,9 @@
 """Advection-diffusion of images on the lattice, with turbulence: batched NVIDIA Warp kernels that share memory with torch."""
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
+from lbm_warp.augmentation import RandomTurbulence, Transport
 from lbm_warp.operator import Operator
+from lbm_warp.physics import as_physics
 from lbm_warp.schedule import Schedule
 from lbm_warp.textbook import TextbookSolver
 from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, energy_spectrum, solenoidal
@@ -12,12 +14,15 @@ __all__ = [
     "CurlNoise",
     "GivenVelocity",
     "Operator",
+    "RandomTurbulence",
     "Schedule",
     "SpectralTurbulence",
     "TextbookSolver",
+    "Transport",
     "TravellingWaves",
     "Turbulence",
     "WaveAdvectionDiffusion",
+    "as_physics",
     "energy_spectrum",
     "solenoidal",
 ]

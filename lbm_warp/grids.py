@@ -96,6 +96,17 @@ def midpoint_velocity(velocity: torch.Tensor, step: float | torch.Tensor, period
     return torch.cat(moved, dim=1)
 
 
+def with_ghost_cells(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
+    """A velocity field [N, 2, H, W] with a ring of ghost cells, [N, 2, H + 2, W + 2]; zero on walls in the linear interpolation."""
+    components = []
+    for component, own_axis in ((0, 3), (1, 2)):
+        field = velocity[:, component : component + 1]
+        for axis in (2, 3):
+            field = _padded(field, axis, 1, periodic, NORMAL if axis == own_axis else TANGENTIAL)
+        components.append(field)
+    return torch.cat(components, dim=1)
+
+
 def _slope(u: torch.Tensor, axis: int, periodic: bool, sign: float) -> torch.Tensor:
     """Central differences along an axis, [N, C, H, W]; beyond a wall lies the mirror image times ``sign``."""
     padded, size = _padded(u, axis, 1, periodic, sign), u.shape[axis]
