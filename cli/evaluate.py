@@ -62,6 +62,12 @@ def run(options: Evaluate) -> None:
         print(
             f"calibration from level {level}: ranks off by {100 * error:.0f} % (chi^2 over its degrees of freedom {chi_square:.2f})"
         )
+    for degraded in report.get("restoration", ()):
+        methods = ", ".join(f"{name} {score['psnr']:.1f} ({score['ssim']:.2f})" for name, score in degraded["methods"].items())
+        print(
+            f"restoration of blur {degraded['sigma']:.2f} px, noise {degraded['noise']:.3f} (estimated blur off by "
+            f"{100 * degraded['sigma_error']:.0f} %), PSNR in dB (SSIM): {methods}"
+        )
     for measured, shares in report.get("variance", {}).items():
         parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         print(f"variance of the samples ({measured}): {parts}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 from tqdm import tqdm
 
 from diffusion.config import RunConfig
@@ -18,6 +19,7 @@ from diffusion.corruption import Corruption
 from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors, save_tensors
 from diffusion.rng import seeds
+from diffusion.size import Size
 from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
 
@@ -81,6 +83,22 @@ class Statistics:
             pictures, variance, covariance = torch.full_like(pictures, 0.5), power, power
         moments = (pictures[0], variance[0], pictures, variance, covariance)
         return cls(*(moment.float().cpu() for moment in moments))
+
+    def at_size(self, size: Size) -> Statistics:
+        """The moments for images of another size whose pixels show as much: mode m of W is mode m W' / W of W'."""
+
+        def interpolated(moment: torch.Tensor, of_modes: bool) -> torch.Tensor:
+            places = [
+                (torch.arange(new) + 0.5 * (not of_modes)) * (old / new) for old, new in zip(moment.shape[-2:], size, strict=True)
+            ]
+            # grid_sample counts from the border of the first value, at -1, to that of the last, at 1.
+            y, x = ((place + 0.5 * of_modes) * (2.0 / old) - 1.0 for place, old in zip(places, moment.shape[-2:], strict=True))
+            grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+            planes = moment.reshape(1, -1, *moment.shape[-2:])
+            values = functional.grid_sample(planes, grid[None], align_corners=False, padding_mode="border")
+            return values.reshape(*moment.shape[:-2], *size)
+
+        return Statistics(**{name: interpolated(moment, "mean" not in name) for name, moment in vars(self).items()})
 
     def save(self, folder: Path) -> None:
         """Write statistics.safetensors."""

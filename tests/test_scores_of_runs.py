@@ -59,8 +59,8 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
     ("source", "options", "message"),
     [
         ("edm", ["--likelihood"], "edm has no likelihood: its sampler adds no fresh noise"),
-        ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood, calibration and variance"),
-        ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood, calibration and variance"),
+        ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
+        ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
     ],
 )
 def test_what_cannot_be_scored_so_is_refused_in_one_line(

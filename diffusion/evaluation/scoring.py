@@ -27,6 +27,7 @@ from diffusion.evaluation.calibration import Calibration, calibration
 from diffusion.evaluation.features import BUNDLED, FeatureExtractor, open_features, to_uint8
 from diffusion.evaluation.likelihood import Likelihood, check_density, likelihood
 from diffusion.evaluation.metrics import Measurement, check_features, fit_gaussian, frechet_distance, memorisation, score
+from diffusion.evaluation.restoration import score_restoration
 from diffusion.evaluation.variance import analysis_of_variance
 from diffusion.files import load_tensors, save_tensors
 from diffusion.sampling.pipeline import Pipeline, is_model_id
@@ -36,6 +37,7 @@ from lbm_warp.checks import InputError, check_integer
 MOST_SAMPLES = 10_000  # of a run, unless told
 PROBES = 2048  # pictures that a fingerprint looks at
 RESTORED = 256  # pictures that calibration restores
+DEGRADED = 64  # pictures that are degraded and restored, half of them for the free numbers of other methods
 LEARNED = 256  # pictures that a run learned, for the last term of its likelihood
 FEW_FEATURES = 256
 CACHE_FORMAT = 1
@@ -88,6 +90,9 @@ class EvaluationConfig(ScoringConfig):
     mean that restorations vary as much as they should."""
     variance: bool = False
     """Also say how much of the variance of a run's samples is due to the start, the flow and the noise: 216 samples."""
+    restoration: bool = False
+    """Also degrade 64 pictures to a quarter, two fifths and half of a run's levels, restore them without telling the level, and
+    compare PSNR and SSIM with methods of scikit-image (pip install 'beyond-blur[restoration]')."""
     size: str | None = None
     """Size to compare at in pixels, such as 64 or 96x128; by default that of the run or .npz file, else that of the data."""
     batch: int = 64
@@ -172,6 +177,13 @@ class Reference:
         options = {"extractor": self.extractor, "seed": self.config.seed}
         return [calibration(pipeline, self.read, chosen, level, **options) for level in quarters]
 
+    def restoration(self, pipeline: Pipeline) -> list[dict[str, object]]:
+        """Scores of pictures, spread over all, degraded to three levels and restored."""
+        numbers, last = self.numbers(), pipeline.corruption.levels
+        chosen = numbers[evenly_spaced(len(numbers), DEGRADED)]
+        levels = sorted({max(1, round(last * share)) for share in (0.25, 0.4, 0.5)})
+        return [score_restoration(pipeline, self.read, chosen, level, seed=self.config.seed) for level in levels]
+
     def likelihood(self, pipeline: Pipeline) -> Likelihood:
         """Bound of the likelihood of the pictures under a run: of as many as there are samples, spread over all."""
         numbers, learned = self.numbers(), self.numbers(OTHER_HALF[self.config.split])
@@ -221,8 +233,8 @@ def evaluate(
     if len(index) < (config.num or 0):
         raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
-    if (config.likelihood or config.calibration or config.variance) and source.pipeline is None:
-        raise InputError(f"{source.name}: not a run; leave out likelihood, calibration and variance")
+    if (config.likelihood or config.calibration or config.variance or config.restoration) and source.pipeline is None:
+        raise InputError(f"{source.name}: not a run; leave out likelihood, calibration, variance and restoration")
     if config.likelihood:
         check_density(source.pipeline)
 
@@ -248,6 +260,8 @@ def evaluate(
         more["calibration"] = [asdict(ranks) for ranks in reference.calibration(source.pipeline)]
     if config.variance:
         more["variance"] = analysis_of_variance(source.pipeline, extractor, seed=config.seed, levels=config.levels)
+    if config.restoration:
+        more["restoration"] = reference.restoration(source.pipeline)
     return {
         "samples": {"source": source.name} | made,
         "reference": reference.facts(),

@@ -34,6 +34,7 @@ from diffusion.sampling.samplers import (
     spherical,
     visited_levels,
 )
+from diffusion.size import Size
 from diffusion.statistics import Statistics, load_statistics
 from lbm_warp.checks import InputError, check_integer, check_number
 
@@ -174,6 +175,18 @@ class Pipeline(
         """The device of the network and of the samples while they are made."""
         return next(self.network.parameters()).device
 
+    def at_size(self, size: Size) -> Pipeline:
+        """The same run for images of another height and width: the network is convolutional, the statistics are interpolated.
+
+        Raises:
+            InputError: if the network cannot take this size.
+        """
+        if size == self.config.size:
+            return self
+        statistics = self.statistics.at_size(size) if self.statistics else None
+        how: dict[str, Any] = {"statistics": statistics, "metrics": self.metrics, "precision": self.precision}
+        return Pipeline(replace(self.config, size=size), self.network, self.prior, **how)
+
     def to(self, device: torch.device | str) -> Pipeline:
         """Move the network to a device; returns the pipeline."""
         self.network.to(device)
@@ -219,9 +232,9 @@ class Pipeline(
         def draw(rows: slice) -> torch.Tensor:
             predict = self.predictor(label, guidance, numbers[rows])
             u = self.prior.draw(start[rows], corruption, self.device)
-            return self._reverse(predict, u, noise[rows], start[rows], corruption, corruption.levels, levels, callback)
+            return self.reverse(predict, u, noise[rows], start[rows], corruption, corruption.levels, levels, callback)
 
-        return self._batched(len(numbers), draw)
+        return self.batched(len(numbers), draw)
 
     def interpolate(
         self,
@@ -266,9 +279,9 @@ class Pipeline(
             # What flow and noise add to the blurred pictures of the prior is random with mean zero.
             u = torch.lerp(blurred, other_blurred, place) + circular(one - blurred, other - other_blurred, place)
             noise = spherical(*(seeded_noise(seed[rows], corruption, u) for seed in (first, second)), place)
-            return self._reverse(predict, u, noise, flow[rows], corruption, last, levels, callback)
+            return self.reverse(predict, u, noise, flow[rows], corruption, last, levels, callback)
 
-        return self._batched(len(numbers), draw).unflatten(0, (-1, points))
+        return self.batched(len(numbers), draw).unflatten(0, (-1, points))
 
     def corrupt(self, image: torch.Tensor, level: int, seed: int = 0) -> torch.Tensor:
         """An image at a level, without noise, float32 [C, H, W] on the CPU: the start of :meth:`restore`.
@@ -323,9 +336,9 @@ class Pipeline(
         def draw(rows: slice) -> torch.Tensor:
             chosen = noise_seed[rows]
             u = corrupted.repeat(len(chosen), 1, 1, 1)
-            return self._reverse(predict, u, chosen, flow[rows], corruption, level, levels, callback)
+            return self.reverse(predict, u, chosen, flow[rows], corruption, level, levels, callback)
 
-        return self._batched(images, draw)
+        return self.batched(images, draw)
 
     def from_seeds(self, start: torch.Tensor, flow: torch.Tensor, noise: torch.Tensor, levels: int | None = None) -> torch.Tensor:
         """New images from seeds of their parts, to vary one part alone.
@@ -344,9 +357,9 @@ class Pipeline(
         def draw(rows: slice) -> torch.Tensor:
             u = self.prior.draw(start[rows], corruption, self.device, flow[rows])
             parts = noise_of_parts(seeded_noise(start[rows], corruption, u), seeded_noise(noise[rows], corruption, u), last)
-            return self._reverse(self.predictor(None, 1.0), u, parts, flow[rows], corruption, last, levels, None)
+            return self.reverse(self.predictor(None, 1.0), u, parts, flow[rows], corruption, last, levels, None)
 
-        return self._batched(len(start), draw)
+        return self.batched(len(start), draw)
 
     def posterior(
         self, images: torch.Tensor, level: int, seed: torch.Tensor, draw: torch.Tensor, levels: int | None = None
@@ -374,9 +387,9 @@ class Pipeline(
             # The sampler adds the noise of its first level: here that of the corruption.
             given = corruption.unit_noise(seed[rows], u)
             noise = noise_of_parts(lambda k: given, seeded_noise(draw[rows], corruption, u), level)
-            return self._reverse(self.predictor(None, 1.0), u, noise, seed[rows], corruption, level, levels, None)
+            return self.reverse(self.predictor(None, 1.0), u, noise, seed[rows], corruption, level, levels, None)
 
-        return self._batched(len(images), restored)
+        return self.batched(len(images), restored)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the files that others need: config.json, ema.safetensors, prior.safetensors, README.md, and metrics.json.
@@ -476,7 +489,7 @@ class Pipeline(
         clean = self.parametrisation.clean(prediction, u, level)
         return clean.clamp(0.0, 1.0) if self.corruption.process.clip_clean else clean
 
-    def _reverse(
+    def reverse(
         self,
         predict: Predict,
         u: torch.Tensor,
@@ -487,6 +500,16 @@ class Pipeline(
         levels: int | None,
         callback: Callback | None,
     ) -> torch.Tensor:
+        """The reverse process by the run's sampler, from images ``u`` at level ``start`` to level 0.
+
+        Args:
+            predict: what :meth:`predictor` gives.
+            u: images without the noise of level ``start``, float32 [N, C, H, W].
+            seed: seeds of the noise, int64 [N], or the noise itself; the sampler adds it at ``start`` and below.
+            flow: seeds of the flows, int64 [N].
+            corruption: the forward process.
+            start, levels, callback: as for :meth:`sample`.
+        """
         if callback is not None:
             callback(start, u)
         if corruption.process.sampler == "residual":
@@ -496,7 +519,7 @@ class Pipeline(
             return posterior_sampler(denoise, u, corruption, seed, callback, start=start, levels=levels)
         return resampling_sampler(denoise, u, corruption, seed, callback, flow=flow, start=start, levels=levels)
 
-    def _batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    def batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """Call ``draw`` for the rows of ``count`` images batch by batch; halve a batch that does not fit into a GPU's memory."""
         check_integer("number of images", count, 1)
         done: list[torch.Tensor] = []

@@ -1,0 +1,181 @@
+"""Restore a picture that is already degraded: find the level that it looks like, and start the reverse process there.
+
+The picture z is taken for level k in units of the signal, z = m + (u_k - m) / s_k = A_k(x) + (sigma_k / s_k) eps, as a file holds
+it: cut to [0, 1] and rounded to eight bits. Its level is found by a synthetic likelihood (Wood 2010). Pictures of the run are
+degraded to every level; a few numbers of each (powers in bands of its spectrum, shares of cut pixels) are Gaussian, with a mean
+and a covariance for every level; Bayes' rule with equal prior probabilities gives those of the levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from diffusion.corruption import Corruption
+from diffusion.data.dataset import evenly_spaced
+from diffusion.rng import seeds
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.samplers import noise_of_parts, seeded_noise, visited_levels
+from lbm_warp.checks import InputError, check_integer
+from lbm_warp.heat import cosines
+
+# Bands of the spectrum, and levels that are compared at most.
+BANDS, MOST = 8, 200
+# Times that the pixels which were cut are drawn anew, given what the network makes of the others.
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class LevelEstimate:
+    """What is known of a picture's level.
+
+    Attributes:
+        level: levels that were compared, int64 [L], rising.
+        probability: of these, float64 [L].
+        sigma: their blur widths [pixels].
+        noise: their noise in units of the signal, sigma_k / s_k.
+    """
+
+    level: np.ndarray
+    probability: np.ndarray
+    sigma: np.ndarray
+    noise: np.ndarray
+
+    def quantile(self, share: float) -> int:
+        """The level that the picture's own does not exceed with this probability; 0.5 gives the median."""
+        return int(self.level[min(np.searchsorted(self.probability.cumsum(), share), len(self.level) - 1)])
+
+    def spread(self, values: np.ndarray) -> tuple[float, float]:
+        """Mean and standard deviation of a number that every level has."""
+        mean = float(self.probability @ values)
+        return mean, float(np.sqrt(self.probability @ (values - mean) ** 2))
+
+
+class LevelEstimator:
+    """Finds the level of degraded pictures. Pictures are drawn from the run and degraded once; then each estimate is quick.
+
+    Args:
+        pipeline: the run.
+        stored: whether the pictures come from files, and were cut to [0, 1] and rounded there.
+        images: number of pictures drawn.
+        seed: of these and their degradation.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, stored: bool = True, images: int = 64, seed: int = 0) -> None:
+        corruption = pipeline.corruption
+        self.stored = stored
+        self.level = 1 + evenly_spaced(corruption.levels, MOST)
+        self.sigma, self.noise = corruption.sigma[self.level], (corruption.noise / corruption.signal)[self.level]
+        clean = pipeline.sample(images, seed).clamp(0.0, 1.0).to(pipeline.device)
+        wanted, self._seen = set(self.level.tolist()), []
+        for level, u in corruption.trajectory(clean, seeds(seed, "degraded", np.arange(images))):
+            if level in wanted:
+                z = 0.5 + (u - 0.5) / float(corruption.signal[level])
+                features = _features(as_stored(z) if stored else z, stored)
+                covariance = torch.cov(features.T) + 1e-3 * torch.eye(features.shape[1], dtype=features.dtype)
+                self._seen.append((features.mean(dim=0), torch.linalg.cholesky(covariance)))
+        self.images = images
+
+    def __call__(self, picture: torch.Tensor) -> LevelEstimate:
+        """The level of a picture, float32 [C, H, W] with the shorter side of the run's images; the longer one may differ."""
+        features = _features(picture[None], self.stored)[0]
+        n, evidence = self.images, []
+        for mean, factor in self._seen:
+            distance = torch.linalg.solve_triangular(factor, (features - mean)[:, None], upper=False).square().sum()
+            # Student's t: mean and covariance are known from n pictures only (Geisser 1993, section 9.1).
+            evidence.append(-factor.diagonal().log().sum() - 0.5 * n * torch.log1p(distance * n / (n**2 - 1)))
+        probability = torch.stack(evidence).softmax(dim=0)
+        return LevelEstimate(self.level, probability.numpy(), self.sigma, self.noise)
+
+
+def as_stored(z: torch.Tensor) -> torch.Tensor:
+    """Pictures as a file holds them: cut to [0, 1], rounded to eight bits."""
+    return (255.0 * z.clamp(0.0, 1.0)).round() / 255.0
+
+
+def restore(
+    pipeline: Pipeline, picture: torch.Tensor, level: int, images: int = 1, seed: int = 0, *, levels: int | None = None
+) -> torch.Tensor:
+    """Draw clean pictures that may have become a degraded one, by the reverse process from its level.
+
+    Every one assumes a flow of its own, because that of the picture is not known. A pixel at 0 or 1 may have been beyond: it is
+    drawn from there, given what the network makes of the others.
+
+    Args:
+        pipeline: the run.
+        picture: float32 [C, H, W], in [0, 1].
+        level: k, 1 to K.
+        images: how many.
+        seed: of flows and noise.
+        levels: number of steps, at most k.
+
+    Returns:
+        float32 [images, C, H, W] on the CPU.
+
+    Raises:
+        InputError: if an argument has the wrong shape or range.
+    """
+    _check(pipeline, picture)
+    corruption = pipeline.corruption
+    check_integer("level", level, 1, corruption.levels)
+    visited_levels(corruption, level, levels)
+    predict = pipeline.predictor(None, 1.0)
+    own = seeds(seed, "restoration", np.arange(images))
+
+    def draw(rows: slice) -> torch.Tensor:
+        z = picture.to(pipeline.device, torch.float32).expand(len(own[rows]), -1, -1, -1)
+        if corruption.process.target != "step":
+            z = _uncut(pipeline, z, level, own[rows])
+        u = 0.5 + float(corruption.signal[level]) * (z - 0.5)
+        # The picture has its noise already; the sampler adds some below its level.
+        noise = noise_of_parts(lambda k: torch.zeros_like(u), seeded_noise(own[rows], corruption, u), level)
+        return pipeline.reverse(predict, u, noise, own[rows], corruption, level, levels, None)
+
+    return pipeline.batched(images, draw)
+
+
+def best(pipeline: Pipeline, picture: torch.Tensor, level: int, restored: torch.Tensor) -> int:
+    """Which of the restored pictures [N, C, H, W] is nearest to the picture if it is degraded again, without flow and noise."""
+    still = Corruption(replace(pipeline.config.process, peclet=0.0, offset=0.0), pipeline.config.size)
+    again = still.operator(restored, level, torch.zeros(len(restored), dtype=torch.int64))
+    return int((again.clamp(0.0, 1.0) - picture).flatten(1).norm(dim=1).argmin())
+
+
+def _check(pipeline: Pipeline, picture: torch.Tensor) -> None:
+    if tuple(picture.shape) != pipeline.config.shape:
+        raise InputError(f"the picture must have shape {list(pipeline.config.shape)}, got {list(picture.shape)}")
+
+
+def _features(z: torch.Tensor, stored: bool) -> torch.Tensor:
+    """Numbers that tell the level of pictures [N, C, H, W]: logarithms of powers in bands and of shares of cut pixels, [N, F]."""
+    (ky, rows), (kx, columns) = (cosines(side) for side in z.shape[2:])
+    z = z.double().cpu()
+    power = (rows @ z @ columns.T).square().mean(dim=1)
+    k = torch.sqrt(ky[:, None] ** 2 + kx**2)
+    band = torch.clamp(k * (BANDS / torch.pi), max=BANDS - 1).long()
+    band[0, 0] = BANDS  # the mean brightness says nothing
+    powers = [power[:, band == number].mean(dim=1) for number in range(BANDS) if bool((band == number).any())]
+    cut = [(z <= 0.0).double().mean(dim=(1, 2, 3)), (z >= 1.0).double().mean(dim=(1, 2, 3))] if stored else []
+    # Powers below that of rounding to eight bits, and shares below a hundredth, say nothing.
+    return torch.stack([p.clamp_min(1e-6).log() for p in powers] + [share.clamp_min(1e-2).log() for share in cut], dim=1)
+
+
+def _uncut(pipeline: Pipeline, z: torch.Tensor, level: int, seed: torch.Tensor) -> torch.Tensor:
+    """Pictures [N, C, H, W] whose pixels at 0 and 1 are drawn from beyond: Gaussian about what the network makes of the others."""
+    corruption = pipeline.corruption
+    signal, scale = float(corruption.signal[level]), float(corruption.noise[level] / corruption.signal[level])
+    low, high, predict = z <= 0.0, z >= 1.0, pipeline.predictor(None, 1.0)
+    if scale < 1.0 / 255.0 or not bool((low | high).any()):
+        return z
+    draw = seeded_noise(seeds(seed, "uncut"), corruption, z)
+    for number in range(ROUNDS):
+        clean = pipeline.denoise(0.5 + signal * (z - 0.5), level, seed, predict).clamp(0.0, 1.0)
+        mean = corruption.operator(clean, level, seeds(seed, "flow"))
+        share = torch.special.ndtr(draw(number))
+        # Quantiles of the Gaussian below 0 and above 1.
+        below = mean + scale * torch.special.ndtri((share * torch.special.ndtr(-mean / scale)).clamp_min(1e-30))
+        above = mean - scale * torch.special.ndtri((share * torch.special.ndtr((mean - 1.0) / scale)).clamp_min(1e-30))
+        z = torch.where(low, below.clamp(max=0.0), torch.where(high, above.clamp(min=1.0), z))
+    return z
