@@ -32,12 +32,14 @@ figures: $(VENV)/.installed
 	$(PY) -m cli.sample --out outputs/figures/sample
 	$(PY) -m cli.sample --model fashion --label all --out outputs/figures/fashion
 	$(PY) -m cli.sample --model emoji --label all --guidance 1.5 --out outputs/figures/emoji
+	$(PY) -m cli.restore --out outputs/figures/restore
 	$(PY) -m cli.benchmark operator --sizes 64 128 256 512 --batches 1 --no-slow --plot outputs/figures/cost.png
 	cp outputs/figures/corrupt/strip.png $(FIGURES)/corruption.png
 	cp outputs/figures/corrupt/velocity.png outputs/figures/cost.png $(FIGURES)
 	cp outputs/figures/sample/grid.png $(FIGURES)/digits.png
 	cp outputs/figures/fashion/grid.png $(FIGURES)/fashion.png
 	cp outputs/figures/emoji/grid.png $(FIGURES)/emoji.png
+	cp outputs/figures/restore/restoration.png $(FIGURES)
 	# Noise makes a large PNG.
 	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').reduce(2).save('$(FIGURES)/comparison.jpg', quality=85)"
 

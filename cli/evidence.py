@@ -57,17 +57,18 @@ _STEPWISE = "--sigma-max 0.5 --sampling-noise"
 STUDIES = {
     "digits": Study(
         "Which process generates best at equal training? Digits, 16 x 16",
-        "--data digits --images 40000",
+        "--data digits --images 40000 --seeds 5",
         {
-            "fluid": "--seeds 5 --process fluid --peclet 0 4 --num 2694",
-            "others": "--seeds 5 --process ddpm blurring edm --peclet 0 --num 2694",
-            "soft": "--seeds 5 --process soft --peclet 0 --learning-rate 2e-3 --num 2694",
-            "ihd": f"--seeds 5 --process ihd --peclet 0 {_STEPWISE} 2 --num 450",
-            "beyond-blur": f"--seeds 5 --process beyond-blur --peclet 0.1 {_STEPWISE} 2 --num 450",
-            "structured-noise": f"--seeds 3 --process structured-noise --peclet 0.1 {_STEPWISE} 2 --num 450",
-            "curl": f"--seeds 3 --process beyond-blur-curl --peclet 2 {_STEPWISE} 2 --num 450",
-            "frozen": f"--seeds 3 --process beyond-blur-frozen structured-noise-frozen --peclet 0.1 {_STEPWISE} 1.25 --num 450",
-            "cold": "--seeds 3 --process cold --peclet 0 --num 450",
+            "fluid": "--process fluid --peclet 0 4 --num 2694",
+            "others": "--process ddpm blurring edm --peclet 0 --num 2694",
+            "soft": "--process soft --peclet 0 --learning-rate 2e-3 --num 2694",
+            "ihd": f"--process ihd --peclet 0 {_STEPWISE} 2 --num 450",
+            "beyond-blur": f"--process beyond-blur --peclet 0.1 {_STEPWISE} 2 --num 450",
+            "structured-noise": f"--process structured-noise --peclet 0.1 {_STEPWISE} 2 --num 450",
+            "curl": f"--process beyond-blur-curl --peclet 2 {_STEPWISE} 2 --num 450",
+            "frozen": f"--process beyond-blur-frozen structured-noise-frozen --peclet 0.1 {_STEPWISE} 1.25 --num 450",
+            "cold": "--process cold --peclet 0 --num 450",
+            "ddpm-1000": "--process ddpm-1000 --peclet 0 --num 450",
         },
     ),
     "fashion-mnist": Study(

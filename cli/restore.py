@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -15,22 +16,24 @@ import tyro
 from cli import console, render
 from diffusion.data.images import fit, read_image
 from diffusion.files import write_json
-from diffusion.sampling.pipeline import BUNDLED, Pipeline
+from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import LevelEstimator, best, restore
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer
 
 PANEL = 160
+EXAMPLE = Path(str(resources.files("assets") / "degraded.png"))
 
 
 @dataclass(frozen=True)
 class Restore:
     """Options of ``python -m cli.restore``."""
 
-    picture: Annotated[Path, tyro.conf.Positional]
-    """The degraded picture. It is resized so that its shorter side is that of the run's images; its shape stays."""
-    run: str | None = None
-    """Run folder of cli.train, owner/name on the Hugging Face Hub, or a bundled model: digits (the default), fashion or emoji."""
+    picture: Annotated[Path, tyro.conf.Positional] = EXAMPLE
+    """The degraded picture; by default two emoji, included. It is resized so that its shorter side is that of the run's images; its
+    shape stays."""
+    run: str = "emoji"
+    """Run folder of cli.train, owner/name on the Hugging Face Hub, or a bundled model: digits, fashion or emoji."""
     level: str = "auto"
     """Level of the run's process that the picture is like, 1 to K; auto: estimated from its spectrum."""
     samples: int = 4
@@ -60,12 +63,11 @@ def restore_picture(options: Restore) -> None:
     device = console.pick_device(options.device)
     mode_of = {1: "L", 3: "RGB"}
     read_image(options.picture)  # before the model, which takes longer
-    run = BUNDLED["digits"] if options.run is None else options.run
-    pipeline = Pipeline.from_pretrained(run, device=device)
+    pipeline = Pipeline.from_pretrained(options.run, device=device)
     image = read_image(options.picture, mode_of[pipeline.config.channels])
     size = _size(pipeline, *image.shape[1:])
     picture = torch.from_numpy(fit(image, size))
-    record: dict[str, object] = {"picture": str(options.picture), "run": str(run), "size": size.to_json()}
+    record: dict[str, object] = {"picture": str(options.picture), "run": options.run, "size": size.to_json()}
     if options.level == "auto":
         estimate = LevelEstimator(pipeline, seed=options.seed)(picture)
         level, low, high = (estimate.quantile(share) for share in (0.5, 0.05, 0.95))

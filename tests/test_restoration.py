@@ -106,7 +106,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: 
     truth = torch.nn.functional.pad(pictures[1:2], (6, 2))
     z = degraded(digits.at_size(Size(16, 24)), truth, 450)
     Image.fromarray((255 * as_stored(z)[0, 0]).round().byte().numpy()).save("wide.png")
-    main(["wide.png", "--samples", "3"])
+    main(["wide.png", "--run", "digits", "--samples", "3"])
     report = json.loads(Path("outputs/wide-restored/restoration.json").read_text())
     assert report["size"] == [16, 24] and abs(report["level"] - 450) < 40 and report["best"] is None
     low, high = report["levels_90_percent"]
@@ -118,7 +118,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: 
     assert read_image("outputs/wide-restored/restoration.png").shape[0] == 3
     first = Path("outputs/wide-restored/restored.png").read_bytes()
     shutil.rmtree("outputs")
-    main(["wide.png", "--samples", "3"])
+    main(["wide.png", "--run", "digits", "--samples", "3"])
     assert Path("outputs/wide-restored/restored.png").read_bytes() == first
 
 
