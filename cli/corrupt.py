@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -19,10 +19,11 @@ import warp
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from cli import console, figures, render
+from cli import console, figures, film, render
+from cli.film import FilmOptions
 from diffusion.corruption import Corruption, flow_operator
 from diffusion.data.dataset import evenly_spaced
-from diffusion.data.images import read_image, resize_shorter
+from diffusion.data.images import fit, read_image, resize_shorter
 from diffusion.files import write_json
 from diffusion.process import TURBULENCE, named_process
 from diffusion.rng import seeds
@@ -35,6 +36,7 @@ PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
 DEFAULT_SIZE = 384
 DEFAULT_PECLET = 300.0
 VIDEO_SIZE = 512
+LEVELS_OF_FILM = 1000
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 SPECTRUM_SEEDS = 32
 
@@ -74,7 +76,8 @@ class PictureOptions:
     """The picture, and how it is corrupted and shown."""
 
     image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURE]", help_behavior_hint="")] = PHOTOGRAPH
-    """The picture, anything Pillow reads; the bundled photograph of a cat by default."""
+    """The picture, anything Pillow reads; the bundled photograph of a cat by default. cli.corrupt takes a video or a folder of
+    pictures, too, and makes a film of it in one flow."""
     size: int | None = None
     """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
     levels: int = 200
@@ -114,6 +117,7 @@ class Corrupt(PictureOptions):
     structured-noise or structured-noise-frozen."""
     flow: Annotated[FlowOptions, tyro.conf.OmitArgPrefixes] = FlowOptions()
     video: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes] = VideoOptions()
+    film: Annotated[FilmOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=FilmOptions)
 
 
 class Trajectory(NamedTuple):
@@ -140,23 +144,34 @@ class Trajectory(NamedTuple):
 def corrupt(options: Corrupt) -> None:
     """Read the picture, corrupt it along one trajectory, write the results."""
     console.check_at_least(options.video, frames=2, fps=1)
+    if options.film.to is not None or film.is_film(options.image):
+        make_film(options)
+        return
+    if options.film.png or options.film.course == "hold":
+        raise InputError("--png and --course are for films: of a video, a folder of pictures, or with --to")
     path, u0 = options.image, options.read()
     trajectory = by_flow(options, u0) if options.process is None else by_process(options, u0)
     _, channels, height, width = u0.shape
     print(f"{path.stem}: {height} x {width} px, {trajectory.about} on {u0.device}")
 
     out = options.out or Path("outputs") / path.stem
-    written = [*draw(trajectory, path.stem, options.video, out), out / "corruption.json"]
+    written = [*draw(trajectory, path.stem, options, out), out / "corruption.json"]
     image = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "channels": channels, "height": height, "width": width}
-    facts = {
+    write_json(written[-1], facts(options, out, u0.device) | {"image": image} | trajectory.record)
+    print(f"wrote {', '.join(map(str, written))}")
+
+
+def facts(options: Corrupt, out: Path, device: torch.device) -> dict[str, Any]:
+    """What corruption.json says of any result."""
+    names = {"image": options.image.name if options.image == PHOTOGRAPH else str(options.image), "out": str(out)}
+    chosen = asdict(options)
+    chosen["film"]["to"] = None if options.film.to is None else str(options.film.to)
+    return {
         "command": console.command_line(),
-        "options": asdict(options) | {"image": path.name if path == PHOTOGRAPH else str(path), "out": str(out)},
-        "image": image,
-        "device": str(u0.device),
+        "options": chosen | names,
+        "device": str(device),
         "versions": {module.__name__: module.__version__ for module in (warp, torch, np, PIL)},
     }
-    write_json(written[-1], facts | trajectory.record)
-    print(f"wrote {', '.join(map(str, written))}")
 
 
 def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
@@ -170,15 +185,8 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     # The video's time is the blur width, a little slower at first, when most is visible.
     frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.video.frames if options.video.video else 1) ** 1.15
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
-    peclet = float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
-    operator = AdvectionDiffusion(
-        moments,
-        peclet=peclet,
-        turbulence=TURBULENCE[flow.turbulence],
-        boundary=flow.boundary,
-        offset=flow.offset,
-        turbulence_time=flow.turbulence_time,
-    )
+    peclet = peclet_of(options, length)
+    operator = operator_of(flow, moments, peclet)
     fourier = schedule.fourier(length)
     captions = {
         k: f"level {k}\n{SIGMA} = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
@@ -204,18 +212,45 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     )
 
 
-def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
-    """The trajectory of a picture in a forward process, its levels evenly spaced.
+def peclet_of(options: Corrupt, length: int) -> float:
+    """The Peclet number for pictures of this shorter side [pixels]."""
+    return float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
+
+
+def operator_of(flow: FlowOptions, schedule: Schedule, peclet: float) -> AdvectionDiffusion:
+    """The advection-diffusion that the options describe."""
+    return AdvectionDiffusion(
+        schedule,
+        peclet=peclet,
+        turbulence=TURBULENCE[flow.turbulence],
+        boundary=flow.boundary,
+        offset=flow.offset,
+        turbulence_time=flow.turbulence_time,
+    )
+
+
+def process_of(options: Corrupt, size: Size) -> Corruption:
+    """The forward process that the options name.
 
     Raises:
-        InputError: if there is no such process, or an option is given that the process has its own value for.
+        InputError: if there is none, or an option is given that the process has its own value for.
     """
     for option, value in asdict(options.flow).items():
         if value != getattr(FlowOptions, option):
             raise InputError(f"--{option.replace('_', '-')} does not go with --process, which has its own")
     process = replace(named_process(options.process), levels=options.levels)
     process = process if options.peclet is None else replace(process, peclet=options.peclet)
-    corruption = Corruption(process, Size(*u0.shape[2:]))
+    return Corruption(process, size)
+
+
+def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
+    """The trajectory of a picture in a forward process, its levels evenly spaced.
+
+    Raises:
+        InputError: as :func:`process_of`.
+    """
+    corruption = process_of(options, Size(*u0.shape[2:]))
+    process = corruption.process
     sigma, signal, noise = corruption.sigma, corruption.signal, corruption.noise
     title = f"{options.process}, Pe = {process.peclet:g}"
     return Trajectory(
@@ -233,7 +268,43 @@ def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     )
 
 
-def draw(trajectory: Trajectory, name: str, options: VideoOptions, out: Path) -> list[Path]:
+def make_film(options: Corrupt) -> None:
+    """Corrupt a video or a folder of pictures frame by frame, or go from a picture into another; write the film."""
+    path, out, device = options.image, options.out or Path("outputs") / options.image.stem, console.pick_device(options.device)
+    fps = options.video.fps
+    if options.film.to is None:
+        console.check_at_least(options, size=2, levels=1)
+        pictures = film.open_film(path, lambda side: options.size or min(side, DEFAULT_SIZE))
+        fps = round(pictures.fps or fps) if fps == VideoOptions.fps else fps
+        frames = film.corrupted(pictures, options.film, corrupter(options, pictures.size), device)
+    else:
+        if film.is_film(path):
+            raise InputError(f"--to needs a picture to start from, got {path}")
+        first = options.read().expand(1, 3, -1, -1)
+        size = Size(*first.shape[2:])
+        second = torch.from_numpy(fit(read_image(options.film.to, "RGB"), size))[None].to(device)
+        frames = film.passage(first, second, options.video.frames, corrupter(options, size))
+        frames = film.there_and_back(frames) if options.film.loop else frames
+    written = film.save((render.enlarged(frame, VIDEO_SIZE) for frame in frames), out, fps, options.film.png)
+    write_json(out / "corruption.json", facts(options, out, device))
+    print(f"wrote {', '.join(map(str, written))}, {out / 'corruption.json'}")
+
+
+def corrupter(options: Corrupt, size: Size) -> film.CorruptTo:
+    """What corrupts pictures of this size by fractions of the whole way, with the flow of the options' seed."""
+    if options.process is not None:
+        corruption = process_of(options, size)
+        return lambda u, part: corruption.corrupt(
+            u, torch.from_numpy((part * corruption.levels).round().astype(np.int64)), torch.full((len(u),), options.seed)
+        )
+    flow, peclet = options.flow, peclet_of(options, size.shorter)
+    # A level for each blur width that differs visibly; the blur width grows with the fraction.
+    sigma = pixels(flow.sigma_max, size.shorter) * np.linspace(0.0, 1.0, LEVELS_OF_FILM + 1) ** 1.15
+    operator = operator_of(flow, Schedule(sigma), peclet)
+    return lambda u, part: operator(u, torch.from_numpy((part * LEVELS_OF_FILM).round().astype(np.int64)), options.seed)
+
+
+def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list[Path]:
     """Corrupt the picture; write the strip, the last picture, the velocity field, and the video if it is asked for."""
     shown: dict[int, np.ndarray] = {}
     written = [out / "strip.png", out / "corrupted.png"]
@@ -246,9 +317,12 @@ def draw(trajectory: Trajectory, name: str, options: VideoOptions, out: Path) ->
             if number in trajectory.frames:
                 yield render.enlarged(picture, VIDEO_SIZE)
 
-    if options.video:
+    if options.video.video:
         written.append(out / "trajectory.mp4")
-        save_video(written[-1], frames(), options.fps)
+        if options.film.loop:
+            render.save_video(written[-1], film.there_and_back(frames()), options.video.fps)
+        else:
+            save_video(written[-1], frames(), options.video.fps)
     else:
         deque(frames(), maxlen=0)
     strip = figures.strip(list(shown.values()), [trajectory.captions[k] for k in shown], f"{name}   {trajectory.title}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,15 @@ def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
     with (
         whole_file(path) as aside,
-        imageio.get_writer(
-            aside, fps=fps, quality=None, output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart"], **options
+        # The writer's own context manager does not close it after an error.
+        closing(
+            imageio.get_writer(
+                aside,
+                fps=fps,
+                quality=None,
+                output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart"],
+                **options,
+            )
         ) as writer,
     ):
         for frame in frames:
