@@ -8,7 +8,7 @@ DEMO := runs/demo
 
 FIGURES := assets/figures
 
-.PHONY: demo test lint figures evidence cuda clean
+.PHONY: demo test lint figures gallery evidence cuda clean
 
 demo: $(VENV)/.installed
 	$(PY) -m cli.corrupt --video
@@ -25,6 +25,10 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# One page with every process, its pictures, film, equation and code.
+gallery: $(VENV)/.installed
+	$(PY) -m cli.gallery
 
 figures: $(VENV)/.installed
 	$(PY) -m cli.corrupt --out outputs/figures/corrupt
