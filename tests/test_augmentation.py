@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from lbm_warp import AdvectionDiffusion, GivenVelocity, RandomTurbulence, Schedule, as_physics
 from lbm_warp.checks import InputError
@@ -89,6 +90,29 @@ def test_a_batch_its_parts_and_another_run_agree() -> None:
         torch.manual_seed(seed)
         results.append(transform(images))
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+class Augmented(Dataset):
+    """Eight pictures, changed as they are read."""
+
+    def __init__(self) -> None:
+        self.transform = RandomTurbulence()
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(torch.full((1, 16, 16), index / 8.0).cumsum(-1))
+
+
+def test_in_the_workers_of_a_loader() -> None:
+    """After the kernels ran in this process; torch seeds the workers."""
+    RandomTurbulence()(torch.rand((8, 3, 64, 64)))
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        results.append(torch.cat(list(DataLoader(Augmented(), batch_size=2, num_workers=2, timeout=60))))
+    assert torch.equal(*results) and results[0].shape == (8, 1, 16, 16)
 
 
 def test_what_is_not_changed() -> None:
