@@ -1,4 +1,7 @@
-"""Carry out every study of the evidence, each a few sweeps, and write one page of results; the same command goes on."""
+"""Carry out every study of the evidence, each a few sweeps, and write one page of results; the same command goes on.
+
+Results are kept in evidence.json beside the page. Sweeps that it has are not carried out again, even if their runs are gone.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +24,7 @@ from lbm_warp.checks import InputError, check_name
 
 # Columns of the tables: how a number is taken from metrics.json (None if it is not there), and how it is written.
 COLUMNS: Mapping[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] = {
+    "samples": (lambda report: report["scores"]["samples"], ",d"),
     "Frechet distance": (lambda report: report["scores"]["frechet_distance"], ".1f"),
     "precision": (lambda report: report["scores"]["precision"], ".2f"),
     "recall": (lambda report: report["scores"]["recall"], ".2f"),
@@ -27,16 +32,25 @@ COLUMNS: Mapping[str, tuple[Callable[[Mapping[str, Any]], float | None], str]] =
     "coverage": (lambda report: report["scores"]["coverage"], ".2f"),
     "nearer to learned": (lambda report: report.get("memorisation"), ".3f"),
     "bits a dimension": (lambda report: report.get("likelihood", {}).get("bits_per_dimension"), ".3f"),
+    "calibration error": (lambda report: _mean([ranks["error"] for ranks in report.get("calibration", ())]), ".2f"),
 }
-PLAIN = tuple(COLUMNS)[:6]
+PLAIN = tuple(COLUMNS)[1:6]
 ABOUT = """# Evidence
 
 What was trained, for how many images, and how it was scored stands in the command lines. Everything else is equal within a
 section: network, batch, the pictures to learn (those of even number) and to compare with (those of odd number). Numbers are means
 and standard deviations over the seeds. *Floor*: one half of the real pictures as samples of the other. *Nearer to learned*: share
 of samples whose nearest picture is one that was learned; 0.5 means that none is known by heart. *Bits a dimension*: upper bound of
-the negative log-likelihood of pictures that were not learned."""
+the negative log-likelihood of pictures that were not learned. *Calibration error*: by how much the ranks of pictures among their
+restorations differ from uniform ones, beyond chance, in the mean of three levels; 0 is best. evidence.json has the scores of all runs."""
 WIDEST = 1400  # pictures of the page [pixels]
+# Of metrics.json, what evidence.json keeps.
+STORE = "evidence.json"
+KEPT = ("scores", "floor", "memorisation", "likelihood", "calibration")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 class Study(NamedTuple):
@@ -50,6 +64,12 @@ class Study(NamedTuple):
     named: bool = False
     """Whether rows are called after their sweep, because process and Peclet number do not tell them apart."""
     columns: tuple[str, ...] = PLAIN
+    shared: Mapping[str, tuple[str, str, tuple[float, ...]]] = MappingProxyType({})
+    """More rows, by their name: those of a sweep of another study at some Peclet numbers."""
+
+    def command(self, sweep: str) -> str:
+        """Command line of a sweep, without how and where it is carried out."""
+        return f"python -m cli.sweep {self.common} {self.sweeps[sweep]}"
 
 
 # Sampling noise of the stepwise processes was chosen of 1, 1.25, 1.5 and 2 on the other half, as were the learning rates.
@@ -70,19 +90,25 @@ STUDIES = {
             "cold": "--process cold --peclet 0 --num 450",
             "ddpm-1000": "--process ddpm-1000 --peclet 0 --num 450",
         },
+        columns=("samples", *PLAIN),
     ),
     "fashion-mnist": Study(
         "And on photographs? Fashion-MNIST, 28 x 28",
-        "--data fashion-mnist --preset digits --size 28 --images 40000 --seeds 3 --num 1000",
+        "--data fashion-mnist --preset digits --size 28 --images 40000 --seeds 3 --precision bf16 --compile",
         {
-            "fluid": "--process fluid --peclet 0 4 --likelihood",
-            "ddpm": "--process ddpm --peclet 0 --likelihood",
-            "others": "--process blurring edm --peclet 0",
-            "soft": "--process soft --peclet 0 --learning-rate 2e-3",
-            "ihd": f"--process ihd --peclet 0 {_STEPWISE} 2",
-            "beyond-blur": f"--process beyond-blur --peclet 0.1 {_STEPWISE} 2",
+            "fluid": "--process fluid --peclet 0 4 --num 1000 --likelihood --calibration",
+            "ddpm": "--process ddpm --peclet 0 --num 1000 --likelihood --calibration",
+            "blurring": "--process blurring --peclet 0 --num 1000 --likelihood --calibration",
+            "edm": "--process edm --peclet 0 --num 1000",
+            "soft": "--process soft --peclet 0 --learning-rate 2e-3 --num 1000 --likelihood",
+            "ihd": f"--process ihd --peclet 0 {_STEPWISE} 2 --num 450",
+            "beyond-blur": f"--process beyond-blur --peclet 0.1 {_STEPWISE} 2 --num 450",
+            "frozen": f"--process beyond-blur-frozen structured-noise-frozen --peclet 0.1 {_STEPWISE} 1.25 --num 450",
+            "structured-noise": f"--process structured-noise --peclet 0.1 {_STEPWISE} 2 --num 450",
+            "curl": f"--process beyond-blur-curl --peclet 2 {_STEPWISE} 2 --num 450",
+            "cold": "--process cold --peclet 0 --num 450",
         },
-        columns=tuple(COLUMNS),
+        columns=("samples", *PLAIN, "bits a dimension", "calibration error"),
     ),
     "flow": Study(
         "How strong may the flow be? From none to where it fails",
@@ -92,8 +118,9 @@ STUDIES = {
     "spectra": Study(
         "Which spectrum of the noise, with and without transport?",
         "--data digits --images 40000 --seeds 3 --process fluid --peclet 0 4",
-        {"white": "--noise-exponent 0", "blue": "--noise-exponent -0.25", "red": "--noise-exponent 0.5"},
+        {"blue": "--noise-exponent -0.25", "red": "--noise-exponent 0.5"},
         named=True,
+        shared={"white": ("flow", "fluid", (0, 4))},
     ),
     "calls": Study(
         "How many network calls does a sample need?",
@@ -107,12 +134,14 @@ STUDIES = {
             f"{process} {images // 1000}k": f"--process {process} --peclet {peclet} --images {images}"
             for images in (20_000, 40_000, 120_000)
             for process, peclet in (("fluid", "0 4"), ("ddpm", "0"))
+            if (process, images) != ("fluid", 40_000)
         },
         named=True,
+        shared={"fluid 40k": ("flow", "fluid", (0, 4))},
     ),
     "few-pictures": Study(
         "Few pictures and long training: is the flow an augmentation?",
-        "--data digits --images 400000 --process fluid --likelihood",
+        "--data digits --images 400000 --process fluid --likelihood --precision bf16 --compile",
         {
             "no flow": "--peclet 0",
             "flow, not told": "--peclet 4",
@@ -120,7 +149,7 @@ STUDIES = {
             "mirrored": "--peclet 0 --flip",
         },
         named=True,
-        columns=tuple(COLUMNS),
+        columns=(*PLAIN, "nearer to learned", "bits a dimension"),
     ),
 }
 
@@ -138,9 +167,9 @@ class Evidence:
     runs: Path = Path("sweeps")
     """Folder of the runs: one for each study, in it one for each sweep."""
     out: Path = Path("outputs/evidence")
-    """Folder of the page, README.md, with its pictures and the numbers as JSON."""
+    """Folder of the page, README.md, with its pictures and the results as JSON."""
     page_only: bool = False
-    """Write the page of what is finished, and carry out nothing."""
+    """Write the page of what there is by now, also of sweeps under way, and carry out nothing."""
     dry_run: bool = False
     """Print the command lines, and do nothing."""
 
@@ -156,19 +185,22 @@ class Evidence:
 
     def command(self, study: str, sweep: str) -> str:
         """Command line of a sweep."""
-        words = f"{STUDIES[study].common} {STUDIES[study].sweeps[sweep]}"
-        return f"python -m cli.sweep {words} --jobs {self.jobs} --out {shlex.quote(str(self.place(study, sweep)))}"
+        return f"{STUDIES[study].command(sweep)} --jobs {self.jobs} --out {shlex.quote(str(self.place(study, sweep)))}"
 
 
 def run(options: Evidence) -> None:
     """Carry out the sweeps one after the other; write the page after each."""
     options.validate()
     sweeps = [(name, sweep) for name in options.only or STUDIES for sweep in STUDIES[name].sweeps]
+    if options.dry_run:
+        print("\n".join(options.command(name, sweep) for name, sweep in sweeps))
+        return
     failed = []
     for name, sweep in [] if options.page_only else sweeps:
-        print(options.command(name, sweep), flush=True)
-        if options.dry_run:
+        if (result := stored(options).get(name, {}).get(sweep)) and result["finished"]:
+            print(f"{name}: {sweep}: in {options.out / STORE}")
             continue
+        print(options.command(name, sweep), flush=True)
         job = Job(f"{name}: {sweep}", [shlex.split(options.command(name, sweep))[1:]], options.place(name, sweep) / "log.txt")
         ended = list(side_by_side([job], [options.device]))
         if not ended:
@@ -176,10 +208,13 @@ def run(options: Evidence) -> None:
             return
         failed += [job.name for job, problem in ended if problem]
         write_page(options)
-    if not options.dry_run:
-        print(f"wrote {write_page(options)}")
+    print(f"wrote {write_page(options)}")
     if failed:
         raise InputError(f"{len(failed)} of {len(sweeps)} sweeps failed ({', '.join(failed)}); the same command tries again")
+
+
+Results = dict[str, dict[str, dict[str, Any]]]
+"""By study and sweep: the command, whether it is finished, the rows and the pictures."""
 
 
 class Row(NamedTuple):
@@ -188,30 +223,61 @@ class Row(NamedTuple):
     name: str
     peclet: float
     reports: list[dict[str, Any]]
-    """What metrics.json of each finished run holds, in the order of the seeds."""
+    """Of each finished run, in the order of the seeds: what is kept of metrics.json."""
+
+
+def stored(options: Evidence) -> Results:
+    """The results that are kept beside the page, of sweeps that are still defined as they were then."""
+    path = options.out / STORE
+    results = read_json(path) if path.is_file() else {}
+    return {
+        name: {
+            sweep: results[name][sweep]
+            for sweep in study.sweeps
+            if results.get(name, {}).get(sweep, {}).get("command") == study.command(sweep)
+        }
+        for name, study in STUDIES.items()
+    }
+
+
+def collected(options: Evidence) -> Results:
+    """The results that are kept, and those of runs since then, whose pictures are copied."""
+    results = stored(options)
+    for name, study in STUDIES.items():
+        for sweep in study.sweeps:
+            place = options.place(name, sweep)
+            if results[name].get(sweep, {}).get("finished") or not (place / "sweep.md").is_file():
+                continue
+            pictures = {picture: f"{name}-{place.name}-{picture.name}" for picture in pictures_of(place)}
+            for picture, copied in pictures.items():
+                shrink(picture, options.out / copied)
+            found = read_json(place / "sweep.json")["finished"]
+            rows = [row._asdict() for row in rows_of(place, sweep if study.named else None)]
+            results[name][sweep] = {
+                "command": study.command(sweep),
+                "finished": found,
+                "rows": rows,
+                "pictures": [*pictures.values()],
+            }
+    return results
 
 
 def write_page(options: Evidence) -> Path:
-    """Write the page of what is finished, its pictures, and the scores of every run as evidence.json; returns the page."""
-    text, scores = [ABOUT], {}
+    """Write the page of what there is by now, its pictures, and evidence.json; returns the page."""
+    results, text = collected(options), [ABOUT]
+    write_json(options.out / STORE, results)
     for name, study in STUDIES.items():
-        places = {
-            sweep: options.place(name, sweep) for sweep in study.sweeps if (options.place(name, sweep) / "sweep.md").is_file()
-        }
-        if not places:
+        if not results[name]:
             continue
-        rows = [row for sweep, place in places.items() for row in rows_of(place, sweep if study.named else None)]
-        scores[name] = [
-            {"name": row.name, "peclet": row.peclet, "runs": [report["scores"] for report in row.reports]} for row in rows
-        ]
+        rows = [Row(**row) for result in results[name].values() for row in result["rows"]]
+        for called, (other, sweep, peclets) in study.shared.items():
+            shared = [Row(**row) for row in results[other].get(sweep, {"rows": ()})["rows"]]
+            rows += [row._replace(name=called) for row in shared if row.peclet in peclets]
         text += [f"## {study.question}", table(rows, study.columns)]
-        for place in places.values():
-            for picture in pictures_of(place):
-                copied = options.out / f"{name}-{place.name}-{picture.name}"
-                shrink(picture, copied)
-                text.append(f"![{copied.stem}]({copied.name})")
-        text += ["Made by", "\n".join(f"    {options.command(name, sweep)}" for sweep in places)]
-    write_json(options.out / "evidence.json", scores)
+        text += [f"![{Path(picture).stem}]({picture})" for result in results[name].values() for picture in result["pictures"]]
+        lines = [f"    {options.command(name, sweep)}" for sweep in results[name]]
+        lines += [f"    # {called}: a row of '{STUDIES[other].question}'" for called, (other, *_) in study.shared.items()]
+        text += ["Made by", "\n".join(lines)]
     page = options.out / "README.md"
     with whole_file(page) as aside:
         aside.write_text("\n\n".join(text) + "\n", encoding="utf-8")
@@ -225,32 +291,37 @@ def rows_of(place: Path, name: str | None) -> list[Row]:
         if point["runs"]:
             called = name or point["runs"][0].partition("-Pe")[0]
             reports = [read_json(place / run / "metrics.json") for run in point["runs"]]
-            rows[called, point["peclet"]] = Row(called, point["peclet"], reports)
+            kept = [{part: report[part] for part in KEPT if part in report} for report in reports]
+            rows[called, point["peclet"]] = Row(called, point["peclet"], kept)
     return list(rows.values())
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Markdown: mean and standard deviation over the seeds, and the floor."""
+    """Markdown: mean and standard deviation over the seeds, and the floor for each number of samples."""
     lines = [["", "Pe", "seeds", *columns], ["---", *["---:"] * (2 + len(columns))]]
+    floors = {}
     for row in rows:
-        cells = []
-        for column in columns:
-            take, form = COLUMNS[column]
-            values = [value for report in row.reports if (value := take(report)) is not None]
-            spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):{form}}{spread}" if values else "")
-        lines.append([row.name, f"{row.peclet:g}", str(len(row.reports)), *cells])
-    floor = rows[0].reports[0]["floor"]
-    in_floor = {column: column.lower().replace(" ", "_") for column in columns}
-    lines.append(["floor", "", "", *(f"{floor[key]:{COLUMNS[name][1]}}" if key in floor else "" for name, key in in_floor.items())])
+        lines.append([row.name, f"{row.peclet:g}", str(len(row.reports)), *(cell(row.reports, column) for column in columns)])
+        floors[row.reports[0]["floor"]["samples"]] = [{"scores": row.reports[0]["floor"]}]
+    lines += [["floor", "", "", *(cell(floor, column) for column in columns)] for floor in floors.values()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(reports: Sequence[Mapping[str, Any]], column: str) -> str:
+    """Mean and standard deviation of a number over the seeds; empty if no report has it."""
+    take, form = COLUMNS[column]
+    values = [value for report in reports if (value := take(report)) is not None]
+    if not values:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 and form.endswith("f") else ""
+    return f"{np.mean(values):{form}}{spread}" if form.endswith("f") else f"{values[0]:{form}}"
 
 
 def pictures_of(place: Path) -> list[Path]:
     """The figures of a sweep: curves where there are three values or more, and samples."""
     values = {point["peclet"] for point in read_json(place / "sweep.json")["points"]}
     names = ["sweep.png"] * (len(values) > 2) + ["network-calls.png", "samples.png"]
-    return [place / name for name in names if (place / name).is_file()]
+    return [place / name for name in names if (place / name).is_file()] + sorted(place.glob("*/metrics-calibration.png"))
 
 
 def shrink(picture: Path, copied: Path) -> None:

@@ -85,6 +85,7 @@ def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], ru
     reports = {run: report for point in points for run, report in point.reports.items()}
     scoring = next(({name: report[name] for name in ("reference", "features", "k", "floor")} for report in reports.values()), None)
     found = {
+        "finished": len(reports) == runs,
         "settings": settings,
         "scoring": scoring,
         "runs": {run.name: report["scores"] for run, report in reports.items()},

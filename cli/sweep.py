@@ -50,6 +50,8 @@ class Sweep:
     """The first seed."""
     split: Literal["all", "even", "odd"] = "even"
     """Pictures to learn: those of even or odd number, scored against the others; or all, scored against all."""
+    calibration: bool = False
+    """Also rank pictures among their restorations, as in cli.evaluate --calibration, for the first seed of each."""
     jobs: int = 1
     """Runs at a time. They share the threads of the CPU and, with --device auto, the GPUs."""
     dry_run: bool = False
@@ -91,7 +93,7 @@ class Run(NamedTuple):
     """Arguments of cli.evaluate."""
     asked: Mapping[str, Any]
     """What the scores depend on beside the run, as it stands in metrics.json: reference, k, number of samples, seed and delta; and
-    whether the likelihood is one of them."""
+    whether likelihood and calibration are among them."""
     network_calls: tuple[int, ...]
     """Numbers of sampling steps that it is scored with, beside the process's own."""
 
@@ -114,7 +116,7 @@ class Run(NamedTuple):
             report = read_json(self.scores(calls))
             made = {name: value for name, value in report["samples"].items() if name != "source"}
             scored = {"reference": report["reference"], "k": report["k"], "num": report["scores"]["samples"]} | made
-            scored["likelihood"] = "likelihood" in report
+            scored |= {name: name in report for name in ("likelihood", "calibration")}
             finished = scored == dict(self.asked) | {"levels": calls} and load_config(self.folder) == self.config
         except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
@@ -225,9 +227,11 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
         place = folder / f"{process}-Pe{number(peclet)}-seed{seed}"
         line = arguments(process, peclet, "--seed", str(seed), "--out", str(place))
         config = train.parse(line).resolve(dataset.name, dataset.channels)
+        more = {"calibration": options.calibration and seed == options.seed}
+        scored = [str(place), "--data", data, *as_arguments(scoring), *(f"--{name}" for name, asks in more.items() if asks)]
         for calls in options.network_calls:
             check_integer("--network-calls", calls, 2, config.process.levels)
-        return Run(place, config, line, [str(place), "--data", data, *as_arguments(scoring)], asked, options.network_calls)
+        return Run(place, config, line, scored, asked | more, options.network_calls)
 
     seeds = range(options.seed, options.seed + options.seeds)
     points = [(process, peclet) for process in options.process for peclet in sorted(options.peclet)]

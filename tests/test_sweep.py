@@ -176,7 +176,7 @@ def test_the_commands_of_a_run_say_what_it_is(place: Path, split: str, name: str
     assert scoring.samples == str(run.folder) and scoring.data == "data" and scoring.evaluation.split == other
     assert (scoring.evaluation.num, scoring.evaluation.k, scoring.evaluation.features) == (15, 3, "pixels")
     asked = {name: value for name, value in run.asked.items() if name != "reference"}
-    assert asked == {"k": 3, "num": 15, "seed": 0, "delta": None, "likelihood": False}
+    assert asked == {"k": 3, "num": 15, "seed": 0, "delta": None, "likelihood": False, "calibration": False}
 
 
 def test_a_dry_run_writes_nothing(call: Call, place: Path) -> None:
