@@ -7,7 +7,20 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module, resources
 
-COMMANDS = ("corrupt", "compare", "train", "sample", "restore", "evaluate", "features", "sweep", "evidence", "gallery", "benchmark")
+COMMANDS = (
+    "corrupt",
+    "compare",
+    "explore",
+    "train",
+    "sample",
+    "restore",
+    "evaluate",
+    "features",
+    "sweep",
+    "evidence",
+    "gallery",
+    "benchmark",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

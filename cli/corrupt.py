@@ -28,7 +28,7 @@ from diffusion.files import write_json
 from diffusion.process import TURBULENCE, named_process
 from diffusion.rng import seeds
 from diffusion.size import Size
-from lbm_warp import AdvectionDiffusion, Schedule, WaveAdvectionDiffusion, energy_spectrum
+from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, Turbulence, WaveAdvectionDiffusion, energy_spectrum
 from lbm_warp.checks import InputError, check_integer
 
 PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
@@ -51,6 +51,11 @@ class FlowOptions:
     """Blur width of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
     turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
     """Generator of the velocity field. The first two are divergence-free; the third is the published one, frozen."""
+    octaves: int = CurlNoise.octaves
+    """Octaves of the curl noise: more add smaller eddies."""
+    strokes: str | None = None
+    """A painted flow instead of turbulence: a word for each stroke of the brush, x and y of its points in thousandths of the sides,
+    such as '100,500,900,500'. cli.explore paints them."""
     turbulence_time: float = 0.0
     """How fast the flow itself changes: 0 freezes it; at 1 its largest eddies turn over in their own time."""
     offset: float = 0.0
@@ -182,8 +187,7 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     # Most levels are near the clean picture; the strip spaces its pictures by visible change.
     strip_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
     columns = np.unique(np.abs(schedule.sigma[:, None] - strip_sigma).argmin(axis=0))
-    # The video's time is the blur width, a little slower at first, when most is visible.
-    frame_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.video.frames if options.video.video else 1) ** 1.15
+    frame_sigma = frame_widths(schedule.sigma[-1], options.video.frames if options.video.video else 1)
     moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
     peclet = peclet_of(options, length)
     operator = operator_of(flow, moments, peclet)
@@ -195,7 +199,7 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     solver = f"{iterations} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
     return Trajectory(
         about=f"Pe = {peclet:g}, {solver}",
-        title=f"Pe = {peclet:g}, {flow.turbulence}, seed {options.seed}",
+        title=f"Pe = {peclet:g}, " + ("painted flow" if flow.strokes else f"{flow.turbulence}, seed {options.seed}"),
         count=moments.levels + 1,
         moments=operator.trajectory(u0, options.seed),
         captions={int(np.searchsorted(moments.sigma, schedule.sigma[k])): caption for k, caption in captions.items()},
@@ -212,6 +216,11 @@ def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
     )
 
 
+def frame_widths(last: float, count: int) -> np.ndarray:
+    """Blur widths of the frames of a video, from 0 to ``last``: its time, a little slower at first, when most is visible."""
+    return last * np.linspace(0.0, 1.0, count) ** 1.15
+
+
 def peclet_of(options: Corrupt, length: int) -> float:
     """The Peclet number for pictures of this shorter side [pixels]."""
     return float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
@@ -222,11 +231,20 @@ def operator_of(flow: FlowOptions, schedule: Schedule, peclet: float) -> Advecti
     return AdvectionDiffusion(
         schedule,
         peclet=peclet,
-        turbulence=TURBULENCE[flow.turbulence],
+        turbulence=turbulence_of(flow),
         boundary=flow.boundary,
         offset=flow.offset,
         turbulence_time=flow.turbulence_time,
     )
+
+
+def turbulence_of(flow: FlowOptions) -> Turbulence:
+    """The generator of the velocity field that the options describe."""
+    if flow.turbulence != "curl-noise" and flow.octaves != CurlNoise.octaves:
+        raise InputError(f"--octaves is for curl-noise; --turbulence {flow.turbulence} has none")
+    if flow.strokes is not None:
+        return StrokeFlow.parse(flow.strokes)
+    return CurlNoise(octaves=flow.octaves) if flow.turbulence == "curl-noise" else TURBULENCE[flow.turbulence]
 
 
 def process_of(options: Corrupt, size: Size) -> Corruption:
@@ -299,7 +317,7 @@ def corrupter(options: Corrupt, size: Size) -> film.CorruptTo:
         )
     flow, peclet = options.flow, peclet_of(options, size.shorter)
     # A level for each blur width that differs visibly; the blur width grows with the fraction.
-    sigma = pixels(flow.sigma_max, size.shorter) * np.linspace(0.0, 1.0, LEVELS_OF_FILM + 1) ** 1.15
+    sigma = frame_widths(pixels(flow.sigma_max, size.shorter), LEVELS_OF_FILM + 1)
     operator = operator_of(flow, Schedule(sigma), peclet)
     return lambda u, part: operator(u, torch.from_numpy((part * LEVELS_OF_FILM).round().astype(np.int64)), options.seed)
 

@@ -42,7 +42,7 @@ section: network, batch, the pictures to learn (those of even number) and to com
 and standard deviations over the seeds. *Floor*: one half of the real pictures as samples of the other. *Nearer to learned*: share
 of samples whose nearest picture is one that was learned; 0.5 means that none is known by heart. *Bits a dimension*: upper bound of
 the negative log-likelihood of pictures that were not learned. *Calibration error*: by how much the ranks of pictures among their
-restorations differ from uniform ones, beyond chance, in the mean of three levels; 0 is best. evidence.json has the scores of all runs."""
+restorations differ from uniform ones, beyond chance, in the mean of three levels; 0 is best. All scores are in evidence.json."""
 WIDEST = 1400  # pictures of the page [pixels]
 # Of metrics.json, what evidence.json keeps.
 STORE = "evidence.json"
@@ -94,7 +94,7 @@ STUDIES = {
     ),
     "fashion-mnist": Study(
         "And on photographs? Fashion-MNIST, 28 x 28",
-        "--data fashion-mnist --preset digits --size 28 --images 40000 --seeds 3 --precision bf16 --compile",
+        "--data fashion-mnist --preset digits --size 28 --images 40000 --seeds 3",
         {
             "fluid": "--process fluid --peclet 0 4 --num 1000 --likelihood --calibration",
             "ddpm": "--process ddpm --peclet 0 --num 1000 --likelihood --calibration",
@@ -141,7 +141,7 @@ STUDIES = {
     ),
     "few-pictures": Study(
         "Few pictures and long training: is the flow an augmentation?",
-        "--data digits --images 400000 --process fluid --likelihood --precision bf16 --compile",
+        "--data digits --images 400000 --process fluid --likelihood",
         {
             "no flow": "--peclet 0",
             "flow, not told": "--peclet 4",

@@ -64,9 +64,7 @@ def restore_picture(options: Restore) -> None:
     mode_of = {1: "L", 3: "RGB"}
     read_image(options.picture)  # before the model, which takes longer
     pipeline = Pipeline.from_pretrained(options.run, device=device)
-    image = read_image(options.picture, mode_of[pipeline.config.channels])
-    size = _size(pipeline, *image.shape[1:])
-    picture = torch.from_numpy(fit(image, size))
+    picture, size = fitted(pipeline, read_image(options.picture, mode_of[pipeline.config.channels]))
     record: dict[str, object] = {"picture": str(options.picture), "run": options.run, "size": size.to_json()}
     if options.level == "auto":
         estimate = LevelEstimator(pipeline, seed=options.seed)(picture)
@@ -100,11 +98,13 @@ def restore_picture(options: Restore) -> None:
     print(f"wrote {out / 'restored.png'}, {len(restored)} samples and {out / 'restoration.png'}")
 
 
-def _size(pipeline: Pipeline, height: int, width: int) -> Size:
-    """The size nearest to the picture's shape that has the run's shorter side and that the network can take."""
+def fitted(pipeline: Pipeline, image: np.ndarray) -> tuple[torch.Tensor, Size]:
+    """A picture [C, H, W] in the size nearest to its shape that has the run's shorter side and that the network can take."""
+    height, width = image.shape[1:]
     shorter, factor = pipeline.config.size.shorter, 2 ** (len(pipeline.config.network.multipliers) - 1)
     longer = max(shorter, factor * round(shorter * max(height, width) / (min(height, width) * factor)))
-    return Size(longer, shorter) if height > width else Size(shorter, longer)
+    size = Size(longer, shorter) if height > width else Size(shorter, longer)
+    return torch.from_numpy(fit(image, size)), size
 
 
 main = partial(console.run, "restore", restore_picture, partial(tyro.cli, Restore))

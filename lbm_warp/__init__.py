@@ -5,6 +5,7 @@ from lbm_warp.augmentation import RandomTurbulence, Transport
 from lbm_warp.operator import Operator
 from lbm_warp.physics import as_physics
 from lbm_warp.schedule import Schedule
+from lbm_warp.strokes import StrokeFlow
 from lbm_warp.textbook import TextbookSolver
 from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, energy_spectrum, solenoidal
 from lbm_warp.waves import TravellingWaves, WaveAdvectionDiffusion
@@ -17,6 +18,7 @@ __all__ = [
     "RandomTurbulence",
     "Schedule",
     "SpectralTurbulence",
+    "StrokeFlow",
     "TextbookSolver",
     "Transport",
     "TravellingWaves",

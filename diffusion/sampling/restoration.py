@@ -17,7 +17,7 @@ from diffusion.corruption import Corruption
 from diffusion.data.dataset import evenly_spaced
 from diffusion.rng import seeds
 from diffusion.sampling.pipeline import Pipeline
-from diffusion.sampling.samplers import noise_of_parts, seeded_noise, visited_levels
+from diffusion.sampling.samplers import Callback, noise_of_parts, seeded_noise, visited_levels
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.heat import cosines
 
@@ -96,7 +96,14 @@ def as_stored(z: torch.Tensor) -> torch.Tensor:
 
 
 def restore(
-    pipeline: Pipeline, picture: torch.Tensor, level: int, images: int = 1, seed: int = 0, *, levels: int | None = None
+    pipeline: Pipeline,
+    picture: torch.Tensor,
+    level: int,
+    images: int = 1,
+    seed: int = 0,
+    *,
+    levels: int | None = None,
+    callback: Callback | None = None,
 ) -> torch.Tensor:
     """Draw clean pictures that may have become a degraded one, by the reverse process from its level.
 
@@ -110,6 +117,7 @@ def restore(
         images: how many.
         seed: of flows and noise.
         levels: number of steps, at most k.
+        callback: called as ``callback(level, u)`` at the start and after every step.
 
     Returns:
         float32 [images, C, H, W] on the CPU.
@@ -131,7 +139,7 @@ def restore(
         u = 0.5 + float(corruption.signal[level]) * (z - 0.5)
         # The picture has its noise already; the sampler adds some below its level.
         noise = noise_of_parts(lambda k: torch.zeros_like(u), seeded_noise(own[rows], corruption, u), level)
-        return pipeline.reverse(predict, u, noise, own[rows], corruption, level, levels, None)
+        return pipeline.reverse(predict, u, noise, own[rows], corruption, level, levels, callback)
 
     return pipeline.batched(images, draw)
 

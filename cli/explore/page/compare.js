@@ -1,0 +1,75 @@
+// All processes on one picture, at one time.
+
+import { showPixels } from "./draw.js";
+import { messages } from "./stream.js";
+
+const FRAMES = 48;
+
+export class Compare {
+  constructor(app) {
+    this.app = app;
+    this.place = document.getElementById("compare");
+    this.cards = [];
+  }
+
+  async load() {
+    this.again?.abort();
+    this.again = new AbortController();
+    const { signal } = this.again, { picture, seed } = this.app.state;
+    this.app.busy(true);
+    this.app.player.frames = FRAMES;
+    this.app.command(this.app.commandOf(`python -m cli.compare${picture === "chelsea" ? "" : ` ${picture}`} --size 128 --levels ${FRAMES - 1}${seed === "0" ? "" : ` --seed ${seed}`} --video`));
+    this.cards = Object.entries(this.app.choices.processes).map(([name, { about }]) => this.card(name, about));
+    this.place.replaceChildren(...this.cards.map((card) => card.figure));
+    this.show(this.app.player.number);
+    try {
+      for (const card of this.cards) {
+        for await (const message of messages("/api/trajectory", { picture, seed, process: card.name, size: 128, frames: FRAMES }, signal)) {
+          if (message.kind === "scene") card.about = message;
+          else card.frames[message.number] = message.body.subarray(0, 3 * card.about.height * card.about.width);
+          if (message.number === this.app.player.number || message.number === 0) this.draw(card);
+        }
+      }
+      this.app.busy(false);
+    } catch (error) {
+      if (!signal.aborted) this.app.fail(error);
+    }
+  }
+
+  card(name, about) {
+    const figure = document.createElement("figure"), canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
+    const title = document.createElement("strong");
+    title.textContent = name;
+    caption.append(title, about);
+    figure.append(canvas, caption);
+    return { name, figure, canvas, frames: [] };
+  }
+
+  draw(card) {
+    const frame = card.frames[this.app.player.number] ?? card.frames.at(-1);
+    if (frame) showPixels(card.canvas, frame, card.about.width, card.about.height);
+  }
+
+  show(number) {
+    for (const card of this.cards) this.draw(card);
+    this.app.numbers({ "k / K": (number / (FRAMES - 1)).toFixed(2) });
+  }
+
+  // All pictures side by side, as they are seen.
+  png() {
+    const sheet = document.createElement("canvas"), columns = 4, [first] = this.cards;
+    const wide = first.canvas.width + 8, high = first.canvas.height + 24;
+    Object.assign(sheet, { width: columns * wide, height: Math.ceil(this.cards.length / columns) * high });
+    const pen = sheet.getContext("2d");
+    pen.fillStyle = "white";
+    pen.fillRect(0, 0, sheet.width, sheet.height);
+    pen.fillStyle = "#1d1a26";
+    pen.font = "12px system-ui, sans-serif";
+    this.cards.forEach((card, i) => {
+      const [x, y] = [(i % columns) * wide + 4, Math.floor(i / columns) * high];
+      pen.fillText(card.name, x, y + 14);
+      pen.drawImage(card.canvas, x, y + 19);
+    });
+    return sheet;
+  }
+}

@@ -1,0 +1,66 @@
+// Samples of a model on their way from noise and flow to pictures.
+
+import { showSheet } from "./draw.js";
+import { messages } from "./stream.js";
+
+const $ = (id) => document.getElementById(id);
+
+export class Generate {
+  constructor(app) {
+    this.app = app;
+    this.frames = [];
+    $("again").addEventListener("click", () => {
+      app.player.go(0);
+      app.player.play(1, true);
+    });
+  }
+
+  async load() {
+    this.again?.abort();
+    this.again = new AbortController();
+    const { signal } = this.again, { model, num, gseed, levels, label, guidance, mode } = this.app.state;
+    const query = { model, num, seed: gseed, mode, ...(levels !== "0" && { levels }), ...(label && { label, guidance }) };
+    this.app.busy(true);
+    try {
+      for await (const message of messages("/api/samples", query, signal)) {
+        if (message.kind === "scene") this.began(message);
+        else {
+          this.frames.push(message);
+          // What has come is shown at once; the slider is there for replays.
+          this.app.player.go((this.frames.length - 1) / (this.about.frames - 1));
+        }
+      }
+      this.app.busy(false);
+    } catch (error) {
+      if (!signal.aborted) this.app.fail(error);
+    }
+  }
+
+  began(about) {
+    this.about = about;
+    this.frames = [];
+    this.app.player.stop();
+    this.app.player.frames = about.frames;
+    this.app.command(about.command);
+    this.columns = about.columns ?? Math.ceil(Math.sqrt((about.count * about.height * 1.3) / about.width));
+    const rows = Math.ceil(about.count / this.columns);
+    $("samples").parentElement.style.setProperty("--aspect", (this.columns * about.width) / (rows * about.height));
+    const chosen = this.app.state.label;
+    $("label").replaceChildren(new Option("open", ""), ...(about.classes.length ? [new Option("every class in turn", "all")] : []), ...about.classes.map((name) => new Option(name, name)));
+    $("label").value = chosen;
+    $("label").disabled = !about.classes.length;
+  }
+
+  show(number) {
+    const frame = this.frames[number] ?? this.frames.at(-1);
+    if (!frame) return;
+    const { width, height, count, process, frames } = this.about;
+    showSheet($("samples"), frame.body, width, height, count, this.columns);
+    $("samples-caption").textContent = `${this.app.state.model}: ${count} samples of ${width} x ${height} px, process ${process}`;
+    this.app.numbers({ step: `${this.frames.indexOf(frame)} of ${frames - 1}`, level: frame.level, noise: frame.noise.toPrecision(3) });
+  }
+
+  png() {
+    return $("samples");
+  }
+}

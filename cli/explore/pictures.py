@@ -1,0 +1,91 @@
+"""Pictures that people give to the page. They are kept in memory alone, and in a bounded amount of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import OrderedDict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffusion.data.images import open_image, read_image, resize_shorter
+from lbm_warp.checks import InputError
+
+MOST_BYTES = 16 * 2**20  # of a file
+MOST_PIXELS = 40 * 10**6
+MOST_KEPT = 128 * 2**20  # bytes of all files
+MOST_RESIZED = 64 * 2**20  # bytes of all resized pictures
+LONGEST = 4  # longer side in units of the shorter one
+
+
+class Pictures:
+    """Files of pictures by name: the bundled ones, and those that were added, whose names are their checksums.
+
+    Whoever has a file can name it, so a link to it works again as soon as the file was added again.
+
+    Args:
+        bundled: paths by name.
+    """
+
+    def __init__(self, bundled: dict[str, Path]) -> None:
+        self.bundled = bundled
+        self.added: OrderedDict[str, bytes] = OrderedDict()
+        self.resized: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    def add(self, data: bytes) -> dict[str, object]:
+        """Keep a picture; the oldest ones make room. Returns its name, height and width.
+
+        Raises:
+            InputError: if it is no picture, or too large.
+        """
+        check_bytes(len(data))
+        width, height = open_image(io.BytesIO(data), "this file").size
+        if width * height > MOST_PIXELS:
+            raise InputError(
+                f"this picture has {width} x {height} pixels; at most {MOST_PIXELS // 10**6} million are taken; shrink it"
+            )
+        if max(width, height) > LONGEST * min(width, height):
+            raise InputError(f"this picture has {width} x {height} pixels; sides of at most {LONGEST} : 1 are taken; crop it")
+        read_image(io.BytesIO(data), name="this file")
+        name = hashlib.sha256(data).hexdigest()[:24]
+        self.added[name] = data
+        self.added.move_to_end(name)
+        _shrink(self.added, MOST_KEPT, len)
+        return {"name": name, "height": height, "width": width}
+
+    def read(self, name: str, mode: Literal["L", "RGB"] | None = None) -> np.ndarray:
+        """A picture in its own size, float32 [C, H, W].
+
+        Raises:
+            InputError: if it is not here.
+        """
+        if name in self.bundled:
+            return read_image(self.bundled[name], mode)
+        try:
+            data = self.added[name]
+        except KeyError:
+            raise InputError("this picture is no longer in the memory of this machine; drop it on the page again") from None
+        return read_image(io.BytesIO(data), mode, name="this file")
+
+    def of_size(self, name: str, size: int) -> np.ndarray:
+        """A picture with a shorter side of ``size`` pixels, as ``cli.corrupt --size`` makes it."""
+        if (name, size) not in self.resized:
+            image = self.read(name)
+            self.resized[name, size] = image if size == min(image.shape[1:]) else resize_shorter(image, size)
+            _shrink(self.resized, MOST_RESIZED, lambda image: image.nbytes)
+        self.resized.move_to_end((name, size))
+        return self.resized[name, size]
+
+
+def check_bytes(count: int) -> None:
+    """Raise InputError if a file is larger than what is taken."""
+    if count > MOST_BYTES:
+        raise InputError(f"this file is larger than {MOST_BYTES // 2**20} MiB, which is the most that is taken; shrink it")
+
+
+def _shrink(kept: OrderedDict, most: int, measure) -> None:
+    """Drop the oldest, but never the newest, until the rest measures at most so much."""
+    while len(kept) > 1 and sum(map(measure, kept.values())) > most:
+        kept.popitem(last=False)
