@@ -267,12 +267,12 @@ def write_page(options: Evidence) -> Path:
     results, text = collected(options), [ABOUT]
     write_json(options.out / STORE, results)
     for name, study in STUDIES.items():
-        if not results[name]:
-            continue
         rows = [Row(**row) for result in results[name].values() for row in result["rows"]]
         for called, (other, sweep, peclets) in study.shared.items():
             shared = [Row(**row) for row in results[other].get(sweep, {"rows": ()})["rows"]]
             rows += [row._replace(name=called) for row in shared if row.peclet in peclets]
+        if not rows:
+            continue
         text += [f"## {study.question}", table(rows, study.columns)]
         text += [f"![{Path(picture).stem}]({picture})" for result in results[name].values() for picture in result["pictures"]]
         lines = [f"    {options.command(name, sweep)}" for sweep in results[name]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,24 @@ def test_studies_end_in_a_page_of_what_could_be_carried_out(
     assert "long one" not in text
     assert "## Which is better?" in text and re.search(r"\| short \| 0 \| 1 \| .* \| \d\.\d{3} \| \d+\.\d{3} \|", text)
     assert "| floor |" in text
-    numbers = json.loads((place / "page" / "evidence.json").read_text())["both"]
-    assert [(row["name"], len(row["runs"])) for row in numbers] == [("short", 1)]
+    numbers = json.loads((place / "page" / "evidence.json").read_text())["both"]["short"]
+    assert numbers["finished"] and [(row["name"], len(row["reports"])) for row in numbers["rows"]] == [("short", 1)]
     assert re.findall(r"!\[.*\]\((.*)\)", text) == ["both-short-samples.png"]
     with Image.open(place / "page" / "both-short-samples.png") as picture:
         assert picture.width <= 1400
     # The command line on the page is the one that was carried out.
     (line,) = re.findall(r"    python -m cli\.sweep (.*)", text)
     assert exit_code(sweep.main, *line.split()) == 0 and "1 runs, 1 of them finished" in said(capsys.readouterr())[0]
+
+    # What the page has is not carried out again, even without its runs; rows of another study are shown too.
+    shutil.rmtree(place / "runs")
+    whole = {"both": studies["both"]._replace(sweeps={"short": "--likelihood"})}
+    again = Study("Again?", "--data data", {}, True, shared={"the same": ("both", "short", (0,))})
+    monkeypatch.setattr(evidence, "STUDIES", whole | {"again": again})
+    assert exit_code(evidence.main, "--runs", "runs", "--out", "page", "--device", "cpu") == 0
+    assert not (place / "runs").exists() and "both: short: in page" in said(capsys.readouterr())[0]
+    page = (place / "page" / "README.md").read_text()
+    assert page.startswith(text[: text.index("Made by")]) and re.search(r"## Again\?\n\n.*\n.*\n\| the same \| 0 \| 1 \|", page)
 
 
 @pytest.mark.slow

@@ -420,6 +420,7 @@ def test_too_little_memory_is_said_with_what_helps(tmp_path: Path, monkeypatch: 
         ),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
         ({"precision": "fp16"}, "precision must be fp32 or bf16, got 'fp16'"),
+        ({"precision": "bf16", "compile": True}, "--compile with bf16 gives wrong gradients on a CPU"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
         ({"keep_every": 0}, "keep_every must be at least 1, got 0"),
     ],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from diffusion.data.images import open_image, read_image, resize_shorter
+from diffusion.data.images import data_errors, open_image, read_image, resize_shorter
 from lbm_warp.checks import InputError
 
 MOST_BYTES = 16 * 2**20  # of a file
@@ -41,7 +42,8 @@ class Pictures:
             InputError: if it is no picture, or too large.
         """
         check_bytes(len(data))
-        width, height = open_image(io.BytesIO(data), "this file").size
+        with data_errors("this file"):
+            width, height = open_image(io.BytesIO(data), "this file").size
         if width * height > MOST_PIXELS:
             raise InputError(
                 f"this picture has {width} x {height} pixels; at most {MOST_PIXELS // 10**6} million are taken; shrink it"
@@ -85,7 +87,7 @@ def check_bytes(count: int) -> None:
         raise InputError(f"this file is larger than {MOST_BYTES // 2**20} MiB, which is the most that is taken; shrink it")
 
 
-def _shrink(kept: OrderedDict, most: int, measure) -> None:
+def _shrink(kept: OrderedDict[Any, Any], most: int, measure: Callable[[Any], int]) -> None:
     """Drop the oldest, but never the newest, until the rest measures at most so much."""
     while len(kept) > 1 and sum(map(measure, kept.values())) > most:
         kept.popitem(last=False)

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cli.corrupt import Corrupt, FlowOptions
 from cli.explore.pictures import check_bytes
-from cli.explore.stream import Turns, in_turns, message
+from cli.explore.stream import FAILED, Turns, in_turns, message
 from cli.explore.studio import SIZES, Restored, Samples, Studio
 from lbm_warp.checks import InputError, check_choice, check_integer, check_number
 
@@ -64,7 +64,7 @@ def application(device: torch.device, runs: Path, *, local: bool = True) -> Star
     ]
     hosts = ["localhost", "127.0.0.1", "testserver"] if local else ["*"]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: refused})
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: refused, Exception: failed})
     app.state.studio = desk.studio
     return app
 
@@ -72,6 +72,11 @@ def application(device: torch.device, runs: Path, *, local: bool = True) -> Star
 async def refused(_: Request, error: Exception) -> Response:
     """What is wrong with a request, in words."""
     return JSONResponse({"error": str(error)}, status_code=400)
+
+
+async def failed(_: Request, error: Exception) -> Response:
+    """What is wrong with the server goes to its terminal."""
+    return JSONResponse({"error": FAILED}, status_code=500)
 
 
 class Guard:

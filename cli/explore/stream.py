@@ -16,6 +16,7 @@ from lbm_warp.checks import InputError
 
 log = logging.getLogger(__name__)
 END = object()
+FAILED = "this failed; the terminal of the server says why"
 
 
 def message(header: dict[str, Any], body: np.ndarray | None = None) -> bytes:
@@ -53,7 +54,7 @@ def in_turns(messages: Iterator[bytes], turns: Turns) -> Iterator[bytes]:
                 made, messages = message({"kind": "error", "text": str(error)}), iter(())
             except Exception:
                 log.exception("the explorer failed")
-                made, messages = message({"kind": "error", "text": "this failed; the terminal of the server says why"}), iter(())
+                made, messages = message({"kind": "error", "text": FAILED}), iter(())
         if made is None:
             return
         yield made

@@ -92,7 +92,8 @@ class Studio:
         self.device = device
         self.runs = runs
         self.pictures = Pictures({"chelsea": PHOTOGRAPH, "degraded": EXAMPLE})
-        self._loaded: OrderedDict[str, tuple[Pipeline, Callable[[], LevelEstimator]]] = OrderedDict()
+        self._models: OrderedDict[str, Pipeline] = OrderedDict()
+        self._estimators: OrderedDict[tuple[str, int], LevelEstimator] = OrderedDict()
 
     def warm_up(self, picture: Path) -> None:
         """Compile the kernels, or load them, before the first visitor waits for them."""
@@ -160,7 +161,7 @@ class Studio:
 
     def samples(self, wanted: Samples) -> Iterator[bytes]:
         """Samples of a model on their way from noise and flow: a message about all of it, then one for every step."""
-        pipeline = self._model(wanted.model)[0]
+        pipeline = self._model(wanted.model)
         height, width = pipeline.config.size
         check_integer("number of samples", wanted.num, 1, max(1, min(MOST_SAMPLES, MOST_SAMPLED_PIXELS // (height * width))))
         visited = visited_levels(pipeline.corruption, steps=wanted.levels)
@@ -193,7 +194,7 @@ class Studio:
 
     def restored(self, wanted: Restored) -> Iterator[bytes]:
         """A degraded picture, its level if it is not given, and samples of what it may have been, step by step."""
-        pipeline, estimator = self._model(wanted.run)
+        pipeline = self._model(wanted.run)
         check_integer("samples", wanted.samples, 1, 16)
         mode = {1: "L", 3: "RGB"}[pipeline.config.channels]
         picture, size = fitted(pipeline, self.pictures.read(wanted.picture, mode))
@@ -204,7 +205,7 @@ class Studio:
         level = wanted.level
         if level is None:
             yield message({"kind": "progress", "text": "Pictures of the model are degraded, to compare this one with them."})
-            estimate = estimator()(picture)
+            estimate = self._estimator(wanted.run, wanted.seed)(picture)
             level = estimate.quantile(0.5)
             (sigma, sigma_spread), (noise, noise_spread) = (estimate.spread(values) for values in (estimate.sigma, estimate.noise))
             about = {"kind": "estimate", "level": level, "low": estimate.quantile(0.05), "high": estimate.quantile(0.95)}
@@ -225,24 +226,25 @@ class Studio:
             else:
                 yield message({"kind": "frame", "level": at}, np.stack([render.to_pixels(image) for image in u]))
 
-    def _model(self, name: str) -> tuple[Pipeline, Callable[[], LevelEstimator]]:
-        """A model, and what makes its estimator of levels at first use; the last few are kept."""
+    def _model(self, name: str) -> Pipeline:
+        """A model by its name."""
         models = self.models()
         check_name("model", name, models)
-        if name not in self._loaded:
-            pipeline = Pipeline.from_pretrained(models[name], device=self.device)
-            made: list[LevelEstimator] = []
+        return _kept(self._models, name, lambda: Pipeline.from_pretrained(models[name], device=self.device))
 
-            def estimator() -> LevelEstimator:
-                if not made:
-                    made.append(LevelEstimator(pipeline))
-                return made[0]
+    def _estimator(self, name: str, seed: int) -> LevelEstimator:
+        """What finds the level of degraded pictures of a model, as ``cli.restore --seed`` makes it."""
+        return _kept(self._estimators, (name, seed), lambda: LevelEstimator(self._model(name), seed=seed))
 
-            self._loaded[name] = pipeline, estimator
-            while len(self._loaded) > MOST_MODELS:
-                self._loaded.popitem(last=False)
-        self._loaded.move_to_end(name)
-        return self._loaded[name]
+
+def _kept(kept: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """What is kept under the key, made if it is not there; only the last few are kept."""
+    if key not in kept:
+        kept[key] = make()
+    kept.move_to_end(key)
+    while len(kept) > MOST_MODELS:
+        kept.popitem(last=False)
+    return kept[key]
 
 
 @dataclass(frozen=True)

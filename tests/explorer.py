@@ -1,0 +1,72 @@
+"""The explorer's server in a thread of the tests, and what it sends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def serving(runs: Path) -> Iterator[str]:
+    """The address of a server; it ends with the block."""
+    import uvicorn
+
+    from cli.explore.server import application
+
+    server = uvicorn.Server(uvicorn.Config(application(torch.device("cpu"), runs), log_level="warning"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10.0)
+
+
+def ask(address: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """Status and body of an answer."""
+    try:
+        with urlopen(Request(address, data, {name.replace("_", "-"): value for name, value in headers.items()})) as answer:
+            return answer.status, answer.read()
+    except HTTPError as error:
+        return error.code, error.read()
+
+
+def add(address: str, data: bytes) -> tuple[int, dict[str, Any]]:
+    """Add a picture; the status, and what the server says."""
+    status, body = ask(f"{address}/api/pictures", data, content_type="application/octet-stream")
+    return status, json.loads(body)
+
+
+def messages(address: str, what: str, query: Mapping[str, object]) -> list[dict[str, Any]]:
+    """The messages of a stream; each is its header, with the bytes as ``body``."""
+    status, data = ask(f"{address}/api/{what}?{urlencode(query)}")
+    assert status == 200, data
+    found = []
+    while data:
+        (length,) = struct.unpack("<I", data[:4])
+        header = json.loads(data[4 : 4 + length])
+        found.append(header | {"body": data[4 + length : 4 + length + header["bytes"]]})
+        data = data[4 + length + header["bytes"] :]
+    return found
+
+
+def pictures(message: Mapping[str, Any], *shape: int) -> np.ndarray:
+    """The pixels of a message, uint8 in this shape."""
+    return np.frombuffer(message["body"][: int(np.prod(shape))], np.uint8).reshape(shape)

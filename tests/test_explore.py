@@ -1,0 +1,368 @@
+"""The explorer's server: its numbers are the operator's and the pipeline's, its commands make the same files, its bounds hold."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import resource
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlencode
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("starlette", reason="the extra 'explore' is not installed")
+pytest.importorskip("uvicorn", reason="the extra 'explore' is not installed")
+
+from cli import corrupt, restore, sample
+from cli.compare import power_spectrum
+from cli.corrupt import PHOTOGRAPH
+from cli.explore import __main__ as command
+from cli.explore import pictures as store
+from cli.explore.pictures import Pictures
+from cli.explore.stream import Gone, Turns, in_turns, steps
+from cli.explore.studio import Samples, Studio
+from cli.render import quantised, to_pixels
+from diffusion.corruption import Corruption
+from diffusion.data.images import read_image, resize_shorter
+from diffusion.process import PROCESSES
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.restoration import restore as restored
+from diffusion.size import Size
+from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule
+from lbm_warp.checks import InputError
+from tests.explorer import add, ask, messages, pictures, serving
+from tests.runs import exit_code, said
+
+
+@pytest.fixture(scope="module")
+def address(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    runs = tmp_path_factory.mktemp("runs")
+    shutil.copytree(finished_run, runs / "stripes")
+    with serving(runs) as place:
+        yield place
+
+
+def as_png(picture: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "png")
+    return data.getvalue()
+
+
+def cat(size: int) -> torch.Tensor:
+    return torch.from_numpy(resize_shorter(read_image(PHOTOGRAPH), size))[None]
+
+
+def test_numbers_of_a_trajectory_are_the_operators(address: str) -> None:
+    query = {"size": 128, "frames": 5, "peclet": 90, "sigma": 0.06, "octaves": 3, "seed": 4, "time": 0.5}
+    scene, *frames = messages(address, "trajectory", query)
+    schedule = Schedule(0.06 * 128 * np.linspace(0.0, 1.0, 5) ** 1.15)
+    operator = AdvectionDiffusion(schedule, peclet=90.0, turbulence=CurlNoise(octaves=3), turbulence_time=0.5)
+    height, width = scene["height"], scene["width"]
+    field = np.frombuffer(scene["body"], np.float32).reshape(2, *scene["field"])
+    assert np.array_equal(field, operator.velocity(4, *scene["field"])[0].numpy())
+    for message, (number, u) in zip(frames, operator.trajectory(cat(128), 4), strict=True):
+        assert np.array_equal(pictures(message, height, width, 3), to_pixels(u[0]))
+        assert message["sigma"] == schedule.sigma[number] and message["mean"] == pytest.approx(u.double().mean().item(), rel=1e-12)
+        assert message["fourier"] == pytest.approx(schedule.fourier(128)[number], rel=1e-12)
+        assert np.allclose(message["spectrum"], power_spectrum(u[0])[1], rtol=1e-12)
+        # The velocity of a moving flow at the moment of the frame, on a grid of 32 cells.
+        now = np.frombuffer(message["body"][height * width * 3 :], np.float32).reshape(2, *message["field"])
+        assert np.array_equal(now, operator.velocity(4, *message["field"], sigma=schedule.sigma[number] * 32 / 128)[0].numpy())
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_are_those_of_the_library(address: str, name: str) -> None:
+    scene, *frames = messages(address, "trajectory", {"size": 128, "frames": 3, "process": name, "seed": 2})
+    corruption = Corruption(replace(PROCESSES[name], levels=2), Size(scene["height"], scene["width"]))
+    for message, (level, u) in zip(frames, corruption.trajectory(cat(128), torch.tensor([2])), strict=True):
+        assert np.array_equal(pictures(message, scene["height"], scene["width"], 3), to_pixels(u[0]))
+        assert message["noise"] == corruption.noise[level] and message["signal"] == corruption.signal[level]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"peclet": 70, "sigma": 0.05, "octaves": 2, "seed": 11},
+        {"peclet": 0},
+        {"strokes": "100,500,900,500 500,900,500,100", "peclet": 33},
+        {"turbulence": "spectral", "time": 2, "peclet": 5.5},
+        {"process": "fluid"},
+        {"process": "beyond-blur-curl", "peclet": 12, "seed": 5},
+    ],
+)
+def test_the_command_line_makes_the_same_files(address: str, tmp_path: Path, query: dict) -> None:
+    picture = as_png(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+    query |= {"size": 128, "picture": add(address, picture)[1]["name"]}
+    (tmp_path / "mine.png").write_bytes(picture)
+    scene, *_, last = messages(address, "trajectory", query | {"frames": 201})
+    python, m, module, *words = shlex.split(scene["command"].replace(query["picture"], str(tmp_path / "mine.png")))
+    assert (python, m, module) == ("python", "-m", "cli.corrupt")
+    assert exit_code(corrupt.main, *words, "--out", tmp_path / "out") == 0
+    made = np.rint(255.0 * read_image(tmp_path / "out" / "corrupted.png", "RGB").transpose(1, 2, 0))
+    # The last level of another number of levels: equal up to rounding of float32, which may turn a half up or down.
+    assert np.abs(pictures(last, scene["height"], scene["width"], 3) - made).max() <= 1
+
+    if "seed" not in query:
+        return  # encoding takes longer than all the rest
+    (tmp_path / "page.mp4").write_bytes(ask(f"{address}/api/film?{urlencode(query)}")[1])
+    with imageio.get_reader(tmp_path / "page.mp4") as film, imageio.get_reader(tmp_path / "out" / "trajectory.mp4") as other:
+        assert all(np.array_equal(*frames) for frames in zip(film, other, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["new", "same-init", "share-noise", "interpolate"])
+def test_samples_are_those_of_the_pipeline_and_of_the_command(address: str, tmp_path: Path, mode: str) -> None:
+    query = {"model": "digits", "num": 6, "seed": 3, "levels": 4, "mode": mode}
+    scene, *frames = messages(address, "samples", query)
+    pipeline = Pipeline.from_pretrained("digits")
+    if mode == "interpolate":
+        expected = pipeline.interpolate([(0, 1)], 6, 3, levels=4)[0]
+    else:
+        expected = pipeline.sample(6, 3, levels=4, same_init=mode == "same-init", share_noise=mode == "share-noise")
+    assert scene["frames"] == len(frames) == 5 and [frames[0]["level"], frames[-1]["level"]] == [1000, 0]
+    assert np.array_equal(pictures(frames[-1], 6, 16, 16, 3), np.stack([to_pixels(image) for image in expected]))
+    words = shlex.split(scene["command"])[3:]
+    words.remove("--video")
+    assert exit_code(sample.main, *words, "--out", tmp_path) == 0
+    made = np.stack([np.rint(255 * read_image(file, "RGB").transpose(1, 2, 0)) for file in sorted(tmp_path.glob("images/*"))])
+    # In another batch convolutions round otherwise, by about 1e-6.
+    assert np.abs(made - pictures(frames[-1], 6, 16, 16, 3)).max() <= 1
+
+
+def test_runs_are_models_too(address: str) -> None:
+    choices = json.loads(ask(f"{address}/api/choices")[1])
+    assert choices["models"][:3] == ["digits", "fashion", "emoji"] and list(choices["processes"]) == list(PROCESSES)
+    (run,) = choices["models"][3:]
+    scene, *_, last = messages(address, "samples", {"model": run, "num": 3})
+    assert f"cli.sample {run}" in scene["command"] and len(pictures(last, 3, scene["height"], scene["width"], 3)) == 3
+
+
+@pytest.mark.slow
+def test_restorations_are_those_of_the_library_and_of_the_command(address: str, tmp_path: Path) -> None:
+    pipeline = Pipeline.from_pretrained("digits")
+    degraded = quantised(pipeline.corruption.corrupt(pipeline.sample(1, 5), 400, torch.tensor([1]))[0])[..., 0]
+    name = add(address, as_png(degraded))[1]["name"]
+    query = {"picture": name, "model": "digits", "samples": 3, "seed": 2}
+    scene, progress, estimate, *frames, result = messages(address, "restored", query)
+    assert progress["kind"] == "progress" and estimate["low"] <= estimate["level"] <= estimate["high"]
+    assert np.isclose(sum(estimate["probability"]), 1.0)
+    z = torch.from_numpy(degraded)[None].float() / 255.0
+    expected = restored(pipeline, z, estimate["level"], 3, 2)
+    assert np.array_equal(pictures(frames[-1], 3, 16, 16, 3), np.stack([to_pixels(image) for image in expected]))
+    assert np.array_equal(pictures(result, 16, 16, 3), to_pixels(expected.mean(dim=0)))
+
+    (tmp_path / "mine.png").write_bytes(as_png(degraded))
+    words = shlex.split(scene["command"].replace(name, str(tmp_path / "mine.png")))[3:]
+    assert exit_code(restore.main, *words, "--out", tmp_path / "out") == 0
+    made = np.rint(255 * read_image(tmp_path / "out" / "restored.png", "RGB").transpose(1, 2, 0))
+    assert np.abs(made - pictures(result, 16, 16, 3)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("what", "query", "message"),
+    [
+        ("trajectory", {"size": 100}, "size must be one of 128, 256, 512, got 100"),
+        ("trajectory", {"size": "x"}, "size must be a number, got 'x'"),
+        ("trajectory", {"peclet": "nan"}, "peclet must be from 0 to 2000, got nan"),
+        ("trajectory", {"peclet": 1e9}, "peclet must be from 0 to 2000"),
+        ("trajectory", {"sigma": 2}, "sigma must be from 0.01 to 0.5, got 2"),
+        ("trajectory", {"octaves": 99}, "octaves must be from 1 to 8, got 99"),
+        ("trajectory", {"seed": -1}, "seed must be from 0"),
+        ("trajectory", {"turbulence": "none"}, "turbulence must be one of curl-noise, spectral"),
+        ("trajectory", {"frames": 100000}, "frames must be from 2 to 240, got 100000"),
+        ("trajectory", {"process": "flud"}, "did you mean fluid?"),
+        ("trajectory", {"strokes": "1"}, "a stroke has an x and a y"),
+        ("trajectory", {"picture": "../../etc/passwd"}, "no longer in the memory of this machine; drop it on the page again"),
+        ("samples", {"model": "/etc"}, "unknown model '/etc'"),
+        ("samples", {"num": 100}, "number of samples must be from 1 to 64, got 100"),
+        ("samples", {"levels": 5000}, "got 5000"),
+        ("samples", {"label": "cat", "model": "fashion"}, "unknown label 'cat'"),
+        ("samples", {"mode": "old"}, "unknown mode 'old'"),
+        ("restored", {"samples": 99}, "samples must be from 1 to 16, got 99"),
+        ("restored", {"level": 5000}, "got 5000"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(address: str, what: str, query: dict, message: str) -> None:
+    status, body = ask(f"{address}/api/{what}?{urlencode(query)}")
+    text = json.loads(body)["error"] if status == 400 else messages(address, what, query)[-1]["text"]
+    assert status in (200, 400) and message in text and "\n" not in text
+
+
+def bomb() -> bytes:
+    """A PNG file of a few bytes that says it has 10^10 pixels."""
+    data = bytearray(as_png(np.zeros((2, 2, 3), np.uint8)))
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "this file"),
+        (b"not a picture" * 100, "this file"),
+        (as_png(np.zeros((40, 40, 3), np.uint8))[:80], "this file"),
+        (b"\0" * (16 * 2**20 + 1), "larger than 16 MiB"),
+        (bomb(), "this file"),
+        (b"<svg onload='alert(1)' xmlns='http://www.w3.org/2000/svg'/>", "this file"),
+        (as_png(np.zeros((3, 100, 3), np.uint8)), "100 x 3 pixels; sides of at most 4 : 1"),
+    ],
+    ids=["empty", "text", "cut", "large", "bomb", "svg", "narrow"],
+)
+def test_hostile_pictures_are_refused_in_words(address: str, data: bytes, message: str) -> None:
+    status, answer = add(address, data)
+    assert status == 400 and message in answer["error"] and "\n" not in answer["error"]
+
+
+def test_other_sites_are_not_answered(address: str) -> None:
+    picture = as_png(np.zeros((8, 8, 3), np.uint8))
+    assert ask(f"{address}/api/pictures", picture, content_type="text/plain")[0] == 400
+    assert ask(f"{address}/api/choices", sec_fetch_site="cross-site")[0] == 403
+    assert ask(f"{address}/api/choices", host="evil.example")[0] == 400
+    assert ask(f"{address}/page/../../console.py")[0] == 404 and ask(f"{address}/page/%2e%2e/server.py")[0] == 404
+    assert ask(f"{address}/?view=generate")[0] == 200
+
+
+def test_pictures_take_a_bounded_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Pictures({"cat": PHOTOGRAPH})
+    files = [as_png(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)) for seed in range(6)]
+    monkeypatch.setattr(store, "MOST_KEPT", 3 * len(files[0]))
+    monkeypatch.setattr(store, "MOST_RESIZED", 2 * 32 * 32 * 3 * 4)
+    names = [kept.add(file)["name"] for file in files]
+    assert len(set(names)) == 6 and list(kept.added) == names[-3:]
+    for name in names[-3:]:
+        assert kept.of_size(name, 32).shape == (3, 32, 32)
+    assert list(kept.resized) == [(name, 32) for name in names[-2:]]
+    with pytest.raises(InputError, match="drop it on the page again"):
+        kept.read(names[0])
+    # The same file has the same name, so a link to it works again.
+    assert kept.add(files[0])["name"] == names[0] and kept.read(names[0]).shape == (3, 16, 16)
+    assert kept.read("cat").shape[0] == 3
+
+
+@pytest.mark.slow
+def test_twenty_visitors_at_once_get_their_own_in_bounded_memory(address: str) -> None:
+    names = [add(address, as_png(np.full((24, 24, 3), 10 * i, np.uint8)))[1]["name"] for i in range(20)]
+
+    def visit(number: int) -> list[dict]:
+        return messages(address, "trajectory", {"size": 128, "frames": 24, "peclet": 50, "seed": number, "picture": names[number]})
+
+    alone = [visit(number) for number in (3, 17)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(visit, range(20)))
+    assert [together[3], together[17]] == alone
+    for number, found in enumerate(together):
+        assert len(found) == 25
+        # A flat picture stays flat, at its own brightness.
+        assert np.abs(pictures(found[-1], 128, 128, 3).astype(int) - 10 * number).max() <= 1
+    # What they got is 20 x 24 x 48 KiB = 23 MiB, and is held here as well; the server holds a few frames of each.
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 300.0
+
+
+def test_a_visitor_who_leaves_is_forgotten(address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    threads = threading.active_count()
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(f"GET /api/samples?num=64&model=digits HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            line.recv(100)
+    # Others are served after it, and its work ends.
+    assert messages(address, "trajectory", {"size": 128, "frames": 2})[-1]["number"] == 1
+    for _ in range(100):
+        if threading.active_count() <= threads + 2:
+            break
+        threading.Event().wait(0.1)
+    assert not [thread for thread in threading.enumerate() if "run" in thread.name and thread.name.startswith("Thread")][threads:]
+
+
+def test_steps_go_on_only_while_they_are_asked_for() -> None:
+    done: list[object] = []
+
+    def work(emit) -> None:
+        try:
+            for number in range(5):
+                done.append(number)
+                emit(number)
+        except Gone:
+            done.append("gone")
+            raise
+
+    iterator = steps(work)
+    assert next(iterator) == 0 and done == [0]
+    assert next(iterator) == 1 and done == [0, 1]
+    iterator.close()
+    for _ in range(100):
+        if "gone" in done:
+            break
+        threading.Event().wait(0.01)
+    assert done == [0, 1, "gone"]
+    assert list(steps(lambda emit: [emit(n) for n in "ab"])) == ["a", "b"]
+
+    def wrong(emit) -> None:
+        emit(1)
+        raise InputError("no more")
+
+    found = list(in_turns((bytes([n]) for n in steps(wrong)), Turns()))
+    assert found[0] == b"\1" and b'"text": "no more"' in found[1] and len(found) == 2
+
+
+def test_turns_are_taken_in_order() -> None:
+    turns, order = Turns(), []
+    with turns:
+        waiting = []
+        for number in range(8):
+            waiting.append(
+                threading.Thread(target=lambda number=number: (turns.__enter__(), order.append(number), turns.__exit__()))
+            )
+            waiting[-1].start()
+            while turns._given < number + 2:
+                pass
+    for thread in waiting:
+        thread.join()
+    assert order == list(range(8))
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert exit_code(command.main, "--port", port) == 2
+        assert f"cannot listen at 127.0.0.1:{port}" in said(capsys.readouterr())[1]
+    for options, message in ((("--port", 70000), "--port must be from 0 to 65535"), (("--device", "tpu"), "expected auto, cpu")):
+        assert exit_code(command.main, *options) == 2 and message in said(capsys.readouterr())[1]
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "cli.explore", "--port", "0", "--device", "cpu"]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = re.search(r"http://\S+", process.stdout.readline())[0]
+            assert b"Beyond Blur" in ask(address)[1]
+        finally:
+            process.send_signal(2)
+        assert process.wait(20) in (0, 130, -2)
+
+
+def test_a_broken_run_does_not_break_the_page(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "broken" / "ema.safetensors").write_bytes(b"")
+    studio = Studio(torch.device("cpu"), tmp_path)
+    assert studio.choices()["models"][3:] == [str(tmp_path / "broken")]
+    (message,) = in_turns(studio.samples(Samples(model=str(tmp_path / "broken"))), Turns())
+    assert b'"kind": "error"' in message and b"config.json" in message
