@@ -39,7 +39,7 @@ class App {
     const option = (name) => new Option(name, name);
     document.querySelector("[data-key=process]").append(new Option("flow and blur", ""), ...Object.keys(this.choices.processes).map(option));
     for (const select of all(".models")) select.append(...this.choices.models.map(option));
-    for (const control of all("[data-key]")) control.addEventListener("input", () => this.set({ [control.dataset.key]: control.value }));
+    for (const control of all("[data-key]")) control.addEventListener("input", () => this.set(this.following(control.dataset.key, control.value)));
     for (const button of all("[data-random]")) button.addEventListener("click", () => this.set({ [button.dataset.random]: String(Math.floor(1e6 * Math.random())) }));
     for (const tab of all("[data-view]")) tab.addEventListener("click", () => this.set({ view: tab.dataset.view }));
     $("cat").addEventListener("click", () => this.set({ picture: "chelsea" }));
@@ -64,6 +64,12 @@ class App {
     }
   }
 
+  // A change, and what follows from it: another process has a Peclet number of its own, another model other classes.
+  following(key, value) {
+    if (key === "process") return { process: value, peclet: value ? String(this.choices.processes[value].peclet) : USUAL.peclet };
+    return key === "model" ? { model: value, label: "" } : { [key]: value };
+  }
+
   // Change the state; what depends on it follows.
   set(changes) {
     const changed = Object.keys(changes).filter((key) => this.state[key] !== changes[key]);
@@ -75,18 +81,21 @@ class App {
 
   // Controls and views as the state says.
   arrange() {
-    const { state } = this;
-    if ("view" in state) for (const element of all("[data-views]")) element.hidden = !element.dataset.views.split(" ").includes(state.view);
+    const { state } = this, process = this.choices?.processes[state.process];
+    // Four times the process's own number, which may be a tenth.
+    const peclet = document.querySelector("[data-key=peclet]"), most = process ? 4 * process.peclet : 600;
+    Object.assign(peclet, { max: most, step: most / 600 || 1 });
+    for (const element of all("[data-views]")) element.hidden = !element.dataset.views.split(" ").includes(state.view);
     for (const tab of all("[data-view]")) tab.setAttribute("aria-selected", tab.dataset.view === state.view);
     for (const control of all("[data-key]")) {
       control.value = state[control.dataset.key];
       const output = control.closest("label")?.querySelector("output");
-      if (output) output.textContent = control.value;
+      if (output) output.textContent = Number(control.value).toPrecision(4).replace(/\.?0+$/, "");
     }
-    const process = this.choices?.processes[state.process];
     $("process-about").textContent = process?.about ?? "The flow and the blur of your choice";
     $("own-flow").hidden = Boolean(process);
     $("painting").hidden = Boolean(process);
+    peclet.closest("label").hidden = process?.peclet === 0;
     $("undo").disabled = $("clear").disabled = !state.strokes;
     $("picture-name").textContent = this.files[state.picture] ?? NAMES[state.picture] ?? "a picture";
     $("restored-name").textContent = this.files[state.rpicture] ?? NAMES[state.rpicture] ?? "a picture";

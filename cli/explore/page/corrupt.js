@@ -34,6 +34,8 @@ export class Corrupt {
   query(size, frames) {
     const values = Object.fromEntries(QUERY.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""));
     values.sigma = this.app.state.sigma / 100;
+    // A process without a flow takes no Peclet number.
+    if (this.app.choices.processes[values.process]?.peclet === 0) delete values.peclet;
     return { ...values, size, frames: frames ?? (size <= 256 ? 96 : 48) };
   }
 
@@ -135,7 +137,7 @@ export class Corrupt {
     const words = () => this.app.state.strokes.split(" ").filter(Boolean);
     for (const place of [$("picture"), $("field")]) {
       place.addEventListener("pointerdown", (event) => {
-        if (!this.painting || event.button) return;
+        if (!this.painting || event.button || this.app.state.process) return;
         place.setPointerCapture(event.pointerId);
         stroke = [point(event)];
         event.preventDefault();
@@ -148,7 +150,7 @@ export class Corrupt {
         const points = [...before, "", ...stroke].join(",").split(",").length / 2;
         if (before.length >= 64 || points > 500) return this.app.say("The flow is full of strokes; clear it to paint on.");
         stroke.push(next);
-        this.app.set({ strokes: [...before, stroke.flat().join(",")].join(" "), process: "" });
+        this.app.set({ strokes: [...before, stroke.flat().join(",")].join(" ") });
       });
       for (const end of ["pointerup", "pointercancel"]) {
         place.addEventListener(end, () => {

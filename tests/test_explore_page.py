@@ -1,0 +1,298 @@
+"""The explorer's page in a real browser: what people see and do. Skipped where there is no Chromium."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("starlette", reason="the extra 'explore' is not installed")
+pytest.importorskip("uvicorn", reason="the extra 'explore' is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright import sync_api as browsers
+
+from cli.corrupt import PHOTOGRAPH
+from cli.render import to_pixels
+from cli.restore import EXAMPLE, fitted
+from diffusion.corruption import Corruption
+from diffusion.data.images import read_image, resize_shorter
+from diffusion.process import named_process
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.restoration import restore
+from diffusion.size import Size
+from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow
+from tests.explorer import serving
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; install the system's package chromium"),
+]
+# Read back what a canvas shows, as red, green, blue of every pixel.
+PIXELS = """id => { const c = document.getElementById(id), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+                    return [c.height, c.width, Array.from(d).filter((_, i) => i % 4 < 3)]; }"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("runs")) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[browsers.Browser]:
+    with browsers.sync_playwright() as playwright:
+        # A container's root may have no sandbox.
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: browsers.Browser, address: str) -> Iterator[browsers.Page]:
+    """A page that makes no error, and asks no other host for anything."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, reduced_motion="reduce", base_url=address)
+    context.set_default_timeout(60_000)
+    opened, problems, hosts = context.new_page(), [], set()
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
+    yield opened
+    context.close()
+    assert not problems and hosts - {""} == {urlparse(address).netloc}
+
+
+def settle(page: browsers.Page) -> None:
+    """Wait until all that was asked for is there."""
+    page.wait_for_timeout(250)  # a change asks for the fine trajectory after a moment
+    page.wait_for_selector("body:not(.busy)")
+
+
+def shown(page: browsers.Page, canvas: str) -> np.ndarray:
+    height, width, data = page.evaluate(PIXELS, canvas)
+    return np.array(data, np.uint8).reshape(height, width, 3)
+
+
+def expected(share: float, frames: int = 96, seed: int = 0, peclet: float = 160.0, turbulence=None, size: int = 128) -> np.ndarray:
+    """The picture at a share of the trajectory, by the operator."""
+    u0 = torch.from_numpy(resize_shorter(read_image(PHOTOGRAPH), size))[None]
+    schedule = Schedule(0.08 * size * np.linspace(0.0, 1.0, frames) ** 1.15)
+    operator = AdvectionDiffusion(schedule, peclet=peclet, turbulence=turbulence or CurlNoise())
+    return to_pixels(operator(u0, round(share * (frames - 1)), seed)[0])
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to rounding: a level reached alone or with all others."""
+    return a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1
+
+
+def set_value(page: browsers.Page, key: str, value: object) -> None:
+    """Move a slider, choose, or type."""
+    control = page.locator(f"[data-key={key}]:visible")
+    control.evaluate("(e, value) => { e.value = value; e.dispatchEvent(new Event('input', { bubbles: true })); }", str(value))
+    settle(page)
+
+
+def test_load_scrub_and_turn_the_knobs(page: browsers.Page) -> None:
+    page.goto("/?size=128&t=0.5")
+    settle(page)
+    assert close(shown(page, "picture"), expected(0.5, 96))
+    # Both ways, by the slider and by the keys.
+    for share in (0.9, 0.1, 0.0, 1.0):
+        page.locator("#time").evaluate("(e, share) => { e.value = share; e.dispatchEvent(new Event('input')); }", share)
+        assert close(shown(page, "picture"), expected(share))
+    page.locator("#time").press("ArrowLeft")
+    assert close(shown(page, "picture"), expected(94 / 95))
+    page.keyboard.press("Home")
+    assert close(shown(page, "picture"), expected(0.0)) and "0.00 px" in page.inner_text("#numbers")
+    page.keyboard.press("End")
+    # The numbers are the operator's: the blur of the last level is 0.08 L.
+    numbers = page.inner_text("#numbers")
+    assert "10.2 px" in numbers and f"{0.5 * 0.08**2:.3g}" in numbers
+    set_value(page, "peclet", 40)
+    set_value(page, "seed", 5)
+    set_value(page, "octaves", 2)
+    assert close(shown(page, "picture"), expected(1.0, seed=5, peclet=40.0, turbulence=CurlNoise(octaves=2)))
+    assert "--peclet 40" in page.inner_text("#command") and "--octaves 2" in page.inner_text("#command")
+    set_value(page, "process", "ddpm")
+    corruption = Corruption(replace(named_process("ddpm"), levels=95), Size(128, 192))
+    u0 = torch.from_numpy(resize_shorter(read_image(PHOTOGRAPH), 128))[None]
+    assert close(shown(page, "picture"), to_pixels(corruption.corrupt(u0, 95, torch.tensor([5]))[0]))
+    # It has no flow, and what belongs to a flow is gone; with another process comes its own Peclet number.
+    assert not page.locator("#own-flow").is_visible() and not page.locator("[data-key=peclet]").is_visible()
+    set_value(page, "process", "beyond-blur-curl")
+    assert page.locator("[data-key=peclet]").input_value() == "2" and "Pe = 2" in page.inner_text("#picture-caption")
+
+
+def test_the_address_brings_everything_back(page: browsers.Page, browser: browsers.Browser) -> None:
+    page.goto("/")
+    set_value(page, "size", 128)
+    set_value(page, "peclet", 77)
+    set_value(page, "seed", 9)
+    page.locator("#time").evaluate("e => { e.value = 0.6; e.dispatchEvent(new Event('input')); }")
+    page.wait_for_timeout(200)
+    query = parse_qs(urlparse(page.url).query)
+    assert query["peclet"] == ["77"] and query["seed"] == ["9"] and query["size"] == ["128"] and query["t"] == ["0.6000"]
+    before = shown(page, "picture")
+    other = browser.new_page()
+    other.goto(page.url)
+    settle(other)
+    assert np.array_equal(shown(other, "picture"), before) and close(before, expected(0.6, seed=9, peclet=77.0))
+    other.close()
+
+
+def test_two_people_have_their_own(page: browsers.Page, browser: browsers.Browser, address: str) -> None:
+    page.goto("/?size=128&seed=1&t=1")
+    other = browser.new_page()
+    other.goto(f"{address}/?size=128&seed=2&t=1")
+    set_value(page, "peclet", 100)
+    settle(other)
+    assert close(shown(page, "picture"), expected(1.0, seed=1, peclet=100.0))
+    assert close(shown(other, "picture"), expected(1.0, seed=2))
+    other.close()
+
+
+def test_paint_a_flow(page: browsers.Page) -> None:
+    page.goto("/?size=128&t=1")
+    settle(page)
+    page.keyboard.press("p")
+    box = page.locator("#field").bounding_box()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"], steps=12)
+    page.mouse.up()
+    settle(page)
+    page.keyboard.press("End")
+    (strokes,) = parse_qs(urlparse(page.url).query)["strokes"]
+    assert f"--strokes {strokes}" in page.inner_text("#command").replace("'", "")
+    assert close(shown(page, "picture"), expected(1.0, turbulence=StrokeFlow.parse(strokes)))
+    page.click("#undo")
+    settle(page)
+    assert close(shown(page, "picture"), expected(1.0))
+
+
+def drop(page: browsers.Page, name: str, data: bytes) -> None:
+    """Drop a file on the page."""
+    transfer = page.evaluate_handle(
+        """([name, data]) => { const t = new DataTransfer(); t.items.add(new File([new Uint8Array(data)], name)); return t; }""",
+        [name, list(data)],
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
+
+
+def test_drop_a_picture_and_hostile_files(page: browsers.Page, tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "png")
+    page.goto("/?size=128&t=0")
+    settle(page)
+    drop(page, "my <b>picture</b>'s.png", data.getvalue())
+    page.wait_for_selector("#picture-name:has-text('my <b>picture')")
+    settle(page)
+    clean = to_pixels(torch.from_numpy(resize_shorter(picture.transpose(2, 0, 1).astype(np.float32) / 255.0, 128)))
+    assert np.array_equal(shown(page, "picture"), clean)
+    # The name is text, not HTML, and is quoted for a shell.
+    assert page.locator("aside b").count() == 0 and "'my <b>picture</b>'\\''s.png'" in page.inner_text("#command")
+    for name, bad, words in (
+        ("page.html", b"<script>alert(1)</script>", "this file"),
+        ("cut.png", data.getvalue()[:150], "this file"),
+        ("large.png", b"\0" * (16 * 2**20 + 1), "larger than 16 MiB"),
+    ):
+        if len(bad) < 10_000:
+            drop(page, name, bad)
+        else:
+            (tmp_path / name).write_bytes(bad)
+            page.set_input_files("#file", tmp_path / name)
+        page.wait_for_selector(f"#toast.shown:has-text('{words}')")
+        assert np.array_equal(shown(page, "picture"), clean)
+    page.goto("/?size=128&picture=0123456789abcdef01234567")
+    page.wait_for_selector("#toast.shown:has-text('drop it on the page again')")
+
+
+def test_compare(page: browsers.Page) -> None:
+    page.goto("/?view=compare&t=1")
+    settle(page)
+    names = page.locator("#compare strong").all_inner_texts()
+    assert "fluid" in names and "ddpm" in names
+    number = names.index("cold")
+    read = "c => [c.height, c.width, ...c.getContext('2d').getImageData(60, 60, 1, 1).data]"
+    pixels = page.locator("#compare canvas").nth(number).evaluate(read)
+    u0 = torch.from_numpy(resize_shorter(read_image(PHOTOGRAPH), 128))[None]
+    corruption = Corruption(replace(named_process("cold"), levels=47), Size(128, 192))
+    last = to_pixels(corruption.corrupt(u0, 47, torch.tensor([0]))[0])
+    assert pixels[:2] == [128, 192] and np.abs(np.array(pixels[2:5]) - last[60, 60]).max() <= 1
+
+
+def test_generate_and_replay(page: browsers.Page) -> None:
+    page.goto("/?view=generate&model=digits&num=4&levels=6&gseed=3")
+    settle(page)
+    images = [to_pixels(image) for image in Pipeline.from_pretrained("digits").sample(4, 3, levels=6)]
+    sheet = shown(page, "samples")
+    assert close(sheet[:16, :16], images[0]) and close(sheet[:16, 17:33], images[1])
+    page.keyboard.press("Home")
+    assert "0 of 6" in page.inner_text("#numbers") and not close(shown(page, "samples")[:16, :16], images[0])
+    set_value(page, "mode", "interpolate")
+    assert "--interpolate 4" in page.inner_text("#command")
+    # A model without classes has none to choose; one with classes has.
+    assert page.locator("#label").is_disabled()
+    set_value(page, "model", "fashion")
+    set_value(page, "label", "sneaker")
+    assert page.locator("#label").is_enabled() and "--label sneaker" in page.inner_text("#command")
+
+
+def test_restore(page: browsers.Page) -> None:
+    page.goto("/?view=restore&rlevel=300&rsamples=2")
+    settle(page)
+    page.wait_for_selector("#restored-caption:has-text('mean of the samples')")
+    assert page.locator("#draws canvas").count() == 2 and "--level 300" in page.inner_text("#command")
+    pipeline = Pipeline.from_pretrained("emoji")
+    picture, size = fitted(pipeline, read_image(EXAMPLE, "RGB"))
+    drawn = restore(pipeline.at_size(size), picture, 300, 2)
+    assert np.array_equal(shown(page, "degraded"), to_pixels(picture)) and close(
+        shown(page, "restored"), to_pixels(drawn.mean(dim=0))
+    )
+
+
+def test_files_to_take_home(page: browsers.Page, tmp_path: Path) -> None:
+    page.goto("/?size=128&t=0.5")
+    settle(page)
+    with page.expect_download() as download:
+        page.click("#png")
+    download.value.save_as(tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert np.array_equal(np.asarray(picture.convert("RGB")), shown(page, "picture"))
+    with page.expect_download() as download:
+        page.click("#mp4")
+    assert download.value.suggested_filename.endswith(".mp4")
+    download.value.save_as(tmp_path / "film.mp4")
+    assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_windows_and_dark_mode(page: browsers.Page, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 360, "height": 740})
+    for view in ("corrupt", "compare", "generate", "restore"):
+        page.goto(f"/?view={view}&size=128&num=4&levels=4&model=digits&rlevel=100&rsamples=1")
+        settle(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    ground = re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert (int(ground[0]) < 128) == (scheme == "dark")
+
+
+def test_a_server_that_is_gone_is_said(page: browsers.Page) -> None:
+    page.goto("/?size=128")
+    settle(page)
+    page.route("**/api/**", lambda route: route.abort())
+    set_value(page, "seed", 3)
+    page.wait_for_selector("#toast.shown:has-text('is it still running')")
