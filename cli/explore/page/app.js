@@ -7,7 +7,7 @@ import { Player } from "./player.js";
 import { Restore } from "./restore.js";
 
 const USUAL = {
-  view: "corrupt", picture: "chelsea", size: "256", process: "", peclet: "160", sigma: "8", octaves: "4", turbulence: "curl-noise", time: "0", seed: "0", strokes: "", t: "0.3",
+  view: "corrupt", picture: "chelsea", size: "256", process: "", peclet: "400", sigma: "4", octaves: "4", turbulence: "curl-noise", time: "0", seed: "0", strokes: "", t: "0.3",
   model: "fashion", num: "36", gseed: "0", levels: "0", label: "", guidance: "1", mode: "new", rpicture: "degraded", rmodel: "emoji", rlevel: "", rsamples: "4", rseed: "0",
 };
 const KEYS = {
@@ -83,8 +83,8 @@ class App {
   arrange() {
     const { state } = this, process = this.choices?.processes[state.process];
     // Four times the process's own number, which may be a tenth.
-    const peclet = document.querySelector("[data-key=peclet]"), most = process ? 4 * process.peclet : 600;
-    Object.assign(peclet, { max: most, step: most / 600 || 1 });
+    const peclet = document.querySelector("[data-key=peclet]"), most = process ? 4 * process.peclet : 1000;
+    Object.assign(peclet, { max: most, step: most / 1000 || 1 });
     for (const element of all("[data-views]")) element.hidden = !element.dataset.views.split(" ").includes(state.view);
     for (const tab of all("[data-view]")) tab.setAttribute("aria-selected", tab.dataset.view === state.view);
     for (const control of all("[data-key]")) {
