@@ -11,7 +11,6 @@ from pathlib import Path
 import tyro
 
 from cli import console
-from cli.corrupt import PHOTOGRAPH
 from lbm_warp.checks import InputError, check_integer
 
 
@@ -45,7 +44,7 @@ def explore(options: Explore) -> None:
         listening = socket.create_server((options.host, options.port))
     except OSError as error:
         raise InputError(f"cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port") from None
-    app.state.studio.warm_up(PHOTOGRAPH)
+    app.state.studio.warm_up()
     address = f"http://{options.host}:{listening.getsockname()[1]}/"
     print(f"listening at {address} (Ctrl-C ends it)", flush=True)
     if options.browser:

@@ -95,9 +95,12 @@ class Studio:
         self._models: OrderedDict[str, Pipeline] = OrderedDict()
         self._estimators: OrderedDict[tuple[str, int], LevelEstimator] = OrderedDict()
 
-    def warm_up(self, picture: Path) -> None:
+    def warm_up(self) -> None:
         """Compile the kernels, or load them, before the first visitor waits for them."""
-        for _ in self.trajectory(Corrupt(image=picture, size=32, peclet=8.0), "chelsea", 4):
+        for process in (None, "fluid", "beyond-blur"):
+            for _ in self.trajectory(Corrupt(size=SIZES[0], peclet=1.0, process=process), "chelsea", 2):
+                pass
+        for _ in self.trajectory(Corrupt(size=SIZES[-1]), "chelsea", 2):
             pass
 
     def models(self) -> dict[str, Path]:
