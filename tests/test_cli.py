@@ -233,7 +233,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("corrupt", ["a.png", "b.png"], "Unrecognized options: b.png"),
         ("sample", ["--num"], "Missing value for argument '-n/--num'"),
         ("evaluate", [], "Missing from beyond-blur evaluate: SAMPLES"),
-        ("paint", [], "unknown command 'paint': expected one of corrupt, compare, train"),
+        ("paint", [], "unknown command 'paint': expected one of corrupt, compare, explore, train"),
         ("train", ["--process", "ihdd"], "did you mean ihd?"),
         ("train", ["--levels", "0"], "levels must be at least 1, got 0"),
         ("train", ["--size", "18"], "needs sides divisible by 4, got size 18"),
