@@ -20,7 +20,6 @@ from typing import TypeVar
 import torch
 import tyro
 import warp as wp
-from torch import distributed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lbm_warp.checks import InputError, check_integer
@@ -67,9 +66,6 @@ def run(
         message, code = "interrupted", 130
     if speaks:
         print(message, file=sys.stderr)
-    if distributed.is_available() and distributed.is_initialized():
-        # A process that ends with its group open may abort.
-        distributed.destroy_process_group()
     sys.exit(code)
 
 

@@ -128,6 +128,8 @@ class Ranks:
 
     def close(self) -> None:
         """Leave the process group, at the end of a program."""
+        # A group that outlives the others may abort the process at its end.
+        _hosts.cache_clear()
         self._accelerator.end_training()
 
 
