@@ -329,7 +329,7 @@ def test_turns_are_taken_in_order() -> None:
                 threading.Thread(target=lambda number=number: (turns.__enter__(), order.append(number), turns.__exit__()))
             )
             waiting[-1].start()
-            while turns._given < number + 2:
+            while turns.asked < number + 2:
                 pass
     for thread in waiting:
         thread.join()

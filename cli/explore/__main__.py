@@ -1,4 +1,4 @@
-"""The command: options, and the server that listens."""
+"""Play with the flow, the processes and the models in a browser, on this machine alone."""
 
 from __future__ import annotations
 

@@ -27,20 +27,25 @@ def message(header: dict[str, Any], body: np.ndarray | None = None) -> bytes:
 
 
 class Turns:
-    """A lock that is given in the order in which it was asked for, so that nobody waits for ever."""
+    """A lock that is given in the order in which it was asked for, so that nobody waits for ever.
+
+    Attributes:
+        asked: how often it was asked for.
+        ended: how many turns have ended.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._given, self._served = 0, 0
+        self.asked, self.ended = 0, 0
 
     def __enter__(self) -> None:
         with self._condition:
-            own, self._given = self._given, self._given + 1
-            self._condition.wait_for(lambda: self._served == own)
+            own, self.asked = self.asked, self.asked + 1
+            self._condition.wait_for(lambda: self.ended == own)
 
     def __exit__(self, *_: object) -> None:
         with self._condition:
-            self._served += 1
+            self.ended += 1
             self._condition.notify_all()
 
 

@@ -169,21 +169,21 @@ class Studio:
         check_integer("number of samples", wanted.num, 1, max(1, min(MOST_SAMPLES, MOST_SAMPLED_PIXELS // (height * width))))
         visited = visited_levels(pipeline.corruption, steps=wanted.levels)
         how = {name: getattr(wanted, name) for name in ("seed", "levels", "label", "guidance")}
+        check_name("mode", wanted.mode, (*MODES, "interpolate"))
         if wanted.mode == "interpolate":
-            points = min(8, wanted.num)
-            rows = max(1, wanted.num // points)
-            draw = partial(pipeline.interpolate, [(2 * row, 2 * row + 1) for row in range(rows)], points, **how)
-            count, columns = rows * points, points
+            columns = min(8, wanted.num)
+            num = wanted.num // columns
+            draw = partial(pipeline.interpolate, [(2 * row, 2 * row + 1) for row in range(num)], columns, **how)
+            count = num * columns
         else:
-            check_name("mode", wanted.mode, (*MODES, "interpolate"))
             draw = partial(pipeline.sample, wanted.num, **how, **MODES[wanted.mode])
-            count, columns = wanted.num, None
+            num, columns, count = wanted.num, None, wanted.num
         classes = pipeline.config.classes
         about = {"kind": "scene", "frames": len(visited), "height": height, "width": width, "count": count, "columns": columns}
         about |= {
             "classes": list(classes),
             "process": pipeline.config.process_name,
-            "command": _sample_command(wanted, rows if wanted.mode == "interpolate" else count, columns),
+            "command": _sample_command(wanted, num, columns),
         }
         yield message(about)
         pipeline.batch = max(pipeline.batch, count)
