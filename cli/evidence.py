@@ -112,12 +112,12 @@ STUDIES = {
     ),
     "flow": Study(
         "How strong may the flow be? From none to where it fails",
-        "--data digits --images 40000 --seeds 3",
+        "--data digits --images 40000 --seeds 2",
         {"fluid": "--process fluid --peclet 0 1 2 4 8 16 32"},
     ),
     "spectra": Study(
         "Which spectrum of the noise, with and without transport?",
-        "--data digits --images 40000 --seeds 3 --process fluid --peclet 0 4",
+        "--data digits --images 40000 --seeds 2 --process fluid --peclet 0 4",
         {"blue": "--noise-exponent -0.25", "red": "--noise-exponent 0.5"},
         named=True,
         shared={"white": ("flow", "fluid", (0, 4))},
