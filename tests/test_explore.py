@@ -143,6 +143,16 @@ def test_samples_are_those_of_the_pipeline_and_of_the_command(address: str, tmp_
     assert np.abs(made - pictures(frames[-1], 6, 16, 16, 3)).max() <= 1
 
 
+@pytest.mark.slow
+def test_the_film_of_samples_is_that_of_the_command(address: str, tmp_path: Path) -> None:
+    query = {"model": "digits", "num": 4, "levels": 3}
+    (tmp_path / "page.mp4").write_bytes(ask(f"{address}/api/sampled-film?{urlencode(query)}")[1])
+    words = shlex.split(messages(address, "samples", query)[0]["command"])[3:]
+    assert exit_code(sample.main, *words, "--out", tmp_path / "out") == 0
+    with imageio.get_reader(tmp_path / "page.mp4") as film, imageio.get_reader(tmp_path / "out" / "reverse.mp4") as other:
+        assert all(np.array_equal(*frames) for frames in zip(film, other, strict=True))
+
+
 def test_runs_are_models_too(address: str) -> None:
     choices = json.loads(ask(f"{address}/api/choices")[1])
     assert choices["models"][:3] == ["digits", "fashion", "emoji"] and list(choices["processes"]) == list(PROCESSES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,7 @@ def application(device: torch.device, runs: Path, *, local: bool = True) -> Star
         Route("/api/trajectory", desk.trajectory),
         Route("/api/film", desk.film),
         Route("/api/samples", desk.samples),
+        Route("/api/sampled-film", desk.sampled_film),
         Route("/api/restored", desk.restored),
     ]
     hosts = ["localhost", "127.0.0.1", "testserver"] if local else ["*"]
@@ -133,25 +135,13 @@ class Desk:
 
     async def film(self, request: Request) -> Response:
         options, name = corruption(request.query_params), request.query_params.get("picture", "chelsea")
-
-        def film() -> bytes:
-            with self.turns:
-                return self.studio.film(options, name)
-
-        return Response(await run_in_threadpool(film), media_type="video/mp4")
+        return await self.video(partial(self.studio.film, options, name))
 
     async def samples(self, request: Request) -> Response:
-        query = request.query_params
-        wanted = Samples(
-            model=query.get("model", Samples.model),
-            num=number(query, "num", Samples.num),
-            seed=number(query, "seed", 0),
-            levels=number(query, "levels", None, int),
-            label=query.get("label") or None,
-            guidance=number(query, "guidance", 1.0),
-            mode=query.get("mode", Samples.mode),
-        )
-        return self.stream(self.studio.samples(wanted))
+        return self.stream(self.studio.samples(samples(request.query_params)))
+
+    async def sampled_film(self, request: Request) -> Response:
+        return await self.video(partial(self.studio.sampled_film, samples(request.query_params)))
 
     async def restored(self, request: Request) -> Response:
         query = request.query_params
@@ -163,6 +153,15 @@ class Desk:
             seed=number(query, "seed", 0),
         )
         return self.stream(self.studio.restored(wanted))
+
+    async def video(self, make: Callable[[], bytes]) -> Response:
+        """A film, made in one turn."""
+
+        def in_turn() -> bytes:
+            with self.turns:
+                return make()
+
+        return Response(await run_in_threadpool(in_turn), media_type="video/mp4")
 
     def stream(self, messages: Iterator[bytes]) -> Response:
         """The messages as they are made; too many streams at a time are refused."""
@@ -187,6 +186,19 @@ def number(query: Mapping[str, str], name: str, usual: Number | None, kind: type
         return kind(text) if text else usual
     except ValueError:
         raise InputError(f"{name} must be a number, got {text[:40]!r}") from None
+
+
+def samples(query: Mapping[str, str]) -> Samples:
+    """The samples that a query describes."""
+    return Samples(
+        model=query.get("model", Samples.model),
+        num=number(query, "num", Samples.num),
+        seed=number(query, "seed", 0),
+        levels=number(query, "levels", None, int),
+        label=query.get("label") or None,
+        guidance=number(query, "guidance", 1.0),
+        mode=query.get("mode", Samples.mode),
+    )
 
 
 def corruption(query: Mapping[str, str]) -> Corrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 from collections import OrderedDict
@@ -34,6 +35,7 @@ from cli.corrupt import (
 from cli.explore.pictures import Pictures
 from cli.explore.stream import message, steps
 from cli.restore import EXAMPLE, fitted
+from cli.sample import Film, Results
 from diffusion.corruption import Corruption, flow_operator
 from diffusion.process import PROCESSES
 from diffusion.rng import seeds
@@ -155,38 +157,17 @@ class Studio:
         options = replace(options, video=VideoOptions(video=True))
         trajectory = by_flow(options, u0) if options.process is None else by_process(options, u0)
         shown = (render.to_pixels(u[0]) for number, u in trajectory.moments if number in trajectory.frames)
-        # The encoder needs a file. Where the system keeps one in memory, it is there.
-        memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-            path = Path(folder) / "film.mp4"
-            save_video(path, (render.enlarged(frame, VIDEO_SIZE) for frame in shown), options.video.fps)
-            return path.read_bytes()
+        return _encoded(lambda path: save_video(path, (render.enlarged(frame, VIDEO_SIZE) for frame in shown), options.video.fps))
 
     def samples(self, wanted: Samples) -> Iterator[bytes]:
         """Samples of a model on their way from noise and flow: a message about all of it, then one for every step."""
-        pipeline = self._model(wanted.model)
-        height, width = pipeline.config.size
-        check_integer("number of samples", wanted.num, 1, max(1, min(MOST_SAMPLES, MOST_SAMPLED_PIXELS // (height * width))))
+        pipeline, draw, num, columns = self._drawing(wanted)
+        (height, width), classes = pipeline.config.size, list(pipeline.config.classes)
         visited = visited_levels(pipeline.corruption, steps=wanted.levels)
-        how = {name: getattr(wanted, name) for name in ("seed", "levels", "label", "guidance")}
-        check_name("mode", wanted.mode, (*MODES, "interpolate"))
-        if wanted.mode == "interpolate":
-            columns = min(8, wanted.num)
-            num = wanted.num // columns
-            draw = partial(pipeline.interpolate, [(2 * row, 2 * row + 1) for row in range(num)], columns, **how)
-            count = num * columns
-        else:
-            draw = partial(pipeline.sample, wanted.num, **how, **MODES[wanted.mode])
-            num, columns, count = wanted.num, None, wanted.num
-        classes = pipeline.config.classes
-        about = {"kind": "scene", "frames": len(visited), "height": height, "width": width, "count": count, "columns": columns}
-        about |= {
-            "classes": list(classes),
-            "process": pipeline.config.process_name,
-            "command": _sample_command(wanted, num, columns),
-        }
-        yield message(about)
-        pipeline.batch = max(pipeline.batch, count)
+        count = num * columns if wanted.mode == "interpolate" else num
+        about = {"kind": "scene", "frames": len(visited), "height": height, "width": width, "count": count}
+        about |= {"columns": columns, "classes": classes, "process": pipeline.config.process_name}
+        yield message(about | {"command": _sample_command(wanted, num, columns)})
 
         def work(emit: Callable[[Any], None]) -> None:
             draw(callback=lambda level, u: emit((level, u)))
@@ -194,6 +175,29 @@ class Studio:
         for level, u in steps(work):
             about = {"kind": "frame", "level": level, "noise": float(pipeline.corruption.noise[level])}
             yield message(about, np.stack([render.to_pixels(image) for image in u]))
+
+    def sampled_film(self, wanted: Samples) -> bytes:
+        """The video that ``cli.sample --video`` writes, MP4."""
+        pipeline, draw, _, columns = self._drawing(wanted)
+        film = Film(pipeline, wanted.levels)
+        draw(callback=film.add)
+        return _encoded(lambda path: film.save(path, Results.fps, columns))
+
+    def _drawing(self, wanted: Samples) -> tuple[Pipeline, Callable[..., torch.Tensor], int, int | None]:
+        """The model, what draws the samples, their number (of rows, if they are interpolated), and the samples in a row."""
+        pipeline = self._model(wanted.model)
+        most = min(MOST_SAMPLES, MOST_SAMPLED_PIXELS // math.prod(pipeline.config.size))
+        check_integer("number of samples", wanted.num, 1, max(1, most))
+        check_name("mode", wanted.mode, (*MODES, "interpolate"))
+        pipeline.batch = max(pipeline.batch, wanted.num)
+        how = {name: getattr(wanted, name) for name in ("seed", "levels", "label", "guidance")}
+        if wanted.mode != "interpolate":
+            columns = len(pipeline.config.classes) if pipeline.config.means_every_class(wanted.label) else None
+            return pipeline, partial(pipeline.sample, wanted.num, **how, **MODES[wanted.mode]), wanted.num, columns
+        columns = min(8, wanted.num)
+        num = wanted.num // columns
+        pairs = [(2 * row, 2 * row + 1) for row in range(num)]
+        return pipeline, partial(pipeline.interpolate, pairs, columns, **how), num, columns
 
     def restored(self, wanted: Restored) -> Iterator[bytes]:
         """A degraded picture, its level if it is not given, and samples of what it may have been, step by step."""
@@ -309,12 +313,21 @@ def _against_defaults(options: Corrupt) -> dict[str, tuple[Any, Any]]:
     return given | {name: (value, getattr(FlowOptions(), name)) for name, value in asdict(options.flow).items()}
 
 
-def _sample_command(wanted: Samples, num: int, points: int | None) -> str:
+def _encoded(save: Callable[[Path], None]) -> bytes:
+    """A video, MP4; ``save(path)`` writes it. The encoder needs a file: where the system keeps one in memory, it is there."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        save(Path(folder) / "film.mp4")
+        return (Path(folder) / "film.mp4").read_bytes()
+
+
+def _sample_command(wanted: Samples, num: int, columns: int | None) -> str:
     """The command line that makes the same samples."""
     model = ["--model", wanted.model] if wanted.model in BUNDLED else [wanted.model]
     values: dict[str, tuple[Any, Any]] = {"num": (num, None)}
     values |= {name: (getattr(wanted, name), getattr(Samples, name)) for name in ("seed", "levels", "label", "guidance")}
-    values["interpolate"] = points, None
+    if wanted.mode == "interpolate":
+        values["interpolate"] = columns, None
     mode = [f"--{wanted.mode}"] if MODES.get(wanted.mode) else []
     return shlex.join(["python", "-m", "cli.sample", *model, "--video", *_differing(values), *mode])
 

@@ -160,10 +160,10 @@ class App {
   }
 
   async film() {
-    const { process, ...query } = this.views.corrupt.query(Number(this.state.size));
+    const view = this.views[this.state.view];
     this.say("The film is made; this takes some seconds.");
     try {
-      const answer = await fetch(`/api/film?${new URLSearchParams(process ? { process, ...query } : query)}`);
+      const answer = await fetch(`${view.filmPath}?${new URLSearchParams(view.query())}`);
       if (!answer.ok) throw new Error((await answer.json()).error);
       this.save(await answer.blob(), "mp4");
     } catch (error) {

@@ -27,11 +27,12 @@ class Trajectory {
 export class Corrupt {
   constructor(app) {
     this.app = app;
+    this.filmPath = "/api/film";
     this.field = new Field($("field"));
     this.paint();
   }
 
-  query(size, frames) {
+  query(size = Number(this.app.state.size), frames) {
     const values = Object.fromEntries(QUERY.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""));
     values.sigma = this.app.state.sigma / 100;
     // A process without a flow takes no Peclet number.
@@ -67,7 +68,7 @@ export class Corrupt {
     this.fine = new AbortController();
     const { signal } = this.fine;
     try {
-      await this.receive(this.query(Number(this.app.state.size)), signal, true);
+      await this.receive(this.query(), signal, true);
       this.app.busy(false);
     } catch (error) {
       if (!signal.aborted) this.app.fail(error);
@@ -93,7 +94,7 @@ export class Corrupt {
   began({ about, field }) {
     if (this.app.state.view !== "corrupt") return;
     // A step of the keys is a fine frame.
-    this.app.player.frames = this.query(Number(this.app.state.size)).frames;
+    this.app.player.frames = this.query().frames;
     this.app.command(about.command.replace(/--size \d+/, `--size ${this.app.state.size}`));
     $("corrupt").style.setProperty("--aspect", about.width / about.height);
     this.field.show(field, ...(about.field ?? [1, 1]));

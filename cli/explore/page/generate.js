@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 export class Generate {
   constructor(app) {
     this.app = app;
+    this.filmPath = "/api/sampled-film";
     this.frames = [];
     $("again").addEventListener("click", () => {
       app.player.go(0);
@@ -15,14 +16,18 @@ export class Generate {
     });
   }
 
+  query() {
+    const { model, num, gseed, levels, label, guidance, mode } = this.app.state;
+    return { model, num, seed: gseed, mode, ...(levels !== "0" && { levels }), ...(label && { label, guidance }) };
+  }
+
   async load() {
     this.again?.abort();
     this.again = new AbortController();
-    const { signal } = this.again, { model, num, gseed, levels, label, guidance, mode } = this.app.state;
-    const query = { model, num, seed: gseed, mode, ...(levels !== "0" && { levels }), ...(label && { label, guidance }) };
+    const { signal } = this.again;
     this.app.busy(true);
     try {
-      for await (const message of messages("/api/samples", query, signal)) {
+      for await (const message of messages("/api/samples", this.query(), signal)) {
         if (message.kind === "scene") this.began(message);
         else {
           this.frames.push(message);
