@@ -27,7 +27,7 @@ from cli.render import to_pixels
 from cli.restore import EXAMPLE, fitted
 from diffusion.corruption import Corruption
 from diffusion.data.images import read_image, resize_shorter
-from diffusion.process import named_process
+from diffusion.process import PROCESSES, named_process
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import restore
 from diffusion.size import Size
@@ -136,6 +136,7 @@ def test_load_scrub_and_turn_the_knobs(page: browsers.Page) -> None:
 
 def test_the_address_brings_everything_back(page: browsers.Page, browser: browsers.Browser) -> None:
     page.goto("/")
+    settle(page)
     set_value(page, "size", 128)
     set_value(page, "peclet", 77)
     set_value(page, "seed", 9)
@@ -153,6 +154,7 @@ def test_the_address_brings_everything_back(page: browsers.Page, browser: browse
 
 def test_two_people_have_their_own(page: browsers.Page, browser: browsers.Browser, address: str) -> None:
     page.goto("/?size=128&seed=1&t=1")
+    settle(page)
     other = browser.new_page()
     other.goto(f"{address}/?size=128&seed=2&t=1")
     set_value(page, "peclet", 100)
@@ -223,7 +225,7 @@ def test_compare(page: browsers.Page) -> None:
     page.goto("/?view=compare&t=1")
     settle(page)
     names = page.locator("#compare strong").all_inner_texts()
-    assert "fluid" in names and "ddpm" in names
+    assert names == [name for name, process in PROCESSES.items() if process.transport]
     number = names.index("cold")
     read = "c => [c.height, c.width, ...c.getContext('2d').getImageData(60, 60, 1, 1).data]"
     pixels = page.locator("#compare canvas").nth(number).evaluate(read)
@@ -248,6 +250,16 @@ def test_generate_and_replay(page: browsers.Page) -> None:
     set_value(page, "model", "fashion")
     set_value(page, "label", "sneaker")
     assert page.locator("#label").is_enabled() and "--label sneaker" in page.inner_text("#command")
+
+
+def test_another_view_is_not_disturbed_by_what_came_before(page: browsers.Page) -> None:
+    page.goto("/?view=generate&model=fashion&num=64")
+    page.wait_for_selector("#numbers:has-text('step')")
+    page.click("[data-view=corrupt]")
+    settle(page)
+    page.keyboard.press("Home")
+    page.wait_for_timeout(1500)
+    assert page.locator("#time").input_value() == "0" and "0.00 px" in page.inner_text("#numbers")
 
 
 def test_restore(page: browsers.Page) -> None:

@@ -113,7 +113,8 @@ class Studio:
     def choices(self) -> dict[str, Any]:
         """What can be chosen: processes and models."""
         processes = {
-            name: {"about": describe(process).replace("\n", "; "), "peclet": process.peclet} for name, process in PROCESSES.items()
+            name: {"about": describe(process).replace("\n", "; "), "peclet": process.peclet, "control": not process.transport}
+            for name, process in PROCESSES.items()
         }
         return {"processes": processes, "models": list(self.models()), "sizes": SIZES}
 

@@ -7,8 +7,30 @@ import { Player } from "./player.js";
 import { Restore } from "./restore.js";
 
 const USUAL = {
-  view: "corrupt", picture: "chelsea", size: "256", process: "", peclet: "400", sigma: "4", octaves: "4", turbulence: "curl-noise", time: "0", seed: "0", strokes: "", t: "0.3",
-  model: "fashion", num: "36", gseed: "0", levels: "0", label: "", guidance: "1", mode: "new", rpicture: "degraded", rmodel: "emoji", rlevel: "", rsamples: "4", rseed: "0",
+  view: "corrupt",
+  picture: "chelsea",
+  size: "256",
+  process: "",
+  peclet: "400",
+  sigma: "4",
+  octaves: "4",
+  turbulence: "curl-noise",
+  time: "0",
+  seed: "0",
+  strokes: "",
+  t: "0.3",
+  model: "fashion",
+  num: "36",
+  gseed: "0",
+  levels: "0",
+  label: "",
+  guidance: "1",
+  mode: "new",
+  rpicture: "degraded",
+  rmodel: "emoji",
+  rlevel: "",
+  rsamples: "4",
+  rseed: "0",
 };
 const KEYS = {
   corrupt: ["picture", "size", "process", "peclet", "sigma", "octaves", "turbulence", "time", "seed", "strokes"],
@@ -29,7 +51,12 @@ class App {
       this.keepAddress();
       this.views[this.state.view].show(number);
     });
-    this.views = { corrupt: new Corrupt(this), compare: new Compare(this), generate: new Generate(this), restore: new Restore(this) };
+    this.views = {
+      corrupt: new Corrupt(this),
+      compare: new Compare(this),
+      generate: new Generate(this),
+      restore: new Restore(this),
+    };
   }
 
   async start() {
@@ -37,23 +64,33 @@ class App {
     const answer = await fetch("/api/choices");
     this.choices = await answer.json();
     const option = (name) => new Option(name, name);
-    document.querySelector("[data-key=process]").append(new Option("flow and blur", ""), ...Object.keys(this.choices.processes).map(option));
+    document
+      .querySelector("[data-key=process]")
+      .append(new Option("flow and blur", ""), ...Object.keys(this.choices.processes).map(option));
     for (const select of all(".models")) select.append(...this.choices.models.map(option));
-    for (const control of all("[data-key]")) control.addEventListener("input", () => this.set(this.following(control.dataset.key, control.value)));
-    for (const button of all("[data-random]")) button.addEventListener("click", () => this.set({ [button.dataset.random]: String(Math.floor(1e6 * Math.random())) }));
+    for (const control of all("[data-key]"))
+      control.addEventListener("input", () => this.set(this.following(control.dataset.key, control.value)));
+    for (const button of all("[data-random]"))
+      button.addEventListener("click", () =>
+        this.set({ [button.dataset.random]: String(Math.floor(1e6 * Math.random())) }),
+      );
     for (const tab of all("[data-view]")) tab.addEventListener("click", () => this.set({ view: tab.dataset.view }));
     $("cat").addEventListener("click", () => this.set({ picture: "chelsea" }));
     $("example").addEventListener("click", () => this.set({ rpicture: "degraded" }));
     $("share").addEventListener("click", () => this.copy(location.href, "The address is in the clipboard."));
     $("copy").addEventListener("click", () => this.copy($("command").textContent, "The command is in the clipboard."));
     $("help").addEventListener("click", () => $("keys").showModal());
-    $("png").addEventListener("click", () => this.views[this.state.view].png().toBlob((blob) => this.save(blob, "png")));
+    $("png").addEventListener("click", () =>
+      this.views[this.state.view].png().toBlob((blob) => this.save(blob, "png")),
+    );
     $("mp4").addEventListener("click", () => this.film());
     $("file").addEventListener("change", (event) => this.add(event.target.files[0]));
     this.dragAndDrop();
     addEventListener("keydown", (event) => this.key(event));
     addEventListener("resize", () => this.views[this.state.view].show(this.player.number));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.views[this.state.view].show(this.player.number));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+      this.views[this.state.view].show(this.player.number),
+    );
     const share = Number(this.state.t) || 0;
     this.arrange();
     this.player.go(share);
@@ -66,7 +103,8 @@ class App {
 
   // A change, and what follows from it: another process has a Peclet number of its own, another model other classes.
   following(key, value) {
-    if (key === "process") return { process: value, peclet: value ? String(this.choices.processes[value].peclet) : USUAL.peclet };
+    if (key === "process")
+      return { process: value, peclet: value ? String(this.choices.processes[value].peclet) : USUAL.peclet };
     return key === "model" ? { model: value, label: "" } : { [key]: value };
   }
 
@@ -76,21 +114,27 @@ class App {
     Object.assign(this.state, changes);
     this.arrange();
     this.keepAddress();
-    if (changed.includes("view") || changed.some((key) => KEYS[this.state.view].includes(key))) this.views[this.state.view].load();
+    if (changed.includes("view") || changed.some((key) => KEYS[this.state.view].includes(key)))
+      this.views[this.state.view].load();
   }
 
   // Controls and views as the state says.
   arrange() {
-    const { state } = this, process = this.choices?.processes[state.process];
+    const { state } = this,
+      process = this.choices?.processes[state.process];
     // Four times the process's own number, which may be a tenth.
-    const peclet = document.querySelector("[data-key=peclet]"), most = process ? 4 * process.peclet : 1000;
+    const peclet = document.querySelector("[data-key=peclet]"),
+      most = process ? 4 * process.peclet : 1000;
     Object.assign(peclet, { max: most, step: most / 1000 || 1 });
     for (const element of all("[data-views]")) element.hidden = !element.dataset.views.split(" ").includes(state.view);
     for (const tab of all("[data-view]")) tab.setAttribute("aria-selected", tab.dataset.view === state.view);
     for (const control of all("[data-key]")) {
       control.value = state[control.dataset.key];
       const output = control.closest("label")?.querySelector("output");
-      if (output) output.textContent = Number(control.value).toPrecision(4).replace(/\.?0+$/, "");
+      if (output)
+        output.textContent = Number(control.value)
+          .toPrecision(4)
+          .replace(/\.?0+$/, "");
     }
     $("process-about").textContent = process?.about ?? "The flow and the blur of your choice";
     $("own-flow").hidden = Boolean(process);
@@ -114,7 +158,11 @@ class App {
   async add(file) {
     if (!file) return;
     try {
-      const answer = await fetch("/api/pictures", { method: "POST", body: file, headers: { "content-type": "application/octet-stream" } });
+      const answer = await fetch("/api/pictures", {
+        method: "POST",
+        body: file,
+        headers: { "content-type": "application/octet-stream" },
+      });
       const found = await answer.json();
       if (!answer.ok) throw new Error(found.error);
       this.files[found.name] = file.name;
@@ -148,9 +196,18 @@ class App {
     const range = target.matches?.("input[type=range]") && target !== this.player.slider;
     const seed = { corrupt: "seed", compare: "seed", generate: "gseed", restore: "rseed" }[this.state.view];
     const actions = {
-      " ": () => this.player.toggle(), r: () => this.set({ [seed]: String(Math.floor(1e6 * Math.random())) }), p: () => this.state.view === "corrupt" && this.views.corrupt.togglePainting(),
+      " ": () => this.player.toggle(),
+      r: () => this.set({ [seed]: String(Math.floor(1e6 * Math.random())) }),
+      p: () => this.state.view === "corrupt" && this.views.corrupt.togglePainting(),
       "?": () => $("keys").showModal(),
-      ...(range ? {} : { ArrowLeft: () => this.player.step(-1), ArrowRight: () => this.player.step(1), Home: () => this.player.go(0), End: () => this.player.go(1) }),
+      ...(range
+        ? {}
+        : {
+            ArrowLeft: () => this.player.step(-1),
+            ArrowRight: () => this.player.step(1),
+            Home: () => this.player.go(0),
+            End: () => this.player.go(1),
+          }),
     };
     Object.keys(this.views).forEach((view, number) => (actions[number + 1] = () => this.set({ view })));
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
@@ -181,7 +238,8 @@ class App {
 
   // A command names a picture that was added by its checksum; the visitor knows it by its file.
   commandOf(text) {
-    for (const [name, file] of Object.entries(this.files)) text = text.replace(name, /^[\w.-]+$/.test(file) ? file : `'${file.replaceAll("'", "'\\''")}'`);
+    for (const [name, file] of Object.entries(this.files))
+      text = text.replace(name, /^[\w.-]+$/.test(file) ? file : `'${file.replaceAll("'", "'\\''")}'`);
     return text;
   }
 
@@ -190,12 +248,32 @@ class App {
   }
 
   numbers(values) {
-    $("numbers").replaceChildren(...Object.entries(values).map(([name, value]) => {
-      const part = document.createElement("span"), bold = document.createElement("b");
-      bold.textContent = value;
-      part.append(name ? `${name} ` : "", bold);
-      return part;
-    }));
+    $("numbers").replaceChildren(
+      ...Object.entries(values).map(([name, value]) => {
+        const part = document.createElement("span"),
+          bold = document.createElement("b");
+        bold.textContent = value;
+        part.append(name ? `${name} ` : "", bold);
+        return part;
+      }),
+    );
+  }
+
+  // Only the last thing that was asked for is worked on.
+  async work(task) {
+    this.stop();
+    const { signal } = (this.under = new AbortController());
+    this.busy(true);
+    try {
+      await task(signal);
+      this.busy(false);
+    } catch (error) {
+      if (!signal.aborted) this.fail(error);
+    }
+  }
+
+  stop() {
+    this.under?.abort();
   }
 
   busy(is) {

@@ -12,32 +12,32 @@ export class Compare {
     this.cards = [];
   }
 
-  async load() {
-    this.again?.abort();
-    this.again = new AbortController();
-    const { signal } = this.again, { picture, seed } = this.app.state;
-    this.app.busy(true);
+  load() {
+    const { picture, seed } = this.app.state;
+    const options = [picture === "chelsea" ? "" : ` ${picture}`, seed === "0" ? "" : ` --seed ${seed}`];
     this.app.player.frames = FRAMES;
-    this.app.command(this.app.commandOf(`python -m cli.compare${picture === "chelsea" ? "" : ` ${picture}`} --size 128 --levels ${FRAMES - 1}${seed === "0" ? "" : ` --seed ${seed}`} --video`));
-    this.cards = Object.entries(this.app.choices.processes).map(([name, { about }]) => this.card(name, about));
+    this.app.command(`python -m cli.compare${options[0]} --size 128 --levels ${FRAMES - 1}${options[1]} --video`);
+    const processes = Object.entries(this.app.choices.processes).filter(([, { control }]) => !control);
+    this.cards = processes.map(([name, { about }]) => this.card(name, about));
     this.place.replaceChildren(...this.cards.map((card) => card.figure));
     this.show(this.app.player.number);
-    try {
+    return this.app.work(async (signal) => {
       for (const card of this.cards) {
-        for await (const message of messages("/api/trajectory", { picture, seed, process: card.name, size: 128, frames: FRAMES }, signal)) {
+        const query = { picture, seed, process: card.name, size: 128, frames: FRAMES };
+        for await (const message of messages("/api/trajectory", query, signal)) {
           if (message.kind === "scene") card.about = message;
           else card.frames[message.number] = message.body.subarray(0, 3 * card.about.height * card.about.width);
           if (message.number === this.app.player.number || message.number === 0) this.draw(card);
         }
+        this.draw(card);
       }
-      this.app.busy(false);
-    } catch (error) {
-      if (!signal.aborted) this.app.fail(error);
-    }
+    });
   }
 
   card(name, about) {
-    const figure = document.createElement("figure"), canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
+    const figure = document.createElement("figure"),
+      canvas = document.createElement("canvas"),
+      caption = document.createElement("figcaption");
     const title = document.createElement("strong");
     title.textContent = name;
     caption.append(title, about);
@@ -57,8 +57,11 @@ export class Compare {
 
   // All pictures side by side, as they are seen.
   png() {
-    const sheet = document.createElement("canvas"), columns = 4, [first] = this.cards;
-    const wide = first.canvas.width + 8, high = first.canvas.height + 24;
+    const sheet = document.createElement("canvas"),
+      columns = 4,
+      [first] = this.cards;
+    const wide = first.canvas.width + 8,
+      high = first.canvas.height + 24;
     Object.assign(sheet, { width: columns * wide, height: Math.ceil(this.cards.length / columns) * high });
     const pen = sheet.getContext("2d");
     pen.fillStyle = "white";

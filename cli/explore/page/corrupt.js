@@ -33,7 +33,9 @@ export class Corrupt {
   }
 
   query(size = Number(this.app.state.size), frames) {
-    const values = Object.fromEntries(QUERY.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""));
+    const values = Object.fromEntries(
+      QUERY.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""),
+    );
     values.sigma = this.app.state.sigma / 100;
     // A process without a flow takes no Peclet number.
     if (this.app.choices.processes[values.process]?.peclet === 0) delete values.peclet;
@@ -43,7 +45,7 @@ export class Corrupt {
   // Coarse at once, then fine as soon as nothing has changed for a moment. While a coarse one is under way the next change waits.
   async load() {
     this.wanted = true;
-    this.fine?.abort();
+    this.app.stop();
     clearTimeout(this.later);
     if (this.loading) return;
     this.loading = true;
@@ -64,15 +66,8 @@ export class Corrupt {
     if (this.wanted) this.load();
   }
 
-  async refine() {
-    this.fine = new AbortController();
-    const { signal } = this.fine;
-    try {
-      await this.receive(this.query(), signal, true);
-      this.app.busy(false);
-    } catch (error) {
-      if (!signal.aborted) this.app.fail(error);
-    }
+  refine() {
+    if (this.app.state.view === "corrupt") this.app.work((signal) => this.receive(this.query(), signal, true));
   }
 
   async receive(query, signal, fine = false) {
@@ -100,8 +95,14 @@ export class Corrupt {
     this.field.show(field, ...(about.field ?? [1, 1]));
     $("field-caption").textContent = field ? "Velocity: speed (bright is fast), and particles in the flow" : "No flow";
     const law = about.k?.map((k) => 1.5 * Math.max(...about.energy) * k ** (-5 / 3));
-    plot($("energy"), [{ x: about.k, y: law, colour: "--soft", dashed: true, width: 1.2 }, { x: about.k, y: about.energy, colour: "--warm" }],
-      { xLabel: "waves per side; dashed: k^(-5/3)", decades: 4 });
+    plot(
+      $("energy"),
+      [
+        { x: about.k, y: law, colour: "--soft", dashed: true, width: 1.2 },
+        { x: about.k, y: about.energy, colour: "--warm" },
+      ],
+      { xLabel: "waves per side; dashed: k^(-5/3)", decades: 4 },
+    );
     this.show();
   }
 
@@ -110,18 +111,33 @@ export class Corrupt {
     if (this.app.state.view !== "corrupt" || !this.coarse) return;
     const place = (trajectory) => trajectory && Math.round(this.app.player.share * (trajectory.about.frames - 1));
     const [fine, coarse] = [this.finer, this.coarse].map((trajectory) => trajectory?.frames[place(trajectory)]);
-    const frame = fine ?? coarse ?? this.coarse.frames.at(-1), { about } = fine ? this.finer : this.coarse;
+    const frame = fine ?? coarse ?? this.coarse.frames.at(-1),
+      { about } = fine ? this.finer : this.coarse;
     if (!frame) return;
     this.frame = frame;
     showPixels($("picture"), frame.pixels, about.width, about.height);
     if (frame.velocity) this.field.show(frame.velocity, ...frame.field);
     const first = (fine ? this.finer : this.coarse).frames[0];
-    plot($("spectrum"), [{ x: about.wavenumbers, y: first?.spectrum ?? [], colour: "--soft", width: 1.2 }, { x: about.wavenumbers, y: frame.spectrum, colour: "--accent" }],
-      { xLabel: "waves per side; grey: clean" });
-    const carried = Number(this.app.state.process ? about.title.match(/Pe = (\S+)/)?.[1] : this.app.state.peclet) * frame.fourier;
+    plot(
+      $("spectrum"),
+      [
+        { x: about.wavenumbers, y: first?.spectrum ?? [], colour: "--soft", width: 1.2 },
+        { x: about.wavenumbers, y: frame.spectrum, colour: "--accent" },
+      ],
+      { xLabel: "waves per side; grey: clean" },
+    );
+    const carried =
+      Number(this.app.state.process ? about.title.match(/Pe = (\S+)/)?.[1] : this.app.state.peclet) * frame.fourier;
     $("picture-caption").textContent = `${about.title}, ${about.width} x ${about.height} px`;
-    this.app.numbers({ "σ": `${frame.sigma.toPrecision(3)} px`, Fo: frame.fourier.toPrecision(3), "carried about": `${(100 * carried).toPrecision(2)} % of the side`,
-      signal: frame.signal.toFixed(2), noise: frame.noise.toFixed(3), mean: frame.mean.toFixed(4), deviation: frame.deviation.toFixed(4) });
+    this.app.numbers({
+      σ: `${frame.sigma.toPrecision(3)} px`,
+      Fo: frame.fourier.toPrecision(3),
+      "carried about": `${(100 * carried).toPrecision(2)} % of the side`,
+      signal: frame.signal.toFixed(2),
+      noise: frame.noise.toFixed(3),
+      mean: frame.mean.toFixed(4),
+      deviation: frame.deviation.toFixed(4),
+    });
   }
 
   png() {
@@ -133,7 +149,9 @@ export class Corrupt {
     let stroke = null;
     const point = (event) => {
       const box = event.currentTarget.getBoundingClientRect();
-      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((v) => Math.round(1000 * Math.min(Math.max(v, 0), 1)));
+      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((v) =>
+        Math.round(1000 * Math.min(Math.max(v, 0), 1)),
+      );
     };
     const words = () => this.app.state.strokes.split(" ").filter(Boolean);
     for (const place of [$("picture"), $("field")]) {
@@ -145,17 +163,19 @@ export class Corrupt {
       });
       place.addEventListener("pointermove", (event) => {
         if (!stroke) return;
-        const next = point(event), last = stroke.at(-1);
+        const next = point(event),
+          last = stroke.at(-1);
         if (Math.hypot(next[0] - last[0], next[1] - last[1]) < 30) return;
         const before = stroke.length > 1 ? words().slice(0, -1) : words();
         const points = [...before, "", ...stroke].join(",").split(",").length / 2;
-        if (before.length >= 64 || points > 500) return this.app.say("The flow is full of strokes; clear it to paint on.");
+        if (before.length >= 64 || points > 500)
+          return this.app.say("The flow is full of strokes; clear it to paint on.");
         stroke.push(next);
         this.app.set({ strokes: [...before, stroke.flat().join(",")].join(" ") });
       });
       for (const end of ["pointerup", "pointercancel"]) {
         place.addEventListener(end, () => {
-          if (stroke?.length > 1) this.app.player.play(1, true), this.app.player.go(0);
+          if (stroke?.length > 1) (this.app.player.play(1, true), this.app.player.go(0));
           stroke = null;
         });
       }

@@ -21,12 +21,8 @@ export class Generate {
     return { model, num, seed: gseed, mode, ...(levels !== "0" && { levels }), ...(label && { label, guidance }) };
   }
 
-  async load() {
-    this.again?.abort();
-    this.again = new AbortController();
-    const { signal } = this.again;
-    this.app.busy(true);
-    try {
+  load() {
+    return this.app.work(async (signal) => {
       for await (const message of messages("/api/samples", this.query(), signal)) {
         if (message.kind === "scene") this.began(message);
         else {
@@ -35,10 +31,7 @@ export class Generate {
           this.app.player.go((this.frames.length - 1) / (this.about.frames - 1));
         }
       }
-      this.app.busy(false);
-    } catch (error) {
-      if (!signal.aborted) this.app.fail(error);
-    }
+    });
   }
 
   began(about) {
@@ -51,7 +44,11 @@ export class Generate {
     const rows = Math.ceil(about.count / this.columns);
     $("samples").parentElement.style.setProperty("--aspect", (this.columns * about.width) / (rows * about.height));
     const chosen = this.app.state.label;
-    $("label").replaceChildren(new Option("open", ""), ...(about.classes.length ? [new Option("every class in turn", "all")] : []), ...about.classes.map((name) => new Option(name, name)));
+    $("label").replaceChildren(
+      new Option("open", ""),
+      ...(about.classes.length ? [new Option("every class in turn", "all")] : []),
+      ...about.classes.map((name) => new Option(name, name)),
+    );
     $("label").value = chosen;
     $("label").disabled = !about.classes.length;
   }
@@ -61,8 +58,13 @@ export class Generate {
     if (!frame) return;
     const { width, height, count, process, frames } = this.about;
     showSheet($("samples"), frame.body, width, height, count, this.columns);
-    $("samples-caption").textContent = `${this.app.state.model}: ${count} samples of ${width} x ${height} px, process ${process}`;
-    this.app.numbers({ step: `${this.frames.indexOf(frame)} of ${frames - 1}`, level: frame.level, noise: frame.noise.toPrecision(3) });
+    $("samples-caption").textContent =
+      `${this.app.state.model}: ${count} samples of ${width} x ${height} px, process ${process}`;
+    this.app.numbers({
+      step: `${this.frames.indexOf(frame)} of ${frames - 1}`,
+      level: frame.level,
+      noise: frame.noise.toPrecision(3),
+    });
   }
 
   png() {

@@ -11,18 +11,18 @@ export class Restore {
     this.frames = [];
   }
 
-  async load() {
-    this.again?.abort();
-    this.again = new AbortController();
-    const { signal } = this.again, { rpicture, rmodel, rlevel, rsamples, rseed } = this.app.state;
-    const query = { picture: rpicture, model: rmodel, samples: rsamples, seed: rseed, ...(rlevel && { level: rlevel }) };
-    this.app.busy(true);
-    try {
+  load() {
+    const { rpicture, rmodel, rlevel, rsamples, rseed } = this.app.state;
+    const query = {
+      picture: rpicture,
+      model: rmodel,
+      samples: rsamples,
+      seed: rseed,
+      ...(rlevel && { level: rlevel }),
+    };
+    return this.app.work(async (signal) => {
       for await (const message of messages("/api/restored", query, signal)) this[message.kind](message);
-      this.app.busy(false);
-    } catch (error) {
-      if (!signal.aborted) this.app.fail(error);
-    }
+    });
   }
 
   scene(about) {
@@ -33,17 +33,25 @@ export class Restore {
     this.app.player.frames = 2;
     this.app.command(about.command);
     showPixels($("degraded"), about.body, about.width, about.height);
-    showPixels($("restored"), about.body.map(() => 128), about.width, about.height);
+    showPixels(
+      $("restored"),
+      about.body.map(() => 128),
+      about.width,
+      about.height,
+    );
     $("restored-caption").textContent = "restored";
     $("levels-caption").textContent = "Probability of the levels";
     plot($("levels"), []);
     this.draws = Array.from({ length: about.count }, () => document.createElement("canvas"));
-    $("draws").replaceChildren(...this.draws.map((canvas, number) => {
-      const figure = document.createElement("figure"), caption = document.createElement("figcaption");
-      caption.textContent = `sample ${number}`;
-      figure.append(canvas, caption);
-      return figure;
-    }));
+    $("draws").replaceChildren(
+      ...this.draws.map((canvas, number) => {
+        const figure = document.createElement("figure"),
+          caption = document.createElement("figcaption");
+        caption.textContent = `sample ${number}`;
+        figure.append(canvas, caption);
+        return figure;
+      }),
+    );
   }
 
   progress({ text }) {
@@ -55,7 +63,8 @@ export class Restore {
     const near = (level) => level >= found.low - 40 && level <= found.high + 40;
     const [x, y] = [found.at, found.probability].map((values) => values.filter((_, i) => near(found.at[i])));
     plot($("levels"), [{ x, y, colour: "--accent" }], { xLabel: "level", linear: true, marks: [found.level] });
-    $("levels-caption").textContent = `Level ${found.level} of ${this.about.levels} (90 %: ${found.low} to ${found.high}), blur ${found.sigma[0].toFixed(2)} px, noise ${found.noise[0].toFixed(3)}`;
+    $("levels-caption").textContent =
+      `Level ${found.level} of ${this.about.levels} (90 %: ${found.low} to ${found.high}), blur ${found.sigma[0].toFixed(2)} px, noise ${found.noise[0].toFixed(3)}`;
   }
 
   frame(frame) {
@@ -74,7 +83,9 @@ export class Restore {
     const frame = this.frames[number];
     if (!frame) return;
     const one = 3 * this.about.width * this.about.height;
-    this.draws.forEach((canvas, i) => showPixels(canvas, frame.body.subarray(i * one, (i + 1) * one), this.about.width, this.about.height));
+    this.draws.forEach((canvas, i) =>
+      showPixels(canvas, frame.body.subarray(i * one, (i + 1) * one), this.about.width, this.about.height),
+    );
     this.app.numbers({ level: frame.level, step: `${number} of ${this.frames.length - 1}` });
   }
 
