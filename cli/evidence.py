@@ -248,7 +248,7 @@ def collected(options: Evidence) -> Results:
             place = options.place(name, sweep)
             if results[name].get(sweep, {}).get("finished") or not (place / "sweep.md").is_file():
                 continue
-            pictures = {picture: f"{name}-{place.name}-{picture.name}" for picture in pictures_of(place)}
+            pictures = {picture: "-".join((name, place.name, *picture.relative_to(place).parts)) for picture in pictures_of(place)}
             for picture, copied in pictures.items():
                 shrink(picture, options.out / copied)
             found = read_json(place / "sweep.json")["finished"]
