@@ -44,8 +44,8 @@ of samples whose nearest picture is one that was learned; 0.5 means that none is
 the negative log-likelihood of pictures that were not learned. *Calibration error*: by how much the ranks of pictures among their
 restorations differ from uniform ones, beyond chance, in the mean of three levels; 0 is best. All scores are in evidence.json."""
 WIDEST = 1400  # pictures of the page [pixels]
-# Of metrics.json, what evidence.json keeps.
 STORE = "evidence.json"
+# Of metrics.json, what it keeps.
 KEPT = ("scores", "floor", "memorisation", "likelihood", "calibration")
 
 
@@ -195,9 +195,9 @@ def run(options: Evidence) -> None:
     if options.dry_run:
         print("\n".join(options.command(name, sweep) for name, sweep in sweeps))
         return
-    failed = []
+    failed, there = [], stored(options)
     for name, sweep in [] if options.page_only else sweeps:
-        if (result := stored(options).get(name, {}).get(sweep)) and result["finished"]:
+        if (result := there[name].get(sweep)) and result["finished"]:
             print(f"{name}: {sweep}: in {options.out / STORE}")
             continue
         print(options.command(name, sweep), flush=True)

@@ -64,7 +64,7 @@ def application(device: torch.device, runs: Path, *, local: bool = True) -> Star
         Route("/api/sampled-film", desk.sampled_film),
         Route("/api/restored", desk.restored),
     ]
-    hosts = ["localhost", "127.0.0.1", "testserver"] if local else ["*"]
+    hosts = ["localhost", "127.0.0.1"] if local else ["*"]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: refused, Exception: failed})
     app.state.studio = desk.studio
@@ -123,11 +123,7 @@ class Desk:
             data += part
             check_bytes(len(data))
 
-        def add() -> dict[str, object]:
-            with self.turns:
-                return self.studio.pictures.add(bytes(data))
-
-        return JSONResponse(await run_in_threadpool(add))
+        return JSONResponse(await self.in_turn(partial(self.studio.pictures.add, bytes(data))))
 
     async def trajectory(self, request: Request) -> Response:
         query = request.query_params
@@ -135,13 +131,14 @@ class Desk:
 
     async def film(self, request: Request) -> Response:
         options, name = corruption(request.query_params), request.query_params.get("picture", "chelsea")
-        return await self.video(partial(self.studio.film, options, name))
+        return Response(await self.in_turn(partial(self.studio.film, options, name)), media_type="video/mp4")
 
     async def samples(self, request: Request) -> Response:
         return self.stream(self.studio.samples(samples(request.query_params)))
 
     async def sampled_film(self, request: Request) -> Response:
-        return await self.video(partial(self.studio.sampled_film, samples(request.query_params)))
+        film = partial(self.studio.sampled_film, samples(request.query_params))
+        return Response(await self.in_turn(film), media_type="video/mp4")
 
     async def restored(self, request: Request) -> Response:
         query = request.query_params
@@ -154,14 +151,14 @@ class Desk:
         )
         return self.stream(self.studio.restored(wanted))
 
-    async def video(self, make: Callable[[], bytes]) -> Response:
-        """A film, made in one turn."""
+    async def in_turn(self, make: Callable[[], Any]) -> Any:
+        """What ``make()`` gives, made in one turn."""
 
-        def in_turn() -> bytes:
+        def made() -> Any:
             with self.turns:
                 return make()
 
-        return Response(await run_in_threadpool(in_turn), media_type="video/mp4")
+        return await run_in_threadpool(made)
 
     def stream(self, messages: Iterator[bytes]) -> Response:
         """The messages as they are made; too many streams at a time are refused."""
@@ -229,4 +226,4 @@ def corruption(query: Mapping[str, str]) -> Corrupt:
         strokes=strokes,
         turbulence_time=time,
     )
-    return Corrupt(size=size, peclet=float(min(300, size)) if peclet is None else peclet, seed=seed, flow=flow)
+    return Corrupt(size=size, peclet=peclet, seed=seed, flow=flow)

@@ -105,6 +105,10 @@ class Studio:
         for _ in self.trajectory(Corrupt(size=SIZES[-1]), "chelsea", 2):
             pass
 
+    def _picture(self, options: Corrupt, name: str) -> torch.Tensor:
+        """A picture in the size that the options ask for, on the device, float32 [1, C, H, W]."""
+        return torch.from_numpy(self.pictures.of_size(name, options.size))[None].to(self.device)
+
     def models(self) -> dict[str, Path]:
         """Folders of the models by name: the bundled ones, and all finished or running trainings in the folder of runs."""
         found = sorted(path.parent for path in self.runs.glob("*/config.json") if (path.parent / "ema.safetensors").is_file())
@@ -126,12 +130,12 @@ class Studio:
             name: name of the picture.
             frames: how many.
         """
-        u0 = torch.from_numpy(self.pictures.of_size(name, options.size))[None].to(self.device)
+        u0 = self._picture(options, name)
         scene = _scene(options, Size(*u0.shape[2:]), u0, frames)
         field = scene.field(FIELD)
         wavenumbers = power_spectrum(u0[0])[0]
         about = {"kind": "scene", "title": scene.title, "frames": frames, "height": u0.shape[2], "width": u0.shape[3]}
-        about |= {"wavenumbers": wavenumbers.tolist(), "command": command(options, name), "moving": scene.moving}
+        about |= {"wavenumbers": wavenumbers.tolist(), "command": command(options, name), "peclet": scene.peclet}
         if field is not None:
             k, energy = energy_spectrum(field, scene.flow[0].boundary)
             about |= {"field": list(field.shape[2:]), "k": k.tolist(), "energy": energy.tolist()}
@@ -154,7 +158,7 @@ class Studio:
 
     def film(self, options: Corrupt, name: str) -> bytes:
         """The video that ``cli.corrupt --video`` writes, MP4."""
-        u0 = torch.from_numpy(self.pictures.of_size(name, options.size))[None].to(self.device)
+        u0 = self._picture(options, name)
         options = replace(options, video=VideoOptions(video=True))
         trajectory = by_flow(options, u0) if options.process is None else by_process(options, u0)
         shown = (render.to_pixels(u[0]) for number, u in trajectory.moments if number in trajectory.frames)
@@ -259,6 +263,7 @@ def _kept(kept: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any
 class Scene:
     """A picture on its way through the levels that the page shows."""
 
+    peclet: float
     title: str
     size: Size
     moments: Iterator[tuple[int, torch.Tensor]]
@@ -288,7 +293,8 @@ def _scene(options: Corrupt, size: Size, u0: torch.Tensor, frames: int) -> Scene
         flow = (flow_operator(process, corruption.sigma), seeds(options.seed, "flow")) if process.peclet > 0.0 else None
         moments = corruption.trajectory(u0, torch.tensor([options.seed]))
         sigma, signal, noise = corruption.sigma, corruption.signal, corruption.noise
-        title, moving = f"{options.process}, Pe = {process.peclet:g}", process.turbulence == "waves"
+        peclet, moving = process.peclet, process.turbulence == "waves"
+        title = f"{options.process}, Pe = {peclet:g}"
     else:
         peclet, strength = peclet_of(options, size.shorter), options.flow
         schedule = Schedule(frame_widths(pixels(strength.sigma_max, size.shorter), frames))
@@ -298,7 +304,7 @@ def _scene(options: Corrupt, size: Size, u0: torch.Tensor, frames: int) -> Scene
         sigma, signal, noise = schedule.sigma, np.ones(frames), np.zeros(frames)
         title, moving = f"Pe = {peclet:g}", strength.turbulence_time > 0.0 and strength.strokes is None
     numbers = {"sigma": sigma, "fourier": 0.5 * (sigma / size.shorter) ** 2, "signal": signal, "noise": noise}
-    return Scene(title, size, moments, numbers, flow, moving and flow is not None)
+    return Scene(peclet, title, size, moments, numbers, flow, moving and flow is not None)
 
 
 def command(options: Corrupt, name: str) -> str:

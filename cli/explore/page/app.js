@@ -32,13 +32,8 @@ const USUAL = {
   rsamples: "4",
   rseed: "0",
 };
-const KEYS = {
-  corrupt: ["picture", "size", "process", "peclet", "sigma", "octaves", "turbulence", "time", "seed", "strokes"],
-  compare: ["picture", "seed"],
-  generate: ["model", "num", "gseed", "levels", "label", "guidance", "mode"],
-  restore: ["rpicture", "rmodel", "rlevel", "rsamples", "rseed"],
-};
 const NAMES = { chelsea: "the cat", degraded: "two emoji" };
+const anotherSeed = () => String(Math.floor(1e6 * Math.random()));
 const $ = (id) => document.getElementById(id);
 const all = (selector) => document.querySelectorAll(selector);
 
@@ -71,9 +66,7 @@ class App {
     for (const control of all("[data-key]"))
       control.addEventListener("input", () => this.set(this.following(control.dataset.key, control.value)));
     for (const button of all("[data-random]"))
-      button.addEventListener("click", () =>
-        this.set({ [button.dataset.random]: String(Math.floor(1e6 * Math.random())) }),
-      );
+      button.addEventListener("click", () => this.set({ [button.dataset.random]: anotherSeed() }));
     for (const tab of all("[data-view]")) tab.addEventListener("click", () => this.set({ view: tab.dataset.view }));
     $("cat").addEventListener("click", () => this.set({ picture: "chelsea" }));
     $("example").addEventListener("click", () => this.set({ rpicture: "degraded" }));
@@ -114,7 +107,7 @@ class App {
     Object.assign(this.state, changes);
     this.arrange();
     this.keepAddress();
-    if (changed.includes("view") || changed.some((key) => KEYS[this.state.view].includes(key)))
+    if (changed.includes("view") || changed.some((key) => this.views[this.state.view].keys.includes(key)))
       this.views[this.state.view].load();
   }
 
@@ -197,7 +190,7 @@ class App {
     const seed = { corrupt: "seed", compare: "seed", generate: "gseed", restore: "rseed" }[this.state.view];
     const actions = {
       " ": () => this.player.toggle(),
-      r: () => this.set({ [seed]: String(Math.floor(1e6 * Math.random())) }),
+      r: () => this.set({ [seed]: anotherSeed() }),
       p: () => this.state.view === "corrupt" && this.views.corrupt.togglePainting(),
       "?": () => $("keys").showModal(),
       ...(range

@@ -8,6 +8,7 @@ const FRAMES = 48;
 export class Compare {
   constructor(app) {
     this.app = app;
+    this.keys = ["picture", "seed"];
     this.place = document.getElementById("compare");
     this.cards = [];
   }

@@ -4,7 +4,6 @@ import { Field, plot, showPixels } from "./draw.js";
 import { messages } from "./stream.js";
 
 const COARSE = [128, 32]; // shorter side, frames
-const QUERY = ["picture", "size", "process", "peclet", "sigma", "octaves", "turbulence", "time", "seed", "strokes"];
 const $ = (id) => document.getElementById(id);
 
 // Frames at one resolution.
@@ -27,6 +26,7 @@ class Trajectory {
 export class Corrupt {
   constructor(app) {
     this.app = app;
+    this.keys = ["picture", "size", "process", "peclet", "sigma", "octaves", "turbulence", "time", "seed", "strokes"];
     this.filmPath = "/api/film";
     this.field = new Field($("field"));
     this.paint();
@@ -34,7 +34,7 @@ export class Corrupt {
 
   query(size = Number(this.app.state.size), frames) {
     const values = Object.fromEntries(
-      QUERY.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""),
+      this.keys.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""),
     );
     values.sigma = this.app.state.sigma / 100;
     // A process without a flow takes no Peclet number.
@@ -114,7 +114,6 @@ export class Corrupt {
     const frame = fine ?? coarse ?? this.coarse.frames.at(-1),
       { about } = fine ? this.finer : this.coarse;
     if (!frame) return;
-    this.frame = frame;
     showPixels($("picture"), frame.pixels, about.width, about.height);
     if (frame.velocity) this.field.show(frame.velocity, ...frame.field);
     const first = (fine ? this.finer : this.coarse).frames[0];
@@ -126,13 +125,11 @@ export class Corrupt {
       ],
       { xLabel: "waves per side; grey: clean" },
     );
-    const carried =
-      Number(this.app.state.process ? about.title.match(/Pe = (\S+)/)?.[1] : this.app.state.peclet) * frame.fourier;
     $("picture-caption").textContent = `${about.title}, ${about.width} x ${about.height} px`;
     this.app.numbers({
       σ: `${frame.sigma.toPrecision(3)} px`,
       Fo: frame.fourier.toPrecision(3),
-      "carried about": `${(100 * carried).toPrecision(2)} % of the side`,
+      "carried about": `${(100 * about.peclet * frame.fourier).toPrecision(2)} % of the side`,
       signal: frame.signal.toFixed(2),
       noise: frame.noise.toFixed(3),
       mean: frame.mean.toFixed(4),

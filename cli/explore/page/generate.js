@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 export class Generate {
   constructor(app) {
     this.app = app;
+    this.keys = ["model", "num", "gseed", "levels", "label", "guidance", "mode"];
     this.filmPath = "/api/sampled-film";
     this.frames = [];
     $("again").addEventListener("click", () => {

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 export class Restore {
   constructor(app) {
     this.app = app;
+    this.keys = ["rpicture", "rmodel", "rlevel", "rsamples", "rseed"];
     this.frames = [];
   }
 
