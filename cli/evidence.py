@@ -74,6 +74,8 @@ class Study(NamedTuple):
 
 # Sampling noise of the stepwise processes was chosen of 1, 1.25, 1.5 and 2 on the other half, as were the learning rates.
 _STEPWISE = "--sigma-max 0.5 --sampling-noise"
+_FASHION = "--data fashion-mnist --preset digits --size 28 --seeds 3"
+_EDM_LEVELS = "--log-mean -1.2 --log-deviation 1.2"
 STUDIES = {
     "digits": Study(
         "Which process generates best at equal training? Digits, 16 x 16",
@@ -94,7 +96,7 @@ STUDIES = {
     ),
     "fashion-mnist": Study(
         "And on photographs? Fashion-MNIST, 28 x 28",
-        "--data fashion-mnist --preset digits --size 28 --images 40000 --seeds 3",
+        f"{_FASHION} --images 40000",
         {
             "fluid": "--process fluid --peclet 0 4 --num 1000 --likelihood --calibration",
             "ddpm": "--process ddpm --peclet 0 --num 1000 --likelihood --calibration",
@@ -109,6 +111,22 @@ STUDIES = {
             "cold": "--process cold --peclet 0 --num 450",
         },
         columns=("samples", *PLAIN, "bits a dimension", "calibration error"),
+    ),
+    "fashion-mnist-input": Study(
+        "What should the network of fluid see, and at which noise should it learn? Fashion-MNIST",
+        f"{_FASHION} --images 40000 --process fluid --peclet 0 --num 1000 --likelihood",
+        {"image, levels of EDM": f"--network-input image {_EDM_LEVELS}", "estimates, levels of EDM": _EDM_LEVELS},
+        named=True,
+        columns=(*PLAIN, "bits a dimension"),
+        shared={"estimates, lower noise": ("fashion-mnist", "fluid", (0,))},
+    ),
+    "fashion-mnist-length": Study(
+        "Does the order change with three times the training? Fashion-MNIST",
+        f"{_FASHION} --images 120000 --num 1000 --likelihood",
+        {"fluid 120k": "--process fluid --peclet 4", "ddpm 120k": "--process ddpm --peclet 0"},
+        named=True,
+        columns=(*PLAIN, "bits a dimension"),
+        shared={"fluid 40k": ("fashion-mnist", "fluid", (4,)), "ddpm 40k": ("fashion-mnist", "ddpm", (0,))},
     ),
     "flow": Study(
         "How strong may the flow be? From none to where it fails",

@@ -29,8 +29,11 @@ ADDED = {
         "by_channel": False,
         "blur_floor": 0.0,
         "spectrum": "measured",
+        "network_input": "image",
         "loss": "squared",
         "level_density": "uniform",
+        "log_mean": -1.2,
+        "log_deviation": 1.2,
         "fresh": 1.0,
         "variance": "fixedsmall",
         "clip_clean": False,
@@ -125,8 +128,9 @@ class RunConfig:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of what the network sees of an image: its channels, and those of the flow if it is told."""
-        return self.channels + (2 if self.process.tell_flow else 0), *self.size
+        """Shape of what the network sees of an image: its channels, or two estimates of them, and the flow if it is told."""
+        seen = self.channels * (2 if self.process.network_input == "estimates" else 1)
+        return seen + (2 if self.process.tell_flow else 0), *self.size
 
     def corruption(self) -> Corruption:
         """The forward process at the size of the run's images."""

@@ -15,9 +15,6 @@ from lbm_warp.checks import Integers
 from lbm_warp.heat import cosines
 from lbm_warp.random import normal
 
-# Mean and standard deviation of the logarithm of the noise-to-signal ratio in training (Karras et al. 2022, table 1).
-LOG_MEAN, LOG_DEVIATION = -1.2, 1.2
-
 
 class Corruption:
     """A forward process for images of one size: u_k = m + s_k (A_k(u_0) - m) + sigma_k eps, m = 1/2 (``diffusion.process``).
@@ -89,9 +86,10 @@ class Corruption:
 
     def level_shares(self) -> np.ndarray:
         """Shares of the levels 1..K among the training levels, float64 [K]; their sum is one."""
-        if self.process.level_density == "uniform":
+        process = self.process
+        if process.level_density == "uniform":
             return np.full(self.levels, 1.0 / self.levels)
-        deviation = (np.log(2.0 * self.noise[1:] / self.signal[1:]) - LOG_MEAN) / LOG_DEVIATION
+        deviation = (np.log(2.0 * self.noise[1:] / self.signal[1:]) - process.log_mean) / process.log_deviation
         share = np.exp(-0.5 * deviation**2)
         return share / share.sum()
 

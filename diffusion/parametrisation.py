@@ -18,6 +18,11 @@ is the best linear estimate of x, gain_k^2 the mean over modes of <x x> - W_k <x
 of <y_k y_k> + r_k^2. So inputs and targets have variance one at every level, whatever the process. Noise that is not white has its
 own r_k in every mode. Without blur and with one number for the spectrum (``spectrum`` flat, about the mean 1/2) this is the
 preconditioning of EDM (Karras et al. 2022, table 1).
+
+The base depends on the whole image, which a small network would have to learn to filter by itself before it can say what the filter
+leaves over. With ``network_input`` estimates it is told: it sees the filter's estimate of the clean image and that of the noise,
+
+    base_k   and   V_k (z_k - E y_k) over its rms,    V_k = r_k^2 / (<y_k y_k> + r_k^2).
 """
 
 from __future__ import annotations
@@ -47,11 +52,11 @@ class Parametrisation(Protocol):
             seed: seeds of flow and noise, int64 [N].
 
         Returns:
-            ``(inputs, target)``, float32 [N, C, H, W] each.
+            ``(inputs, target)``, float32 [N, C, H, W] each; the inputs [N, 2 C, H, W] for ``network_input`` estimates.
         """
 
     def inputs(self, u: torch.Tensor, level: Level) -> torch.Tensor:
-        """What the network sees of images u_k, float32 [N, C, H, W]."""
+        """What the network sees of images u_k, float32 [N, C, H, W] or [N, 2 C, H, W]."""
 
     def clean(self, prediction: torch.Tensor, u: torch.Tensor, level: Level) -> torch.Tensor:
         """The clean images that the network's prediction for images u_k implies, float32 [N, C, H, W]."""
@@ -111,7 +116,7 @@ class Remainder:
         return base + gain * prediction
 
     def _estimate(self, u: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs of the network, base [N, C, H, W] and gain [N, 1, 1, 1] at levels of images."""
+        """Inputs of the network [N, C or 2 C, H, W], base [N, C, H, W] and gain [N, 1, 1, 1] at levels of images."""
         statistics = self.statistics
         signal, noise = (self.corruption.at(scale, level, u) for scale in (self.corruption.signal, self.corruption.noise))
         mean, variance, covariance = (
@@ -119,15 +124,20 @@ class Remainder:
             for moment in (statistics.corrupted_mean, statistics.corrupted_variance, statistics.covariance)
         )
         power = self.corruption.noise_power
-        seen = variance + (noise / signal) ** 2 * (1.0 if power is None else power.to(u))
+        noise_variance = (noise / signal) ** 2 * (1.0 if power is None else power.to(u))
+        seen = variance + noise_variance
         wiener = covariance / seen
-        gain = (statistics.variance.to(u) - wiener * covariance).mean(dim=(-3, -2, -1), keepdim=True).clamp_min(1e-12).sqrt()
+        gain = _mean(statistics.variance.to(u) - wiener * covariance).clamp_min(1e-12).sqrt()
         rows, columns = (cosines(side)[1].to(u) for side in u.shape[2:])
         excess = 0.5 + (u - 0.5) / signal - mean
-        base = statistics.mean.to(u) + rows.T @ (wiener * (rows @ excess @ columns.T)) @ columns
+        modes = rows @ excess @ columns.T
+        base = statistics.mean.to(u) + rows.T @ (wiener * modes) @ columns
         # The network maps its input from [0, 1] to [-1, 1].
-        inputs = 0.5 + 0.5 * excess / seen.mean(dim=(-3, -2, -1), keepdim=True).sqrt()
-        return inputs, base, gain
+        if self.corruption.process.network_input == "image":
+            return 0.5 + 0.5 * excess / _mean(seen).sqrt(), base, gain
+        share = noise_variance / seen
+        estimated_noise = rows.T @ (share * modes) @ columns / _mean(share * noise_variance).sqrt()
+        return torch.cat([base, 0.5 + 0.5 * estimated_noise], dim=1), base, gain
 
     def _interpolated(self, moment: torch.Tensor, level: Level, like: torch.Tensor) -> torch.Tensor:
         """A moment between the levels at which it was measured, [N, C, H, W] or, for one level, [1, C, H, W]."""
@@ -136,6 +146,11 @@ class Remainder:
         weight = (place - lower).to(like.dtype)[:, None, None, None].to(like.device)
         moment = moment.to(like)
         return torch.lerp(moment[lower], moment[lower + 1], weight)
+
+
+def _mean(moment: torch.Tensor) -> torch.Tensor:
+    """Mean over channels and modes, [N, 1, 1, 1]."""
+    return moment.mean(dim=(-3, -2, -1), keepdim=True)
 
 
 def prediction_loss(

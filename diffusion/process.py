@@ -92,6 +92,7 @@ VARIANCES = ("fixedsmall", "fixedlarge")
 LOSSES = ("squared", "absolute", "filtered")
 STARTS = ("pictures", "mean-colour")
 SPECTRA = ("measured", "flat")
+INPUTS = ("image", "estimates")
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,17 @@ class ForwardProcess:
     remainder, what a Wiener filter leaves over of the clean image (``diffusion.parametrisation``)."""
     spectrum: Literal["measured", "flat"] = "measured"
     """Spectrum of the images for the target remainder: that of the training pictures, or one number for all modes (EDM)."""
+    network_input: Literal["image", "estimates"] = "image"
+    """What the network sees with the target remainder: the image, or what the Wiener filter makes of it, estimates of the clean
+    image and of the noise."""
     loss: Literal["squared", "absolute", "filtered"] = "squared"
     """Loss of the prediction: squared, absolute, or squared after the corruption A_k and divided by sigma_k^2."""
     level_density: Literal["uniform", "log-normal"] = "uniform"
     """How the levels of training are drawn: all alike, or with a log-normal noise-to-signal ratio as in EDM."""
+    log_mean: float = -1.2
+    """Mean of the natural logarithm of that ratio, of images from -1 to 1; by default EDM's (Karras et al. 2022, table 1)."""
+    log_deviation: float = 1.2
+    """Standard deviation of that logarithm, > 0."""
     sampler: Literal["residual", "resample", "ancestral", "posterior"] = "residual"
     """residual adds the predicted step and fresh noise (target step only). The others go by the predicted clean image. They corrupt
     it again, up to the level below, with the noise of this level (resample) or with part of it drawn anew (ancestral), or draw
@@ -175,7 +183,7 @@ class ForwardProcess:
         """Raise InputError if a value is out of its range, or values do not fit each other."""
         choices = {"turbulence": (*TURBULENCE, "waves"), "blur": (*BLUR, "none"), "signal": SIGNAL, "noise_schedule": NOISE}
         choices |= {"target": TARGETS, "sampler": SAMPLERS, "level_density": DENSITIES, "spacing": SPACINGS}
-        choices |= {"variance": VARIANCES, "loss": LOSSES, "start": STARTS, "spectrum": SPECTRA}
+        choices |= {"variance": VARIANCES, "loss": LOSSES, "start": STARTS, "spectrum": SPECTRA, "network_input": INPUTS}
         for name, known in choices.items():
             check_choice(name.replace("_", " "), getattr(self, name), known)
         check_boundary(self.boundary)
@@ -189,6 +197,8 @@ class ForwardProcess:
         if self.second_order_above is not None:
             check_number("second order above", self.second_order_above, 0.0)
         check_number("blur floor", self.blur_floor, 0.0, 1.0)
+        check_number("log mean", self.log_mean, -20.0, 20.0)
+        check_number("log deviation", self.log_deviation, 0.01, 100.0)
         check_number("start noise", self.start_noise, 0.0)
         check_integer("levels", self.levels, 1)
         if self.steps is not None:
@@ -214,6 +224,8 @@ class ForwardProcess:
             raise InputError("sampler posterior and loss filtered need white noise: noise exponent 0")
         if self.spectrum == "flat" and (self.target != "remainder" or self.blur != "none"):
             raise InputError("spectrum flat needs target remainder and blur none")
+        if self.network_input == "estimates" and (self.target != "remainder" or self.spectrum == "flat"):
+            raise InputError("network input estimates needs target remainder and spectrum measured")
         if self.loss == "filtered" and (self.target != "clean" or self.offset > 0.0):
             raise InputError("loss filtered needs target clean and offset 0")
         if self.noise == 0.0:
@@ -280,7 +292,10 @@ PROCESSES = {
         noise=0.5,
         noise_schedule="variance-preserving",
         target="remainder",
+        network_input="estimates",
         level_density="log-normal",
+        log_mean=-1.6,
+        log_deviation=1.6,
         sampler="ancestral",
         second_order_above=0.3,
         spacing="edm",

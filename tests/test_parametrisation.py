@@ -182,10 +182,10 @@ def test_a_network_that_is_told_the_flow_trains_and_samples(tmp_path: Path) -> N
     pipeline.network.register_forward_hook(lambda network, inputs, output: seen.append(inputs[0]))
     images = pipeline.sample(3, seed=1)
     torch.testing.assert_close(pipeline.sample([2], seed=1), images[2:])
-    # One flow an image from the start to the end: its channels are in proportion in all steps.
-    first, last = 2.0 * seen[0][:, 1:] - 1.0, 2.0 * seen[2][:, 1:] - 1.0
+    # Two estimates of the image, and the flow. It is one from the start to the end: its channels are in proportion in all steps.
+    first, last = 2.0 * seen[0][:, -2:] - 1.0, 2.0 * seen[2][:, -2:] - 1.0
     ratio = (last * first).sum() / first.square().sum()
-    assert seen[0].shape[1] == 3 and 0.0 < ratio < 1.0
+    assert seen[0].shape[1] == 4 and 0.0 < ratio < 1.0
     torch.testing.assert_close(last, ratio * first, rtol=1e-4, atol=1e-6)
 
 
@@ -198,10 +198,36 @@ def test_a_flow_that_cannot_be_told_is_refused(change: dict[str, object]) -> Non
         corruption("fluid", tell_flow=True, **change)
 
 
+@pytest.mark.parametrize("change", [{"peclet": 0.0}, {}, {"noise_exponent": 0.5}])
+def test_the_network_sees_the_best_linear_estimates_of_image_and_noise(change: dict[str, object]) -> None:
+    """Errors of the best linear estimates are uncorrelated with them, in every mode: <x b> = <b b> and <eps n> = c <n n> with one c
+    for all modes, and <n n> is one in the mean. Tolerance: six standard errors of correlations of 4,096 pairs."""
+    process = corruption("fluid", WIDE, levels=16, **change)
+    pictures, _ = gaussian(4096)
+    remainder = Remainder(process, Statistics.measure(list(pictures.numpy()), process, CPU))
+    rows, columns = (cosines(side)[1].float() for side in WIDE)
+    seed, error = torch.arange(4096), 6.0 / 4096**0.5
+
+    def left_over(truth: torch.Tensor, estimate: torch.Tensor) -> float:
+        truth, estimate = (rows @ (part - part.mean(dim=0)) @ columns.T for part in (truth, estimate))
+        product = ((truth - estimate) * estimate).mean(dim=0)
+        return (product / (truth.square().mean(dim=0) * estimate.square().mean(dim=0)).sqrt()).abs().max().item()
+
+    eps = process.unit_noise(seed, pictures)
+    for level in (3, 8, 12, 16):
+        inputs, _ = remainder.example(pictures, torch.full((4096,), level), seed)
+        base, noise = inputs[:, :1], 2.0 * inputs[:, 1:] - 1.0
+        torch.testing.assert_close(base, remainder.clean(torch.zeros_like(base), process.corrupt(pictures, level, seed), level))
+        assert left_over(pictures, base) < error
+        assert noise.square().mean() == pytest.approx(1.0, abs=0.01)
+        scale = (eps * noise).mean() / noise.square().mean()
+        assert left_over(eps, scale * noise) < error
+
+
 @pytest.mark.parametrize("exponent", [-0.5, 1.0])
 def test_coloured_noise_has_its_spectrum_and_the_parametrisation_knows_it(exponent: float) -> None:
     """Amplitude ~ (1 + k)^-p with k half waves a side, mean variance one. Tolerance: five standard errors of 4,096 amplitudes."""
-    process = corruption("fluid", WIDE, peclet=0.0, levels=16, noise_exponent=exponent)
+    process = corruption(REMAINDER, WIDE, levels=16, noise_exponent=exponent)
     rows, columns = (cosines(side)[1].float() for side in WIDE)
     zeros = torch.zeros((4096, 1, *WIDE))
     power = (rows @ process.unit_noise(torch.arange(4096), zeros) @ columns.T).square().mean(dim=0)[0]
