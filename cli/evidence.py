@@ -74,7 +74,7 @@ class Study(NamedTuple):
 
 # Sampling noise of the stepwise processes was chosen of 1, 1.25, 1.5 and 2 on the other half, as were the learning rates.
 _STEPWISE = "--sigma-max 0.5 --sampling-noise"
-_FASHION = "--data fashion-mnist --preset digits --size 28 --seeds 3"
+_FASHION = "--data fashion-mnist --preset digits --size 28"
 _EDM_LEVELS = "--log-mean -1.2 --log-deviation 1.2"
 STUDIES = {
     "digits": Study(
@@ -96,7 +96,7 @@ STUDIES = {
     ),
     "fashion-mnist": Study(
         "And on photographs? Fashion-MNIST, 28 x 28",
-        f"{_FASHION} --images 40000",
+        f"{_FASHION} --images 40000 --seeds 3",
         {
             "fluid": "--process fluid --peclet 0 4 --num 1000 --likelihood --calibration",
             "ddpm": "--process ddpm --peclet 0 --num 1000 --likelihood --calibration",
@@ -114,7 +114,7 @@ STUDIES = {
     ),
     "fashion-mnist-input": Study(
         "What should the network of fluid see, and at which noise should it learn? Fashion-MNIST",
-        f"{_FASHION} --images 40000 --process fluid --peclet 0 --num 1000 --likelihood",
+        f"{_FASHION} --images 40000 --seeds 3 --process fluid --peclet 0 --num 1000 --likelihood",
         {"image, levels of EDM": f"--network-input image {_EDM_LEVELS}", "estimates, levels of EDM": _EDM_LEVELS},
         named=True,
         columns=(*PLAIN, "bits a dimension"),
@@ -122,7 +122,7 @@ STUDIES = {
     ),
     "fashion-mnist-length": Study(
         "Does the order change with three times the training? Fashion-MNIST",
-        f"{_FASHION} --images 120000 --num 1000 --likelihood",
+        f"{_FASHION} --images 120000 --seeds 3 --num 1000 --likelihood",
         {"fluid 120k": "--process fluid --peclet 4", "ddpm 120k": "--process ddpm --peclet 0"},
         named=True,
         columns=(*PLAIN, "bits a dimension"),
