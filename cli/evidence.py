@@ -76,6 +76,8 @@ class Study(NamedTuple):
 _STEPWISE = "--sigma-max 0.5 --sampling-noise"
 _FASHION = "--data fashion-mnist --preset digits --size 28"
 _EDM_LEVELS = "--log-mean -1.2 --log-deviation 1.2"
+# fluid as it was before its network saw the filter's estimates.
+_EARLIER = f"--network-input image {_EDM_LEVELS}"
 STUDIES = {
     "digits": Study(
         "Which process generates best at equal training? Digits, 16 x 16",
@@ -112,10 +114,17 @@ STUDIES = {
         },
         columns=("samples", *PLAIN, "bits a dimension", "calibration error"),
     ),
+    "digits-input": Study(
+        "What should the network of fluid see, and at which noise should it learn? Digits",
+        "--data digits --images 40000 --seeds 5 --process fluid --peclet 0 4 --num 2694",
+        {"image, EDM's levels": _EARLIER},
+        named=True,
+        shared={"estimates, lower noise": ("digits", "fluid", (0, 4))},
+    ),
     "fashion-mnist-input": Study(
-        "What should the network of fluid see, and at which noise should it learn? Fashion-MNIST",
+        "And on Fashion-MNIST?",
         f"{_FASHION} --images 40000 --seeds 3 --process fluid --peclet 0 --num 1000 --likelihood",
-        {"image, levels of EDM": f"--network-input image {_EDM_LEVELS}", "estimates, levels of EDM": _EDM_LEVELS},
+        {"image, EDM's levels": _EARLIER, "estimates, EDM's levels": _EDM_LEVELS},
         named=True,
         columns=(*PLAIN, "bits a dimension"),
         shared={"estimates, lower noise": ("fashion-mnist", "fluid", (0,))},
@@ -159,7 +168,7 @@ STUDIES = {
     ),
     "few-pictures": Study(
         "Few pictures and long training: is the flow an augmentation?",
-        "--data digits --images 400000 --process fluid --likelihood",
+        f"--data digits --images 400000 --process fluid --likelihood {_EARLIER}",
         {
             "no flow": "--peclet 0",
             "flow, not told": "--peclet 4",
@@ -199,7 +208,7 @@ class Evidence:
 
     def place(self, study: str, sweep: str) -> Path:
         """Folder of a sweep."""
-        return self.runs / study / sweep.replace(", ", "-").replace(" ", "-")
+        return self.runs / study / sweep.replace(", ", "-").replace(" ", "-").replace("'", "")
 
     def command(self, study: str, sweep: str) -> str:
         """Command line of a sweep."""

@@ -53,7 +53,7 @@ class Exact(nn.Module):
     def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         process, level = self.corruption.process, level.long()
         if process.target == "remainder":
-            return torch.zeros_like(u)
+            return torch.zeros_like(u[:, :1])  # of one channel, whatever it sees
         signal, noise = (
             torch.from_numpy(scale)[level][:, None, None, None] for scale in (self.corruption.signal, self.corruption.noise)
         )
