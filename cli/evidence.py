@@ -115,11 +115,11 @@ STUDIES = {
         columns=("samples", *PLAIN, "bits a dimension", "calibration error"),
     ),
     "digits-input": Study(
-        "What should the network of fluid see, and at which noise should it learn? Digits",
+        "What should the network of fluid see, and at which levels of noise should it learn? Digits",
         "--data digits --images 40000 --seeds 5 --process fluid --peclet 0 4 --num 2694",
         {"image, EDM's levels": _EARLIER},
         named=True,
-        shared={"estimates, lower noise": ("digits", "fluid", (0, 4))},
+        shared={"estimates, wider levels": ("digits", "fluid", (0, 4))},
     ),
     "fashion-mnist-input": Study(
         "And on Fashion-MNIST?",
@@ -127,7 +127,7 @@ STUDIES = {
         {"image, EDM's levels": _EARLIER, "estimates, EDM's levels": _EDM_LEVELS},
         named=True,
         columns=(*PLAIN, "bits a dimension"),
-        shared={"estimates, lower noise": ("fashion-mnist", "fluid", (0,))},
+        shared={"estimates, wider levels": ("fashion-mnist", "fluid", (0,))},
     ),
     "fashion-mnist-length": Study(
         "Does the order change with three times the training? Fashion-MNIST",

@@ -294,7 +294,6 @@ PROCESSES = {
         target="remainder",
         network_input="estimates",
         level_density="log-normal",
-        log_mean=-1.6,
         log_deviation=1.6,
         sampler="ancestral",
         second_order_above=0.3,
