@@ -294,11 +294,12 @@ def write_page(options: Evidence) -> Path:
     results, text = collected(options), [ABOUT]
     write_json(options.out / STORE, results)
     for name, study in STUDIES.items():
-        rows = [Row(**row) for result in results[name].values() for row in result["rows"]]
+        own = [Row(**row) for result in results[name].values() for row in result["rows"]]
+        rows = [*own]
         for called, (other, sweep, peclets) in study.shared.items():
             shared = [Row(**row) for row in results[other].get(sweep, {"rows": ()})["rows"]]
             rows += [row._replace(name=called) for row in shared if row.peclet in peclets]
-        if not rows:
+        if not rows or (study.sweeps and not own):
             continue
         text += [f"## {study.question}", table(rows, study.columns)]
         text += [f"![{Path(picture).stem}]({picture})" for result in results[name].values() for picture in result["pictures"]]
