@@ -213,7 +213,7 @@ class AdvectionDiffusion:
         if self.turbulence_time > 0.0:
             raise InputError("gradients in the velocity or the Peclet number need a steady flow: turbulence_time must be 0")
         field = self.turbulence.velocity(seed, *u0.shape[2:], boundary=self.boundary, device=u0.device)
-        peclet = torch.tensor(self.peclet, device=u0.device) if self._peclet is None else self._peclet
+        peclet = torch.full((), self.peclet, device=u0.device) if self._peclet is None else self._peclet
         return _Physics.apply(u0, field, peclet, self, seed, *levels)
 
     def _lattice(self, u: torch.Tensor, seed: torch.Tensor, last: torch.Tensor) -> Lattice:

@@ -202,7 +202,7 @@ def _checked(seed: Integers, height: int, width: int, boundary: str) -> tuple[tu
 def _phasors(seeds: tuple[int, ...], height: int, width: int, device: torch.device) -> torch.Tensor:
     """exp(i phase) of every wave of both components (x, y), complex64 [N, 2, height, width]."""
     phase = torch.empty((len(seeds), 2, height, width), device=device)
-    launch(wave_phases_kernel, phase.shape, batched=[torch.tensor(seeds).to(device, non_blocking=True)], outputs=[phase])
+    launch(wave_phases_kernel, phase.shape, batched=[as_batch("seed", seeds, len(seeds), device)], outputs=[phase])
     return _unit(phase)
 
 
