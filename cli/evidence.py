@@ -104,7 +104,7 @@ STUDIES = {
             "ddpm": "--process ddpm --peclet 0 --num 1000 --likelihood --calibration",
             "blurring": "--process blurring --peclet 0 --num 1000 --likelihood --calibration",
             "edm": "--process edm --peclet 0 --num 1000",
-            "soft": "--process soft --peclet 0 --learning-rate 2e-3 --num 1000 --likelihood",
+            "soft": "--process soft --peclet 0 --learning-rate 2e-3 --num 1000",
             "ihd": f"--process ihd --peclet 0 {_STEPWISE} 2 --num 450",
             "beyond-blur": f"--process beyond-blur --peclet 0.1 {_STEPWISE} 2 --num 450",
             "frozen": f"--process beyond-blur-frozen structured-noise-frozen --peclet 0.1 {_STEPWISE} 1.25 --num 450",

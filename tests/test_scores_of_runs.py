@@ -58,7 +58,7 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("edm", ["--likelihood"], "edm has no likelihood: its sampler adds no fresh noise"),
+        ("edm", ["--likelihood"], "edm has no likelihood: its sampler has steps without fresh noise"),
         ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
         ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
     ],

@@ -79,7 +79,7 @@ def likelihood(
         levels: number of steps; K by default.
 
     Raises:
-        InputError: if the process has no density, because its sampler adds no noise.
+        InputError: if the process has no density, because its sampler has steps without fresh noise.
     """
     corruption, process = pipeline.corruption, pipeline.corruption.process
     check_density(pipeline)
@@ -107,12 +107,16 @@ def likelihood(
 
 
 def check_density(pipeline: Pipeline) -> None:
-    """Raise InputError if the sampler of a run has no density."""
-    process = pipeline.corruption.process
-    if process.sampler == "resample" or (process.sampler == "ancestral" and process.fresh == 0.0) or process.noise == 0.0:
+    """Raise InputError unless the sampler of a run adds noise in every step above the last: without it, it has no density."""
+    corruption, process = pipeline.corruption, pipeline.corruption.process
+    if process.sampler == "ancestral":
+        adds = all(noise_scales(corruption, level, level - 1)[2] > 0.0 for level in range(2, corruption.levels + 1))
+    else:
+        adds = process.sampler != "resample" and process.noise > 0.0
+    if not adds or process.sampling_noise == 0.0:
         raise InputError(
-            f"{pipeline.config.process_name} has no likelihood: its sampler adds no fresh noise; runs of fluid, ddpm, blurring, "
-            "soft, ihd and the beyond-blur family have one"
+            f"{pipeline.config.process_name} has no likelihood: its sampler has steps without fresh noise; runs of fluid, ddpm, "
+            "blurring, ihd and the beyond-blur family have one"
         )
 
 
