@@ -169,3 +169,9 @@ def test_the_end_counts_all_of_a_pixels_values() -> None:
 def test_methods_without_a_density_are_refused_in_one_line(name: str, levels: int | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         bound(exact_run(name), pictures(), levels=levels)
+
+
+@pytest.mark.parametrize(("name", "change"), [("ihd", {"sampling_noise": 0.0}), ("cold", {"sampler": "ancestral", "levels": 1})])
+def test_samplers_without_noise_are_refused_even_if_they_could_add_some(name: str, change: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"{name} has no likelihood"):
+        bound(exact_run(name, **change), pictures())

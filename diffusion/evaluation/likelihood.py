@@ -107,13 +107,12 @@ def likelihood(
 
 
 def check_density(pipeline: Pipeline) -> None:
-    """Raise InputError unless the sampler of a run adds noise in every step above the last: without it, it has no density."""
+    """Raise InputError unless the sampler of a run adds noise at the start and in every step above the last."""
     corruption, process = pipeline.corruption, pipeline.corruption.process
+    adds = process.sampler != "resample" and process.noise * process.sampling_noise > 0.0
     if process.sampler == "ancestral":
-        adds = all(noise_scales(corruption, level, level - 1)[2] > 0.0 for level in range(2, corruption.levels + 1))
-    else:
-        adds = process.sampler != "resample" and process.noise > 0.0
-    if not adds or process.sampling_noise == 0.0:
+        adds &= all(noise_scales(corruption, level, level - 1)[2] > 0.0 for level in range(2, corruption.levels + 1))
+    if not adds:
         raise InputError(
             f"{pipeline.config.process_name} has no likelihood: its sampler has steps without fresh noise; runs of fluid, ddpm, "
             "blurring, ihd and the beyond-blur family have one"
