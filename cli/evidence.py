@@ -142,6 +142,13 @@ STUDIES = {
         "--data digits --images 40000 --seeds 2",
         {"fluid": "--process fluid --peclet 0 1 2 4 8 16 32"},
     ),
+    "told": Study(
+        "May it be stronger if the network is told which flow acts?",
+        "--data digits --images 40000 --seeds 2 --process fluid",
+        {"told": "--peclet 4 8 16 32 --tell-flow"},
+        named=True,
+        shared={"not told": ("flow", "fluid", (4, 8, 16, 32))},
+    ),
     "spectra": Study(
         "Which spectrum of the noise, with and without transport?",
         "--data digits --images 40000 --seeds 2 --process fluid --peclet 0 4",

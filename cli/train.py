@@ -205,13 +205,19 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         if board:
             board.add_scalars(line)
 
-    def on_checkpoint(images: int, pipeline: Pipeline) -> None:
-        grid = folder / "samples" / f"{images:09d}.png"
-        render.save_grid(grid, pipeline.sample(GRID_SAMPLES))
-        if board:
-            board.add_grid(grid, images)
+    def grid_of(images: int) -> Path:
+        return folder / "samples" / f"{images:09d}.png"
 
-    callbacks = {"on_log": on_log, "on_checkpoint": on_checkpoint}
+    def on_checkpoint(images: int, pipeline: Pipeline) -> None:
+        render.save_grid(grid_of(images), pipeline.sample(GRID_SAMPLES))
+        if board:
+            board.add_grid(grid_of(images), images)
+
+    def on_resume(images: int, pipeline: Pipeline) -> None:
+        if not grid_of(images).is_file():
+            on_checkpoint(images, pipeline)
+
+    callbacks = {"on_log": on_log, "on_checkpoint": on_checkpoint, "on_resume": on_resume}
     if options.execution.score_every:
         with ranks.together():
             callbacks["score"] = scorer(options, ranks.device)

@@ -160,7 +160,7 @@ def test_the_end_counts_all_of_a_pixels_values() -> None:
 @pytest.mark.parametrize(
     ("name", "levels", "message"),
     [
-        ("edm", None, "edm has no likelihood: its sampler has steps without fresh noise"),
+        ("edm", None, "edm has no likelihood with sampling noise 1: its sampler has steps without fresh noise"),
         ("cold", None, "cold has no likelihood"),
         ("soft", None, "soft has no likelihood"),  # its noise is the same from a quarter of the levels on
         ("ihd", 3, "the likelihood of sampler residual needs all its 6 levels, got 3"),

@@ -114,6 +114,7 @@ def test_delta_is_the_sampling_noise_in_units_of_the_training_noise() -> None:
     usual, default, double = (pipeline.sample(3, delta=delta) - quiet for delta in (1.25, None, 2.5))
     assert torch.equal(usual, default)
     torch.testing.assert_close(double, 2 * usual, rtol=0, atol=1e-6)
+    assert torch.equal(pipeline.with_sampling_noise(2.5).sample(3) - quiet, double)
 
 
 def test_fewer_levels_are_fewer_steps() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,10 +56,25 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
         assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 20
 
 
+def test_the_likelihood_is_that_of_the_sampling_noise_asked_for(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starting with noise that is larger by c costs (1 / c^2 - 1 + log c^2) / 2 nats a dimension, up to the pictures' own part."""
+    monkeypatch.chdir(tmp_path)
+    for name, delta in (("usual", ()), ("same", ("--delta", 1)), ("more", ("--delta", 2))):
+        options = (*SCORING, "--cache", tmp_path / "cache", "--likelihood", *delta, "--out", f"{name}.json")
+        assert exit_code(evaluate.main, runs / "fluid", *options) == 0
+    usual, same, more = (json.loads((tmp_path / f"{name}.json").read_text())["likelihood"] for name in ("usual", "same", "more"))
+    assert same == usual and (more["end"], more["by_tenth"]) == (usual["end"], usual["by_tenth"])
+    cost = 0.5 * (0.25 - 1.0 + math.log(4.0)) / math.log(2.0)
+    assert more["start"] - usual["start"] == pytest.approx(cost, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("edm", ["--likelihood"], "edm has no likelihood: its sampler has steps without fresh noise"),
+        ("fluid", ["--likelihood", "--delta", 0], "fluid has no likelihood with sampling noise 0: its sampler has steps without"),
+        ("edm", ["--likelihood"], "edm has no likelihood with sampling noise 1: its sampler has steps without fresh noise"),
         ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
         ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
     ],
@@ -69,7 +85,7 @@ def test_what_cannot_be_scored_so_is_refused_in_one_line(
     (tmp_path / "folder").mkdir()
     for number in range(6):
         Image.new("L", (8, 8), 40 * number).save(tmp_path / "folder" / f"{number}.png")
-    where = runs / source if source == "edm" else tmp_path / source
+    where = runs / source if source in ("edm", "fluid") else tmp_path / source
     assert exit_code(evaluate.main, where, *options, "--features", "pixels", "--k", 3, "--cache", tmp_path / "cache") == 2
     _, err = said(capsys.readouterr())
     assert message in err and err.count("\n") == 1

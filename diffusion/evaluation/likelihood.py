@@ -113,9 +113,10 @@ def check_density(pipeline: Pipeline) -> None:
     if process.sampler == "ancestral":
         adds &= all(noise_scales(corruption, level, level - 1)[2] > 0.0 for level in range(2, corruption.levels + 1))
     if not adds:
+        name = pipeline.config.process_name
         raise InputError(
-            f"{pipeline.config.process_name} has no likelihood: its sampler has steps without fresh noise; runs of fluid, ddpm, "
-            "blurring, ihd and the beyond-blur family have one"
+            f"{name} has no likelihood with sampling noise {process.sampling_noise:g}: its sampler has steps "
+            "without fresh noise; runs of fluid, ddpm, blurring, ihd and the beyond-blur family have one, with noise above 0"
         )
 
 

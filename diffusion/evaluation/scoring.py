@@ -82,7 +82,7 @@ class EvaluationConfig(ScoringConfig):
     seed: int = 0
     """Seed of a run's samples, as for cli.sample."""
     levels: int | None = None
-    """Number of steps of a run's sampler, as for cli.sample."""
+    """Number of steps of a run's sampler, as for cli.sample; calibration and restoration go through all levels below theirs."""
     delta: float | None = None
     """Sampling noise of a run, as for cli.sample."""
     calibration: bool = False
@@ -311,7 +311,8 @@ def open_sources(
     source, split = None, "all"
     if isinstance(samples, Pipeline) or is_run(samples):
         pipeline = samples if isinstance(samples, Pipeline) else Pipeline.from_pretrained(samples, device=device)
-        source = open_run("pipeline" if samples is pipeline else str(samples), pipeline, config)
+        name = "pipeline" if samples is pipeline else str(samples)
+        source = open_run(name, pipeline if config.delta is None else pipeline.with_sampling_noise(config.delta), config)
         trained_on, trained_half = whole_and_half(pipeline.config.data)
         data, split = data or trained_on, OTHER_HALF[trained_half]
         if config.size is not None and Size.of(config.size) != source.size:
@@ -336,11 +337,11 @@ def is_run(samples: Path | str) -> bool:
 
 
 def open_run(name: str, pipeline: Pipeline, how: EvaluationConfig) -> ImageSource:
-    """The images that a run makes from a seed, in a number of steps with an amount of noise."""
+    """The images that a run makes from a seed, in a number of steps."""
     config = pipeline.config
 
     def read(index: np.ndarray) -> torch.Tensor:
-        return to_uint8(pipeline.sample(index, how.seed, levels=how.levels, delta=how.delta))
+        return to_uint8(pipeline.sample(index, how.seed, levels=how.levels))
 
     return ImageSource(name, config.size, config.channels, None, read, pipeline=pipeline)
 

@@ -187,6 +187,16 @@ class Pipeline(
         how: dict[str, Any] = {"statistics": statistics, "metrics": self.metrics, "precision": self.precision}
         return Pipeline(replace(self.config, size=size), self.network, self.prior, **how)
 
+    def with_sampling_noise(self, delta: float) -> Pipeline:
+        """The same run with another amount of noise in sampling, in units of the training noise, as ``sample(delta=...)``.
+
+        Raises:
+            InputError: if it is less than 0.
+        """
+        process = replace(self.config.process, sampling_noise=delta)
+        how = {name: getattr(self, name) for name in ("statistics", "metrics", "precision", "batch")}
+        return Pipeline(replace(self.config, process=process), self.network, self.prior, **how)
+
     def to(self, device: torch.device | str) -> Pipeline:
         """Move the network to a device; returns the pipeline."""
         self.network.to(device)

@@ -79,6 +79,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     on_log: Callable[[dict[str, float]], None] = lambda line: None,
     on_checkpoint: Callable[[int, Pipeline], None] = lambda images, pipeline: None,
+    on_resume: Callable[[int, Pipeline], None] = lambda images, pipeline: None,
     score: Callable[[Pipeline], float | None] = lambda pipeline: None,
 ) -> bool:
     """Train a run, or resume it from its last checkpoint.
@@ -96,6 +97,7 @@ def train(
         on_log: called with every line of metrics.jsonl, on rank 0.
         on_checkpoint: called as ``on_checkpoint(images_seen, pipeline)`` after every checkpoint, on rank 0; the pipeline has the
             averaged weights.
+        on_resume: called in the same way when a run goes on from a checkpoint. It may have been killed before ``on_checkpoint``.
         score: called as ``score(pipeline)`` after every ``execution.score_every`` images, on all ranks; returns on rank 0 the
             Frechet distance of samples. The averaged weights with the smallest one are kept as best.safetensors.
 
@@ -167,6 +169,10 @@ def train(
         total=training.images, initial=state.images, desc="training", unit="img", smoothing=0.05, disable=not ranks.main
     )
     try:
+        with ranks.together():
+            if ranks.main and checkpoints.good is not None:
+                on_resume(state.images, pipeline)
+        log.restart()
         with progress, reading as queue:
             while state.images < training.images:
                 with ranks.together():
