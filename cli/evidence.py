@@ -132,10 +132,10 @@ STUDIES = {
     "fashion-mnist-length": Study(
         "Does the order change with three times the training? Fashion-MNIST",
         f"{_FASHION} --images 120000 --seeds 3 --num 1000 --likelihood",
-        {"fluid 120k": "--process fluid --peclet 4", "ddpm 120k": "--process ddpm --peclet 0"},
+        {"fluid 120k": "--process fluid --peclet 0 4", "ddpm 120k": "--process ddpm --peclet 0"},
         named=True,
         columns=(*PLAIN, "bits a dimension"),
-        shared={"fluid 40k": ("fashion-mnist", "fluid", (4,)), "ddpm 40k": ("fashion-mnist", "ddpm", (0,))},
+        shared={"fluid 40k": ("fashion-mnist", "fluid", (0, 4)), "ddpm 40k": ("fashion-mnist", "ddpm", (0,))},
     ),
     "flow": Study(
         "How strong may the flow be? From none to where it fails",
