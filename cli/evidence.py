@@ -131,10 +131,10 @@ STUDIES = {
     ),
     "fashion-mnist-length": Study(
         "Does the order change with three times the training? Fashion-MNIST",
-        f"{_FASHION} --images 120000 --seeds 3 --num 1000 --likelihood",
+        f"{_FASHION} --images 120000 --seeds 3 --num 1000 --likelihood --calibration",
         {"fluid 120k": "--process fluid --peclet 0 4", "ddpm 120k": "--process ddpm --peclet 0"},
         named=True,
-        columns=(*PLAIN, "bits a dimension"),
+        columns=(*PLAIN, "bits a dimension", "calibration error"),
         shared={"fluid 40k": ("fashion-mnist", "fluid", (0, 4)), "ddpm 40k": ("fashion-mnist", "ddpm", (0,))},
     ),
     "flow": Study(
