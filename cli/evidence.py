@@ -147,7 +147,15 @@ STUDIES = {
         "--data digits --images 40000 --seeds 2 --process fluid",
         {"told": "--peclet 4 8 16 32 --tell-flow"},
         named=True,
-        shared={"not told": ("flow", "fluid", (4, 8, 16, 32))},
+        shared={"not told": ("flow", "fluid", (0, 4, 8, 16, 32))},
+    ),
+    "fashion-mnist-told": Study(
+        "And on Fashion-MNIST?",
+        f"{_FASHION} --images 40000 --seeds 3 --process fluid --num 1000 --likelihood",
+        {"told": "--peclet 4 16 --tell-flow"},
+        named=True,
+        columns=(*PLAIN, "bits a dimension"),
+        shared={"not told": ("fashion-mnist", "fluid", (0, 4))},
     ),
     "spectra": Study(
         "Which spectrum of the noise, with and without transport?",
