@@ -122,7 +122,7 @@ STUDIES = {
         shared={"estimates, wider levels": ("digits", "fluid", (0, 4))},
     ),
     "fashion-mnist-input": Study(
-        "And on Fashion-MNIST?",
+        "What should the network of fluid see, and at which levels of noise should it learn? Fashion-MNIST",
         f"{_FASHION} --images 40000 --seeds 3 --process fluid --peclet 0 --num 1000 --likelihood",
         {"image, EDM's levels": _EARLIER, "estimates, EDM's levels": _EDM_LEVELS},
         named=True,
@@ -143,14 +143,14 @@ STUDIES = {
         {"fluid": "--process fluid --peclet 0 1 2 4 8 16 32"},
     ),
     "told": Study(
-        "May it be stronger if the network is told which flow acts?",
+        "May it be stronger if the network is told which flow acts? Digits",
         "--data digits --images 40000 --seeds 2 --process fluid",
         {"told": "--peclet 4 8 16 32 --tell-flow"},
         named=True,
         shared={"not told": ("flow", "fluid", (0, 4, 8, 16, 32))},
     ),
     "fashion-mnist-told": Study(
-        "And on Fashion-MNIST?",
+        "May it be stronger if the network is told which flow acts? Fashion-MNIST",
         f"{_FASHION} --images 40000 --seeds 3 --process fluid --num 1000 --likelihood",
         {"told": "--peclet 4 16 --tell-flow"},
         named=True,
