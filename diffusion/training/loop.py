@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
 from diffusion.config import RunConfig, check_same_run, save_config
@@ -320,7 +319,7 @@ class Trainer:
                 loss = weight * prediction_loss(self.corruption, prediction, target, level, sample)
                 # The backward pass averages gradients over the ranks; their sum is wanted.
                 (self.ranks.count * loss).backward()
-        except TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             raise InputError(f"torch.compile does not work here ({one_line(error)[:200]}); leave --compile out") from error
         except torch.OutOfMemoryError as error:
             if self.ranks.count > 1:
