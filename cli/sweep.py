@@ -219,23 +219,28 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     asked = {"reference": reference.facts(), "k": scoring.k, "num": reference.num, "seed": scoring.seed, "delta": scoring.delta}
     asked["likelihood"] = scoring.likelihood
 
-    still = train.parse(arguments(STILL, 0.0)).process
+    still = train.parse(arguments(STILL, 0.0))
 
-    def run(process: str, peclet: float, seed: int) -> Run:
-        if peclet == 0.0 and without_flow(train.parse(arguments(process, 0.0)).process) == without_flow(still):
-            process = STILL
-        place = folder / f"{process}-Pe{number(peclet)}-seed{seed}"
-        line = arguments(process, peclet, "--seed", str(seed), "--out", str(place))
-        config = train.parse(line).resolve(dataset.name, dataset.channels)
-        more = {"calibration": options.calibration and seed == options.seed}
-        scored = [str(place), "--data", data, *as_arguments(scoring), *(f"--{name}" for name, asks in more.items() if asks)]
+    def runs(process: str, peclet: float) -> list[Run]:
+        """Those of a point, one for each seed."""
+        trained = train.parse(arguments(process, peclet))
+        if peclet == 0.0 and without_flow(trained.process) == without_flow(still.process):
+            process, trained = STILL, still
+        config = trained.resolve(dataset.name, dataset.channels)
         for calls in options.network_calls:
             check_integer("--network-calls", calls, 2, config.process.levels)
-        return Run(place, config, line, scored, asked | more, options.network_calls)
+        made = []
+        for seed in range(options.seed, options.seed + options.seeds):
+            place = folder / f"{process}-Pe{number(peclet)}-seed{seed}"
+            line = arguments(process, peclet, "--seed", str(seed), "--out", str(place))
+            seeded = replace(config, training=replace(config.training, seed=seed))
+            more = {"calibration": options.calibration and seed == options.seed}
+            scored = [str(place), "--data", data, *as_arguments(scoring), *(f"--{name}" for name, asks in more.items() if asks)]
+            made.append(Run(place, seeded, line, scored, asked | more, options.network_calls))
+        return made
 
-    seeds = range(options.seed, options.seed + options.seeds)
     points = [(process, peclet) for process in options.process for peclet in sorted(options.peclet)]
-    return Plan(folder, chosen[0].device, {point: [run(*point, seed) for seed in seeds] for point in points})
+    return Plan(folder, chosen[0].device, {point: runs(*point) for point in points})
 
 
 def number(value: float) -> str:
