@@ -319,6 +319,7 @@ class Trainer:
                 loss = weight * prediction_loss(self.corruption, prediction, target, level, sample)
                 # The backward pass averages gradients over the ranks; their sum is wanted.
                 (self.ranks.count * loss).backward()
+        # Named here, where torch loads it on demand: to import it above takes as long as to import torch.
         except torch._dynamo.exc.TorchDynamoException as error:
             raise InputError(f"torch.compile does not work here ({one_line(error)[:200]}); leave --compile out") from error
         except torch.OutOfMemoryError as error:
