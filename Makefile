@@ -1,4 +1,5 @@
 # make demo: corrupt a photograph, train on digits, sample.   make test: run the tests.   make figures: the README's pictures.
+# make lint, make types: what the tests do not check.
 # Both make their own environment in .venv first; VENV=folder puts it elsewhere, PYTHON=python3.12 picks the interpreter.
 
 VENV ?= .venv
@@ -8,7 +9,7 @@ DEMO := runs/demo
 
 FIGURES := assets/figures
 
-.PHONY: demo test lint figures gallery evidence cuda clean
+.PHONY: demo test lint types figures gallery evidence kernels cuda clean
 
 demo: $(VENV)/.installed
 	$(PY) -m cli.corrupt --video
@@ -26,9 +27,12 @@ lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+types: $(VENV)/.installed
+	$(PY) -m mypy
+
 # One page with every process, its pictures, film, equation and code.
 gallery: $(VENV)/.installed
-	$(PY) -m cli.gallery
+	$(PY) -m tools.gallery
 
 figures: $(VENV)/.installed
 	$(PY) -m cli.corrupt --out outputs/figures/corrupt
@@ -49,11 +53,15 @@ figures: $(VENV)/.installed
 	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').reduce(2).save('$(FIGURES)/comparison.jpg', quality=85)"
 
 evidence: $(VENV)/.installed
-	$(PY) -m cli.evidence --jobs 2
+	$(PY) -m tools.evidence --jobs 2
+
+# Registers and instructions of the CUDA kernels, from their binaries: needs no GPU, but CUDA's disassembler or the package triton.
+kernels: $(VENV)/.installed
+	$(PY) -m tools.kernels
 
 # For a machine with a GPU: tests, speed, training and sampling on it, in one report.
 cuda: $(VENV)/.installed
-	$(PY) -m cli.benchmark device --out cuda-report.md
+	$(PY) -m tools.device --out cuda-report.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,1 +1,13 @@
 """The commands: ``beyond-blur COMMAND``, or ``python -m cli.COMMAND``; ``beyond-blur`` alone lists them."""
+
+import sys
+from importlib.util import find_spec
+
+# What the extra cli installs: without one of these no command starts.
+NEEDED = (
+    *("PIL", "accelerate", "filelock", "huggingface_hub", "imageio", "imageio_ffmpeg", "lazy_loader", "matplotlib", "numpy"),
+    *("safetensors", "torch", "tqdm", "tyro", "warp"),
+)
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    print(f"error: the commands need {', '.join(missing)}: pip install 'beyond-blur[cli]'", file=sys.stderr)
+    sys.exit(2)

@@ -17,8 +17,6 @@ COMMANDS = (
     "evaluate",
     "features",
     "sweep",
-    "evidence",
-    "gallery",
     "benchmark",
 )
 

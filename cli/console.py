@@ -30,7 +30,11 @@ CHILD = "BEYOND_BLUR_CHILD"
 
 
 def run(
-    name: str, command: Callable[[Options], object], parse: Callable[..., Options], arguments: Sequence[str] | None = None
+    name: str,
+    command: Callable[[Options], object],
+    parse: Callable[..., Options],
+    arguments: Sequence[str] | None = None,
+    package: str = "cli",
 ) -> None:
     """Parse a command line and run the command; bad input ends in one line on standard error and exit code 2.
 
@@ -41,11 +45,12 @@ def run(
         command: called with the options.
         parse: ``tyro.cli`` with the type of the options bound, or a function that takes the same arguments.
         arguments: the command line; that of this process by default.
+        package: where the command is.
     """
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
-    prog = f"beyond-blur {name}" if _is_script() else f"python -m cli.{name}"
+    prog = f"beyond-blur {name}" if _is_script() else f"python -m {package}.{name}"
     description = sys.modules[command.__module__].__doc__
     words = list(sys.argv[1:] if arguments is None else arguments)
     if CHILD in os.environ:
@@ -82,6 +87,9 @@ def parse_errors() -> Iterator[None]:
         _, *rows = (re.sub(r"^[╰─╯-]+$", "", line.strip("│ ")) for line in [*box.getvalue().splitlines(), ""])
         # What is between the title and the next horizontal line or empty row.
         problem = " ".join(takewhile(bool, dropwhile(lambda row: not row, rows)))
+        if of_object := re.match(r"Error parsing \w[\w.]*: ", problem):
+            # An object was made of options that do not fit each other, or the object; its own message says all.
+            raise InputError(problem[of_object.end() :].rstrip("."))
         near = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
         advice = f"did you mean {near[1]}?" if near else "--help explains the options"
         raise InputError(f"{problem.rstrip('.')}; {advice}") from None

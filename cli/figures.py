@@ -5,12 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from diffusion.files import whole_file
 
@@ -109,8 +110,8 @@ def velocity_and_spectrum(
     _, height, width = velocity.shape
     speed = np.hypot(*velocity)
     wide = min(6.4, 9.0 * width / height)  # inches
-    figure = Figure(figsize=(wide + 6.0, max(4.4, 0.6 + wide * height / width)), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.04)
+    shape = (wide + 6.0, max(4.4, 0.6 + wide * height / width))
+    figure = Figure(figsize=shape, layout=ConstrainedLayoutEngine(wspace=0.04))
     field, beside = figure.subplots(1, 2, width_ratios=(wide + 1.2, 4.2))
     shown = field.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
@@ -147,14 +148,14 @@ class SweepPanel(NamedTuple):
 
 def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str, against: str) -> Figure:
     """Six scores against a number, a line for every process: mean, standard deviation, single seeds, and the floor."""
-    figure = Figure(figsize=(11.0, 7.2), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=(11.0, 7.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     grid = figure.subplots(2, 3)
     values = sorted({value for curve in panels[0].curves.values() for value in curve})
+    colours = matplotlib.colormaps["Dark2"](np.arange(8))
     for panel, axes in zip(panels, grid.flat, strict=True):
         # Side by side, so that no bar hides another.
         sides = min(0.12, 0.6 / len(panel.curves)) * (np.arange(len(panel.curves)) - (len(panel.curves) - 1) / 2)
-        for (process, curve), colour, side in zip(panel.curves.items(), matplotlib.colormaps["Dark2"].colors, sides, strict=False):
+        for (process, curve), colour, side in zip(panel.curves.items(), colours, sides, strict=False):
             places = {value: values.index(value) + (0.0 if value in panel.shared else side) for value in curve}
             means = [np.mean(scores) for scores in curve.values()]
             axes.plot(list(places.values()), means, color=colour, linewidth=1.8, marker="o", markersize=5, label=process)
@@ -218,8 +219,8 @@ def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
 
     Pictures keep their shape. The gaps between them are small, and grow only where a text needs room.
     """
-    figure = Figure(figsize=(columns * width + 1.5, rows * height), layout="compressed")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0, compress=True)
+    figure = Figure(figsize=(columns * width + 1.5, rows * height), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -231,7 +232,7 @@ def _show(axes: Axes, picture: np.ndarray) -> None:
     axes.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 64 else "antialiased")
 
 
-def _write(axes: Axes, side: str, text: str, **style: object) -> None:
+def _write(axes: Axes, side: str, text: str, **style: Any) -> None:
     """Write above, below or left of a picture. Unlike a title or a label, the text gets all the room it needs."""
     at, offset, alignment = {
         "above": ((0.5, 1.0), (0, 8), {"ha": "center", "va": "baseline"}),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import imageio.v2 as imageio
 import numpy as np
@@ -72,14 +72,16 @@ def open_film(path: Path, shorter: Callable[[int], int]) -> Pictures:
     Raises:
         InputError: if it cannot be read or holds no picture.
     """
+    frames: Callable[[], Iterator[np.ndarray]]
+    fps: float | None = None
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if is_image_name(file.name))
         if not files:
             raise InputError(f"{path}: no pictures in this folder")
-        count, fps, frames = len(files), None, lambda: (read_image(file, "RGB") for file in files)
+        count, frames = len(files), lambda: (read_image(file, "RGB") for file in files)
     else:
         try:
-            with imageio.get_reader(path) as reader:
+            with _reader(path) as reader:
                 count, fps = reader.count_frames(), float(reader.get_meta_data()["fps"])
         except (OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
             raise InputError(f"{path}: not a video that ffmpeg can read ({str(error).strip().splitlines()[0][:100]})") from error
@@ -91,8 +93,12 @@ def open_film(path: Path, shorter: Callable[[int], int]) -> Pictures:
     return Pictures(count, size, fps, lambda: (fit(frame, size) for frame in frames()))
 
 
+def _reader(path: Path) -> Any:
+    return imageio.get_reader(path)
+
+
 def _decoded(path: Path) -> Iterator[np.ndarray]:
-    with imageio.get_reader(path) as reader:
+    with _reader(path) as reader:
         for frame in reader:
             yield np.ascontiguousarray(frame.transpose(2, 0, 1), dtype=np.float32) / 255.0
 

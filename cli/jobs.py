@@ -41,7 +41,8 @@ def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[
     Yields:
         Every job that has ended, and one line about what went wrong, empty if nothing did; no job that was interrupted.
     """
-    shown, closed, free = len(devices) == 1, Event(), SimpleQueue()
+    shown, closed = len(devices) == 1, Event()
+    free: SimpleQueue[str] = SimpleQueue()
     for device in devices:
         free.put(device)
     threads = max(1, torch.get_num_threads() // len(devices))

@@ -74,7 +74,6 @@ def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 frames [H, W, 3] as H.264 that browsers play; odd sizes gain a repeated row or column."""
     import imageio.v2 as imageio
 
-    options = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
     with (
         whole_file(path) as aside,
@@ -83,9 +82,12 @@ def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
             imageio.get_writer(
                 aside,
                 fps=fps,
+                codec="libx264",
+                pixelformat="yuv420p",
+                macro_block_size=2,
                 quality=None,
                 output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart"],
-                **options,
+                ffmpeg_log_level="error",
             )
         ) as writer,
     ):

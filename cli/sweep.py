@@ -24,7 +24,9 @@ from cli.jobs import Job, side_by_side
 from cli.summary import Point
 from diffusion.config import RunConfig, load_config
 from diffusion.data.dataset import OTHER_HALF, whole_and_half
-from diffusion.evaluation.scoring import EvaluationConfig, Reference, ScoringConfig, open_pictures
+from diffusion.evaluation.config import EvaluationConfig, ScoringConfig
+from diffusion.evaluation.reference import Reference
+from diffusion.evaluation.sources import open_pictures
 from diffusion.files import read_json
 from diffusion.process import PROCESSES, ForwardProcess, named_process
 from diffusion.training.ranks import Ranks

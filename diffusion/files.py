@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         InputError: if the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # The format knows no tensors that share memory, as the weights that a network ties.
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    tensors = {name: t.clone() if users[t.untyped_storage().data_ptr()] > 1 else t for name, t in tensors.items()}
     try:
         with whole_file(path) as aside:
             # Not save_file: it writes to a temporary file of its own, which a killed process leaves behind, for its owner alone.

@@ -1,4 +1,8 @@
-"""The reverse network: a U-Net that takes a corrupted image and its level, and predicts a correction.
+"""Networks: what builds one, and this project's own, a U-Net that takes a corrupted image and its level.
+
+Any ``nn.Module`` serves that is called as ``network(u, level)``, or ``network(u, level, label)`` in a run with classes: ``u`` is
+float32 [N, inputs, H, W], values around [0, 1], ``level`` int64 [N] from 1 to K, ``label`` int64 [N], the number of classes where
+there is none; it gives float32 [N, outputs, H, W]. A run takes the module itself, or what builds one, a :class:`NetworkSpec`.
 
 The family of networks is that of DDPM (Ho et al. 2020) and ADM (Dhariwal and Nichol 2021): group norm, residual blocks modulated by
 the level, self-attention at coarse resolutions.
@@ -6,8 +10,9 @@ the level, self-attention at coarse resolutions.
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -18,8 +23,84 @@ from lbm_warp.checks import InputError, check_integer, check_number
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """Size of the U-Net."""
+class NetworkShape:
+    """What a network must take and give."""
+
+    inputs: int
+    """Channels that it sees: those of the images, or two estimates of them, and what it is told of the flow."""
+    outputs: int
+    """Channels of the images."""
+    levels: int
+    """K, the number of the most corrupted level."""
+    classes: int
+    """Number of classes; with 0 it is called without labels."""
+    size: Size
+    """Height and width of the images [pixels]."""
+
+
+class NetworkSpec:
+    """Base class of what builds a network: subclass it as a frozen dataclass of numbers and write :meth:`build`."""
+
+    side_factor: int = 1
+    """What both sides of the images must be multiples of."""
+
+    def build(self, shape: NetworkShape) -> nn.Module:
+        """A network with fresh weights, drawn by torch's global generator."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method build(shape)")
+
+    def build_empty(self, shape: NetworkShape) -> nn.Module:
+        """A network whose weights will be replaced; torch's global generator is left as it is."""
+        with torch.random.fork_rng(devices=[]):
+            return self.build(shape)
+
+    def validate(self) -> None:
+        """Raise InputError if a value is out of its range."""
+
+    def check_size(self, size: Size) -> None:
+        """Raise InputError unless it can take images of this size."""
+        if any(side % self.side_factor for side in size):
+            raise InputError(f"{type(self).__name__} needs sides divisible by {self.side_factor}, got size {size}")
+
+    def activation_bytes(self, size: Size) -> int:
+        """Estimate of the memory for one image [bytes], which sets how many are sampled at a time."""
+        return 4 * 512 * size.height * size.width
+
+    def filled(self, module: nn.Module) -> NetworkSpec:
+        """The specification of a run that was trained with a module, with such a module again."""
+        raise InputError(f"the run builds its network itself ({type(self).__name__}): leave out network")
+
+
+@dataclass(frozen=True)
+class GivenNetwork(NetworkSpec):
+    """A module that its user makes; a run's file knows the name of its class alone. Training copies it."""
+
+    name: str
+    """Name of the module's class."""
+    module: nn.Module | None = field(default=None, init=False, compare=False, repr=False)
+    """The module."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> GivenNetwork:
+        """This module."""
+        made = cls(type(module).__qualname__)
+        object.__setattr__(made, "module", module)
+        return made
+
+    def build(self, shape: NetworkShape) -> nn.Module:
+        """A copy of the module, with its weights."""
+        if self.module is None:
+            raise InputError(f"the run was trained with a module of one's own, {self.name}: pass one, network={self.name}(...)")
+        return copy.deepcopy(self.module)
+
+    def filled(self, module: nn.Module) -> GivenNetwork:
+        if type(module).__qualname__ != self.name:
+            raise InputError(f"the run was trained with a module {self.name}, got {type(module).__qualname__}")
+        return self.of(module)
+
+
+@dataclass(frozen=True)
+class NetworkConfig(NetworkSpec):
+    """This project's U-Net."""
 
     width: int = 24
     """Channels at full resolution, a multiple of 8."""
@@ -46,11 +127,32 @@ class NetworkConfig:
         for depth in self.attention:
             check_integer("network attention", depth, 0, len(self.multipliers) - 1)
 
+    @property
+    def side_factor(self) -> int:  # type: ignore[override]
+        """What both sides must be multiples of: they are halved at each further resolution."""
+        return 2 ** (len(self.multipliers) - 1)
+
     def check_size(self, size: Size) -> None:
-        """Raise InputError unless both sides of the images can be halved as often as the network halves them."""
-        factor = 2 ** (len(self.multipliers) - 1)
-        if any(side % factor for side in size):
-            raise InputError(f"a network of {len(self.multipliers)} resolutions needs sides divisible by {factor}, got size {size}")
+        if any(side % self.side_factor for side in size):
+            many = len(self.multipliers)
+            raise InputError(f"a network of {many} resolutions needs sides divisible by {self.side_factor}, got size {size}")
+
+    def build(self, shape: NetworkShape) -> UNet:
+        return UNet(shape.outputs, self, shape.levels, shape.classes, shape.inputs)
+
+    def build_empty(self, shape: NetworkShape) -> UNet:
+        """As :meth:`NetworkSpec.build_empty`: without memory for the weights."""
+        with torch.device("meta"):
+            return self.build(shape)
+
+    def activation_bytes(self, size: Size) -> int:
+        """As :meth:`NetworkSpec.activation_bytes`: the features kept for the way up, and work space."""
+        maps = [
+            self.width * multiplier * (size.height >> depth) * (size.width >> depth)
+            for depth, multiplier in enumerate(self.multipliers)
+        ]
+        # A block at the start of the way up holds its input joined to the kept features, that normalised, and that activated.
+        return 4 * ((self.blocks + 1) * sum(maps) + 12 * max(maps))
 
 
 class UNet(nn.Module):
@@ -69,7 +171,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.levels = levels
-        self.embedding_width = 4 * config.width
+        self.level_width, self.embedding_width = config.width, 4 * config.width
         self.embed = nn.Sequential(
             nn.Linear(config.width, self.embedding_width), nn.SiLU(), nn.Linear(self.embedding_width, self.embedding_width)
         )
@@ -110,7 +212,7 @@ class UNet(nn.Module):
             # One row more stands for no label (Ho and Salimans 2022).
             self.label = nn.Embedding(classes + 1, self.embedding_width)
         # Convolutions are faster with channels last, on CPUs and on tensor cores.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, u: torch.Tensor, level: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Predicted correction.
@@ -123,7 +225,7 @@ class UNet(nn.Module):
         Returns:
             float [N, C, H, W].
         """
-        embedding = self.embed(_fourier_features(level / self.levels, self.embed[0].in_features))
+        embedding = self.embed(_fourier_features(level / self.levels, self.level_width))
         if label is not None:
             embedding = embedding + self.label(label)
         x = self.enter((2.0 * u - 1.0).contiguous(memory_format=torch.channels_last))
@@ -224,6 +326,6 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer with zero weights: at initialisation its branch adds nothing."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer

@@ -27,10 +27,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffusion.config import RunConfig, TrainingConfig
 from diffusion.data.catalog import KNOWN
+from diffusion.forward import Geometric
+from diffusion.learning_rate import WarmUpAndDecay
+from diffusion.methods import Method, named_method
 from diffusion.network import NetworkConfig
-from diffusion.process import named_process
+from diffusion.run import RunConfig, TrainingConfig
 from diffusion.size import Size
 from lbm_warp.checks import check_name
 
@@ -48,18 +50,18 @@ def _published(
     batch: int,
     learning_rate: float,
     ema: float,
-    **process: object,
+    **numbers: object,
 ) -> RunConfig:
-    """Inverse heat dissipation on colour pictures, ``sigma_max`` in pixels; ``process`` holds what differs from ``ihd``."""
+    """Inverse heat dissipation on colour pictures, ``sigma_max`` in pixels; ``numbers`` hold what differs from ``ihd``."""
     return RunConfig(
         process_name="ihd",
         data=data,
         channels=3,
-        size=size,
-        process=replace(named_process("ihd"), sigma_max=sigma_max / size, **process),
+        size=Size.of(size),
+        method=named_method("ihd").changed(sigma_max=sigma_max / size, **numbers),
         network=network,
         training=TrainingConfig(
-            images=_STEPS * batch, batch=batch, learning_rate=learning_rate, warmup=_WARMUP_STEPS * batch, ema=ema
+            images=_STEPS * batch, batch=batch, schedule=WarmUpAndDecay(learning_rate, _WARMUP_STEPS * batch), ema=ema
         ),
     )
 
@@ -78,13 +80,16 @@ _PUBLISHED = {
     "ffhq-256": _published("ffhq", 256, sigma_max=128, network=_LARGE, batch=32, learning_rate=2e-5, ema=0.9999),
 }
 _PUBLISHED["ffhq-128"] = replace(
-    _PUBLISHED["ffhq-256"], size=128, process_name="beyond-blur", process=replace(named_process("beyond-blur"), peclet=_PECLET)
+    _PUBLISHED["ffhq-256"],
+    size=Size.of(128),
+    process_name="beyond-blur",
+    method=named_method("beyond-blur").changed(peclet=_PECLET),
 )
 
 
 def _fluid(published: RunConfig) -> RunConfig:
     """``fluid`` on the data, at the size and with the network and the optimiser of a published run."""
-    return replace(published, process_name="fluid", process=named_process("fluid"))
+    return replace(published, process_name="fluid", method=named_method("fluid"))
 
 
 def _bundled(data: str, channels: int, size: int, images: int) -> RunConfig:
@@ -93,11 +98,11 @@ def _bundled(data: str, channels: int, size: int, images: int) -> RunConfig:
         process_name="fluid",
         data=data,
         channels=channels,
-        size=size,
+        size=Size.of(size),
         # More of the training at low noise: these pictures have texture, and the training is long.
-        process=replace(named_process("fluid"), log_mean=-1.6),
+        method=named_method("fluid").changed(log_mean=-1.6),
         network=NetworkConfig(width=32, attention=(2,)),
-        training=TrainingConfig(images=images, decay=0.5),
+        training=TrainingConfig(images=images, schedule=WarmUpAndDecay(decay=0.5)),
     )
 
 
@@ -107,10 +112,9 @@ PRESETS = {
         process_name="fluid",
         data="digits",
         channels=1,
-        size=16,
-        process=named_process("fluid"),
-        network=NetworkConfig(),
-        training=TrainingConfig(decay=0.5),
+        size=Size.of(16),
+        method=named_method("fluid"),
+        training=TrainingConfig(schedule=WarmUpAndDecay(decay=0.5)),
     ),
     "fashion-mnist": _bundled("fashion-mnist", channels=1, size=28, images=370_000),
     "emoji": _bundled("emoji", channels=3, size=32, images=300_000),
@@ -158,3 +162,11 @@ def preset_for(data: str, size: Size | None = None) -> tuple[str, RunConfig]:
     else:
         name = next((name for name, limit in _UP_TO.items() if size.shorter <= limit), "ffhq-256")
     return name, replace(PRESETS[name], data=data, size=size)
+
+
+def with_blur_of(method: Method, published: Method) -> Method:
+    """The method with the schedule of blur of a published run, which belongs to its data, where both blur by such a schedule."""
+    ours, theirs = (getattr(one.operator, "blur", None) for one in (method, published))
+    if not isinstance(ours, Geometric) or not isinstance(theirs, Geometric):
+        return method
+    return method.changed(blur=theirs, levels=published.levels)

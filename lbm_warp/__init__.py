@@ -4,17 +4,28 @@ from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.augmentation import RandomTurbulence, Transport
 from lbm_warp.operator import Operator
 from lbm_warp.physics import as_physics
+from lbm_warp.report import OperatorReport, check_operator
 from lbm_warp.schedule import Schedule
 from lbm_warp.strokes import StrokeFlow
 from lbm_warp.textbook import TextbookSolver
-from lbm_warp.turbulence import CurlNoise, GivenVelocity, SpectralTurbulence, Turbulence, energy_spectrum, solenoidal
+from lbm_warp.turbulence import (
+    CurlNoise,
+    FieldRequest,
+    GivenVelocity,
+    SpectralTurbulence,
+    Turbulence,
+    energy_spectrum,
+    solenoidal,
+)
 from lbm_warp.waves import TravellingWaves, WaveAdvectionDiffusion
 
 __all__ = [
     "AdvectionDiffusion",
     "CurlNoise",
+    "FieldRequest",
     "GivenVelocity",
     "Operator",
+    "OperatorReport",
     "RandomTurbulence",
     "Schedule",
     "SpectralTurbulence",
@@ -25,6 +36,7 @@ __all__ = [
     "Turbulence",
     "WaveAdvectionDiffusion",
     "as_physics",
+    "check_operator",
     "energy_spectrum",
     "solenoidal",
 ]

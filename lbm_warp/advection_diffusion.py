@@ -9,8 +9,11 @@ component. A particle travels about Pe Fo image sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +21,17 @@ from torch.autograd.function import once_differentiable
 
 from lbm_warp import sensitivity, trajectory
 from lbm_warp.checks import Device, InputError, Integers, as_batch, check_boundary, check_images, check_levels, check_number
-from lbm_warp.flow import Clock, Flow, sorted_like
+from lbm_warp.flow import STEADY, Clock, Flow, sorted_like
 from lbm_warp.heat import blur
 from lbm_warp.interop import not_traced
+from lbm_warp.operator import Operator
 from lbm_warp.planner import DEFAULT_SCHEME, Plan, Scheme
 from lbm_warp.schedule import Schedule
 from lbm_warp.trajectory import Lattice
-from lbm_warp.turbulence import CurlNoise, GivenVelocity, Turbulence
+from lbm_warp.turbulence import CurlNoise, Turbulence
 
 
-class AdvectionDiffusion:
+class AdvectionDiffusion(Operator):
     """Advection-diffusion of a batch of images up to the levels of a schedule, by a D2Q9 lattice Boltzmann scheme.
 
     The scheme (relaxation time 1, adjustable lattice temperature: ``lbm_warp.planner``) conserves the mass of every channel. In a
@@ -40,8 +44,9 @@ class AdvectionDiffusion:
     Args:
         schedule: blur width of every level.
         peclet: advection relative to diffusion, >= 0. Zero is the heat equation (inverse heat dissipation). A tensor of one number
-            that needs a gradient gets one, as does the field of a :class:`GivenVelocity` (``lbm_warp.sensitivity``).
-        turbulence: generator of the velocity fields, by default :class:`CurlNoise`.
+            that needs a gradient gets one (``lbm_warp.sensitivity``); it is read at every call.
+        turbulence: generator of the velocity fields, by default :class:`CurlNoise`. A steady field that needs a gradient gets one,
+            whatever it is made from. :meth:`trajectory` and :meth:`adjoint` have no gradient in the velocity and the Peclet number.
         boundary: ``wall`` (no flow and no diffusion through the border) or ``periodic``.
         offset: density c of a background, -1e6 to 1e6: the operator is A(u + c) - c. It has an effect only in a compressible flow,
             which turns a background into structured noise. The research code published with the paper corresponds to 9.5.
@@ -52,9 +57,6 @@ class AdvectionDiffusion:
             number of cells along both sides are coarsened.
         exact: solve the heat equation in Fourier space (``lbm_warp.heat``) if the Peclet number is zero, instead of on the lattice.
         scheme: the numbers of the scheme.
-
-    Attributes:
-        solver: ``heat kernel`` or ``lattice``.
 
     Raises:
         InputError: if a value is out of range.
@@ -73,81 +75,93 @@ class AdvectionDiffusion:
         exact: bool = True,
         scheme: Scheme = DEFAULT_SCHEME,
     ) -> None:
-        self._peclet = peclet if isinstance(peclet, torch.Tensor) else None
-        peclet = float(peclet.detach() if isinstance(peclet, torch.Tensor) else peclet)
-        check_number("peclet", peclet, 0.0)
         check_number("offset", offset, -1e6, 1e6)
         check_number("turbulence_time", turbulence_time, 0.0)
         check_boundary(boundary)
         self.schedule = schedule
-        self.peclet = peclet
+        self.levels = schedule.levels
         self.turbulence = CurlNoise() if turbulence is None else turbulence
         self.boundary = boundary
         self.offset = float(offset)
         self.turbulence_time = float(turbulence_time)
         self.coarsen = coarsen
-        self.solver = "heat kernel" if exact and peclet == 0.0 and self._peclet is None else "lattice"
+        self.exact = exact
         self.scheme = scheme
+        self._peclet = peclet
+        check_number("peclet", self.peclet, 0.0)
+
+    @property
+    def peclet(self) -> float:  # type: ignore[override]
+        """The Peclet number, read now if it is a tensor."""
+        return float(self._peclet.detach() if isinstance(self._peclet, torch.Tensor) else self._peclet)
+
+    @property
+    def solver(self) -> str:
+        """``heat kernel`` or ``lattice``."""
+        return "heat kernel" if self.exact and not isinstance(self._peclet, torch.Tensor) and self.peclet == 0.0 else "lattice"
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Whether the operator is linear: without a flow or without a background."""
+        return self.offset == 0.0 or self.peclet == 0.0
+
+    @property
+    def random(self) -> bool:  # type: ignore[override]
+        """Whether the seed matters: there is a flow that depends on it."""
+        return self.peclet > 0.0 and self.turbulence.random
+
+    @property
+    def diagonal(self) -> bool:  # type: ignore[override]
+        """Whether every cosine mode is multiplied by a factor: without a flow, between walls."""
+        return self.peclet == 0.0 and self.boundary == "wall"
+
+    @property
+    def moving(self) -> bool:  # type: ignore[override]
+        """Whether the flow changes in time."""
+        return self.peclet * self.turbulence_time > 0.0
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return self.at(u0, (level,), seed)[0]
 
     @not_traced
-    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
-        """Corrupt clean images to a level.
-
-        Args:
-            u0: clean images, floating-point [N, C, H, W], H, W >= 2, on the CPU or a CUDA device.
-            level: 0 (clean) to K, one for all images or one per image. Integers and CPU tensors need no device synchronisation.
-            seed: seed of the velocity field, one for all images or one per image. Images with the same seed have the same flow.
-
-        Returns:
-            [N, C, H, W], dtype and device of ``u0``, differentiable in ``u0``.
+    def at(self, u0: torch.Tensor, levels: Sequence[torch.Tensor], seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As :meth:`Operator.at`, in one pass if no image's level falls and images with a higher level have higher ones throughout.
 
         Raises:
-            InputError: if an argument has the wrong shape, dtype or range.
+            InputError: if the velocity needs a gradient and changes in time.
         """
-        check_images(u0)
-        level = check_levels(level, len(u0), 0, self.schedule.levels)
-        return self._images(u0, as_batch("seed", seed, len(u0)), level)[0]
-
-    @not_traced
-    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Levels k - 1 and k of one trajectory in one pass, for a network that learns the step from k to k - 1.
-
-        Args:
-            u0, seed: as for :meth:`__call__`.
-            level: k, 1 to K, one for all images or one per image.
-
-        Returns:
-            ``(u_{k-1}, u_k)``, each as the result of :meth:`__call__`.
-
-        Raises:
-            InputError: if an argument has the wrong shape, dtype or range.
-        """
-        check_images(u0)
-        level = check_levels(level, len(u0), 1, self.schedule.levels)
-        return self._images(u0, as_batch("seed", seed, len(u0)), level - 1, level)
+        if self.solver == "heat kernel":
+            sigma, u = torch.tensor(self.schedule.sigma), u0.to(_computed(u0.dtype))
+            return tuple(blur(u, sigma[level], self.boundary == "periodic").to(u0.dtype) for level in levels)
+        if not _in_one_pass(levels):
+            return tuple(self.apply(u0, level, seed) for level in levels)
+        now, graded = self._now(), torch.is_grad_enabled()
+        peclet = self._peclet if isinstance(self._peclet, torch.Tensor) else torch.full((), now.peclet, device=u0.device)
+        learned = graded and peclet.requires_grad
+        if learned and self.turbulence_time > 0.0:
+            raise InputError(STEADY)
+        field = None
+        if learned or (graded and now.peclet > 0.0 and self.turbulence_time == 0.0):
+            field = self.turbulence.velocity(seed, *u0.shape[2:], boundary=self.boundary, device=u0.device)
+            learned |= field.requires_grad
+        lattice = now._lattice(u0, seed, _sorting(levels), field, graded)
+        if learned:
+            return _Physics.apply(u0, field, peclet, now, seed, lattice, *levels)
+        del field
+        return _Forward.apply(u0, now, seed, lattice, *levels)
 
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
-        """All levels of one trajectory in one pass, without gradients.
-
-        Args:
-            u0, seed: as for :meth:`__call__`.
-
-        Yields:
-            ``(level, u)`` for levels 0 (a copy of the clean images) to K.
-
-        Raises:
-            InputError: if an argument has the wrong shape, dtype or range.
-        """
-        check_images(u0)
-        seed, levels = as_batch("seed", seed, len(u0)), range(self.schedule.levels + 1)
-        each = [torch.full((len(u0),), level) for level in levels]
+        """As :meth:`Operator.trajectory`, in one pass."""
         if self.solver == "heat kernel":
-            images = (self._images(u0.detach(), seed, level)[0] for level in each)
-        else:
-            lattice = self._lattice(u0, seed, each[-1])
-            images = trajectory.forward(u0.detach().to(lattice.flow.dtype, copy=True), lattice, each)
-        for level, u in zip(levels, images, strict=True):
-            yield level, u.to(u0.dtype)
+            yield from super().trajectory(u0, seed)
+            return
+        check_images(u0)
+        levels = [torch.full((len(u0),), level) for level in range(self.levels + 1)]
+        with torch.no_grad():
+            lattice = self._now()._lattice(u0, as_batch("seed", seed, len(u0)), torch.arange(len(u0)))
+        u = u0.detach().to(lattice.flow.dtype, copy=True, memory_format=torch.contiguous_format)
+        for level, image in enumerate(trajectory.forward(u, lattice, levels)):
+            yield level, image.to(u0.dtype)
 
     @not_traced
     def adjoint(self, w: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
@@ -164,10 +178,10 @@ class AdvectionDiffusion:
             InputError: if an argument has the wrong shape, dtype or range.
         """
         check_images(w)
-        level = check_levels(level, len(w), 0, self.schedule.levels)
+        level = check_levels(level, len(w), 0, self.levels)
         if self.solver == "heat kernel":
-            return self._images(w, torch.zeros_like(level), level)[0]  # The heat kernel is symmetric.
-        return _Adjoint.apply(self, as_batch("seed", seed, len(w)), (level,), w)
+            return self.apply(w, level, torch.zeros_like(level))  # The heat kernel is symmetric.
+        return _Adjoint.apply(self._now(), as_batch("seed", seed, len(w)), (level,), w)
 
     def velocity(
         self, seed: Integers, height: int, width: int, device: Device = "cpu", sigma: float = 0.0, span: float = 0.0
@@ -195,45 +209,41 @@ class AdvectionDiffusion:
             height, width: size of the images [pixels].
         """
         if self.solver == "heat kernel":
-            return np.zeros(self.schedule.levels + 1)
+            return super().iterations(height, width)
         return self.plan(height, width).iterations
 
-    def _images(self, u0: torch.Tensor, seed: torch.Tensor, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Images at one or several levels, int64 [N] each, which rise and fall together."""
-        if self.solver == "lattice":
-            given = isinstance(self.turbulence, GivenVelocity) and self.turbulence.field.requires_grad
-            if torch.is_grad_enabled() and (given or (self._peclet is not None and self._peclet.requires_grad)):
-                return self._images_of_physics(u0, seed, *levels)
-            return _Forward.apply(u0, self, seed, *levels)
-        sigma, u = torch.tensor(self.schedule.sigma), u0.to(_computed(u0.dtype))
-        return tuple(blur(u, sigma[level], self.boundary == "periodic").to(u0.dtype) for level in levels)
+    def _now(self) -> AdvectionDiffusion:
+        """The operator with the Peclet number as it is now: backward must not see a tensor that has changed since."""
+        if not isinstance(self._peclet, torch.Tensor):
+            return self
+        operator, peclet = copy(self), self.peclet
+        check_number("peclet", peclet, 0.0)
+        operator._peclet = peclet
+        return operator
 
-    def _images_of_physics(self, u0: torch.Tensor, seed: torch.Tensor, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As :meth:`_images`, differentiable in the velocity and the Peclet number as well."""
-        if self.turbulence_time > 0.0:
-            raise InputError("gradients in the velocity or the Peclet number need a steady flow: turbulence_time must be 0")
-        field = self.turbulence.velocity(seed, *u0.shape[2:], boundary=self.boundary, device=u0.device)
-        peclet = torch.full((), self.peclet, device=u0.device) if self._peclet is None else self._peclet
-        return _Physics.apply(u0, field, peclet, self, seed, *levels)
+    def _lattice(
+        self, u: torch.Tensor, seed: torch.Tensor, order: torch.Tensor, field: torch.Tensor | None = None, graded: bool = False
+    ) -> Lattice:
+        """What the stages of images like ``u`` work with, sorted like ``order``.
 
-    def _lattice(self, u: torch.Tensor, seed: torch.Tensor, last: torch.Tensor) -> Lattice:
-        """What the stages of images like ``u`` work with, sorted by their last level, the highest first."""
-        order = torch.argsort(last, descending=True, stable=True)
-        size = tuple(u.shape[2:])
+        ``field`` is the velocity, if it is known. With ``graded`` a flow that changes in time must not need a gradient.
+        """
+        size = (u.shape[2], u.shape[3])
         plan, clock = self.plan(*size), Clock(self.peclet, self.turbulence_time, min(size))
         interval = clock.intervals(plan, self.scheme)
-        flow = Flow(self.turbulence, clock, seed, order, size, self.boundary, plan, interval, _computed(u.dtype), u.device)
-        return Lattice(plan, flow, self.offset)
+        where = (size, self.boundary, plan, interval, _computed(u.dtype), u.device)
+        return Lattice(plan, Flow(self.turbulence, clock, seed, order, *where, field, graded), self.offset)
 
 
 class _Forward(torch.autograd.Function):
     """The operator in autograd. Backward needs the seeds alone: it is the adjoint of the linear part."""
 
     @staticmethod
-    def forward(ctx, u0: torch.Tensor, operator: AdvectionDiffusion, seed: torch.Tensor, *levels: torch.Tensor):
+    def forward(
+        ctx: Any, u0: torch.Tensor, operator: AdvectionDiffusion, seed: torch.Tensor, lattice: Lattice, *levels: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
         ctx.set_materialize_grads(False)
-        lattice = operator._lattice(u0, seed, levels[-1])
         order = lattice.flow.order
         u = sorted_like(u0.to(lattice.flow.dtype), order).contiguous()
         u = u.clone() if u.data_ptr() == u0.data_ptr() else u  # the iterations overwrite it
@@ -241,52 +251,74 @@ class _Forward(torch.autograd.Function):
         return tuple(sorted_like(image, torch.argsort(order)).to(u0.dtype) for image in images)
 
     @staticmethod
-    def backward(ctx, *gradients: torch.Tensor | None):
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         # A result that the loss does not use costs nothing.
         used = [(w, level) for w, level in zip(gradients, ctx.levels, strict=True) if w is not None]
         w = _Adjoint.apply(ctx.operator, ctx.seed, tuple(level for _, level in used), *(w for w, _ in used)) if used else None
-        return w, None, None, *[None] * len(ctx.levels)
+        return w, None, None, None, *[None] * len(ctx.levels)
 
 
 class _Physics(torch.autograd.Function):
     """As :class:`_Forward`, with gradients of the velocity [N, 2, H, W] and the Peclet number; not differentiable twice."""
 
     @staticmethod
-    def forward(ctx, u0, field, peclet, operator: AdvectionDiffusion, seed: torch.Tensor, *levels: torch.Tensor):
+    def forward(
+        ctx: Any,
+        u0: torch.Tensor,
+        field: torch.Tensor,
+        peclet: torch.Tensor,
+        operator: AdvectionDiffusion,
+        seed: torch.Tensor,
+        lattice: Lattice,
+        *levels: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(u0, field, peclet)
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
-        return _Forward.apply(u0, operator, seed, *levels)
+        return _Forward.apply(u0, operator, seed, lattice, *levels)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *images: torch.Tensor):
+    def backward(ctx: Any, *images: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         u0, field, peclet = ctx.saved_tensors
-        lattice = ctx.operator._lattice(u0, ctx.seed, ctx.levels[-1])
-        order, back = lattice.flow.order, torch.argsort(lattice.flow.order)
-        u, *images = (sorted_like(tensor.to(lattice.flow.dtype).contiguous(), order) for tensor in (u0, *images))
-        w, displacements = sensitivity.gradients(u, images, lattice, [level[order] for level in ctx.levels])
+        order = _sorting(ctx.levels)
+        lattice, back = ctx.operator._lattice(u0, ctx.seed, order, field), torch.argsort(order)
+        u, *gradients = (sorted_like(tensor.to(lattice.flow.dtype).contiguous(), order) for tensor in (u0, *images))
+        w, displacements = sensitivity.gradients(u, gradients, lattice, [level[order] for level in ctx.levels])
         displacements = [None if q is None else sorted_like(q, back) for q in displacements]
         velocity, number = sensitivity.of_velocity(displacements, field, peclet, lattice)
-        return sorted_like(w, back).to(u0.dtype), velocity, number, None, None, *[None] * len(ctx.levels)
+        return sorted_like(w, back).to(u0.dtype), velocity, number, None, None, None, *[None] * len(ctx.levels)
 
 
 class _Adjoint(torch.autograd.Function):
     """The transpose of the operator's linear part in autograd; it is linear too, and its backward is that linear part."""
 
     @staticmethod
-    def forward(ctx, operator: AdvectionDiffusion, seed: torch.Tensor, levels: tuple[torch.Tensor, ...], *images: torch.Tensor):
+    def forward(
+        ctx: Any, operator: AdvectionDiffusion, seed: torch.Tensor, levels: tuple[torch.Tensor, ...], *images: torch.Tensor
+    ) -> torch.Tensor:
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
-        lattice = operator._lattice(images[0], seed, levels[-1])
-        order = lattice.flow.order
+        order = _sorting(levels)
+        lattice = operator._lattice(images[0], seed, order)
         gradients = [sorted_like(w.to(lattice.flow.dtype), order) for w in images]
         w = trajectory.adjoint(gradients, lattice, [level[order] for level in levels])
         return sorted_like(w, torch.argsort(order)).to(images[0].dtype)
 
     @staticmethod
-    def backward(ctx, u: torch.Tensor):
-        linear = copy(ctx.operator)
-        linear.offset = 0.0
-        return None, None, None, *_Forward.apply(u, linear, ctx.seed, *ctx.levels)
+    def backward(ctx: Any, u: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        linear = replace(ctx.operator._lattice(u, ctx.seed, _sorting(ctx.levels)), offset=0.0)
+        return None, None, None, *_Forward.apply(u, ctx.operator, ctx.seed, linear, *ctx.levels)
+
+
+def _sorting(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The order of images by their levels, the highest first, int64 [N]; the last of the levels counts most."""
+    return torch.from_numpy(np.lexsort([-level.numpy() for level in levels]))
+
+
+def _in_one_pass(levels: Sequence[torch.Tensor]) -> bool:
+    """Whether no image's level falls from one of the levels to the next, and all levels fall in one order of the images."""
+    order = _sorting(levels)
+    rising = all(bool((before <= after).all()) for before, after in pairwise(levels))
+    return rising and all(bool((level[order].diff() <= 0).all()) for level in levels)
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:

@@ -202,7 +202,7 @@ def _mask(flow: Transport, masks: torch.Tensor) -> torch.Tensor:
     return _like(masks, flow.masks(masks.reshape(count, -1, *flow.size)).reshape(masks.shape))
 
 
-def _boxes(flow: Transport, boxes: torch.Tensor) -> torch.Tensor:
+def _boxes(flow: Transport, boxes: Any) -> torch.Tensor:
     from torchvision.transforms.v2.functional import convert_bounding_box_format as convert
 
     if len(flow.level) > 1 or boxes.shape[-1] != 4:

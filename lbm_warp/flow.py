@@ -9,11 +9,13 @@ from itertools import pairwise
 
 import torch
 
-from lbm_warp.checks import Device, Integers
+from lbm_warp.checks import Device, InputError, Integers
 from lbm_warp.grids import midpoint_velocity, restrict_velocity
 from lbm_warp.planner import Plan, Scheme
 from lbm_warp.stepping import UNLIMITED
 from lbm_warp.turbulence import Turbulence
+
+STEADY = "gradients in the velocity or the Peclet number need a steady flow: turbulence_time must be 0"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Flow:
         plan: iterations on every grid.
         interval: iterations on every grid between two updates.
         dtype, device: of the fields.
+        given: the field of a steady flow, if it is made already, [N, 2, height, width] in the order of the seeds.
+        graded: whether a field that needs a gradient, which is not given, is an error.
     """
 
     turbulence: Turbulence
@@ -73,6 +77,8 @@ class Flow:
     interval: list[int]
     dtype: torch.dtype
     device: Device
+    given: torch.Tensor | None = None
+    graded: bool = False
     # Grid and interval of the fields in use; the velocity on each grid up to this one; the field on the last of them as it is.
     _key: tuple[int, int] | None = field(default=None, init=False)
     _velocities: list[torch.Tensor] = field(default_factory=list, init=False)
@@ -114,7 +120,7 @@ class Flow:
         key = None if steady else (grid, interval)
         if not self._velocities or key != self._key:
             self._key, self._velocities, self._field = key, [], self._generated(grid, 0 if steady else interval, steady)
-        while len(self._velocities) <= grid:
+        while len(self._velocities) <= grid and self._field is not None:
             here = self.plan.grids[len(self._velocities)]
             if here.factor > 1:
                 self._field = restrict_velocity(self._field, self.boundary == "periodic")
@@ -129,14 +135,19 @@ class Flow:
         """The field in the middle of an interval, on the pixel grid, in the order of the images."""
         if self.clock.peclet == 0.0:
             return torch.zeros((len(self.order), 2, *self.size), dtype=self.dtype, device=self.device)
-        begin, middle, end = (
-            0.0 if steady else self.clock.time(self.plan.grids[grid].sigma2((interval + part) * self.interval[grid]))
-            for part in (0.0, 0.5, 1.0)
-        )
-        velocity = self.turbulence.velocity(
-            self.seed, *self.size, boundary=self.boundary, device=self.device, time=middle, span=end - begin
-        )
-        return sorted_like(velocity.to(self.dtype), self.order)
+        velocity, self.given = self.given, None
+        if velocity is None:
+            begin, middle, end = (
+                0.0 if steady else self.clock.time(self.plan.grids[grid].sigma2((interval + part) * self.interval[grid]))
+                for part in (0.0, 0.5, 1.0)
+            )
+            with torch.set_grad_enabled(self.graded):
+                velocity = self.turbulence.velocity(
+                    self.seed, *self.size, boundary=self.boundary, device=self.device, time=middle, span=end - begin
+                )
+            if velocity.requires_grad and self.graded:
+                raise InputError(STEADY)
+        return sorted_like(velocity.detach().to(self.dtype), self.order)
 
 
 def sorted_like(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

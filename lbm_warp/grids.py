@@ -66,7 +66,8 @@ def restrict_velocity(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
             sign, weights = (NORMAL, own_weights) if axis == own_axis else (TANGENTIAL, other_weights)
             padded = _padded(field, axis, 1, periodic, sign)
             size = field.shape[axis]
-            field = sum(weight * padded.narrow(axis, start, size - 1) for start, weight in enumerate(weights))
+            parts = (weight * padded.narrow(axis, start, size - 1) for start, weight in enumerate(weights))
+            field = sum(parts, padded.new_zeros(()))
             field = field.index_select(axis, torch.arange(0, size - 1, 2, device=field.device))
         components.append(field)
     return torch.cat(components, dim=1)

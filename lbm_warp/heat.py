@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def blur(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
 
 class _Blur(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
+    def forward(ctx: Any, u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
         ctx.sigma, ctx.periodic = sigma, periodic
         (ky, rows), (kx, columns) = (_modes(size, periodic, u.dtype, u.device) for size in u.shape[2:])
         half_variance = (sigma.square() / 2).to(u.device, u.dtype, non_blocking=True)[:, None, None, None]
@@ -40,7 +41,7 @@ class _Blur(torch.autograd.Function):
         return torch.where(half_variance == 0.0, u, blurred)
 
     @staticmethod
-    def backward(ctx, w: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, w: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # The operator is symmetric.
         return blur(w, ctx.sigma, ctx.periodic), None, None
 
@@ -72,6 +73,18 @@ def cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     modes = torch.cos(k[:, None] * (torch.arange(size) + 0.5)) * (2.0 / size) ** 0.5
     modes[0] /= 2.0**0.5
     return k, modes
+
+
+def to_modes(images: torch.Tensor) -> torch.Tensor:
+    """Amplitudes of the orthonormal cosine modes between walls (DCT-II along both sides) of images [..., H, W]."""
+    (_, rows), (_, columns) = (_modes(size, False, images.dtype, images.device) for size in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def from_modes(modes: torch.Tensor) -> torch.Tensor:
+    """Images [..., H, W] from the amplitudes of their cosine modes: the inverse of :func:`to_modes`."""
+    (_, rows), (_, columns) = (_modes(size, False, modes.dtype, modes.device) for size in modes.shape[-2:])
+    return rows.T @ modes @ columns
 
 
 def _sines_and_cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import warp as wp
@@ -56,7 +56,7 @@ def warp_device(device: torch.device) -> wp.Device:
         return wp.get_device("cpu")
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= wp.get_cuda_device_count():
-        toolkit = ".".join(map(str, wp.get_cuda_toolkit_version()))
+        toolkit = ".".join(map(str, wp.get_cuda_toolkit_version() or ()))
         raise InputError(
             f"Warp {wp.config.version} (CUDA {toolkit}) cannot use cuda:{index}: the driver is too old, or this Warp was built "
             "without CUDA; update the driver or use the CPU"
@@ -82,7 +82,7 @@ def not_traced(function: Function) -> Function:
         # The compiler takes a second or more to import; a program that has not done so does not compile.
         return (torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function)(*args, **options)
 
-    return call
+    return cast(Function, call)
 
 
 @functools.cache
@@ -155,7 +155,7 @@ def load(module: wp.Module, device: torch.device, block: int) -> None:
         InputError: if Warp cannot use the device.
     """
     where = warp_device(device)
-    if not (Path(wp.config.kernel_cache_dir) / module.get_module_identifier(block)).exists():
+    if not (Path(str(wp.config.kernel_cache_dir)) / module.get_module_identifier(block)).exists():
         _announce_compilation()
     wp.load_module(module, device=where, block_dim=block)
 

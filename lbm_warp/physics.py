@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.checks import InputError, Integers
+from lbm_warp.operator import Operator
 
 if TYPE_CHECKING:
     from deepinv.physics import LinearPhysics
 
 
-def as_physics(operator: AdvectionDiffusion, level: Integers, seed: Integers = 0, **options: Any) -> LinearPhysics:
+def as_physics(operator: Operator, level: Integers, seed: Integers = 0, **options: Any) -> LinearPhysics:
     """``deepinv.physics.LinearPhysics`` of an operator at a level, with the exact adjoint.
 
     Args:
-        operator: without a background (offset 0), because with one it is not linear.
-        level, seed: as for :meth:`AdvectionDiffusion.__call__`, one for all images, or one for each image of every batch.
+        operator: a linear one; :class:`AdvectionDiffusion` is linear without a background (offset 0).
+        level, seed: as for :meth:`Operator.__call__`, one for all images, or one for each image of every batch.
         options: for LinearPhysics, for example ``noise_model=deepinv.physics.GaussianNoise(0.01)``.
 
     Raises:
-        InputError: if the operator has a background, or deepinv is not installed.
+        InputError: if the operator is not linear, or deepinv is not installed.
     """
-    if operator.offset != 0.0:
-        raise InputError(f"as_physics needs a linear operator, without a background: offset must be 0, got {operator.offset:g}")
+    if not operator.linear:
+        name = type(operator).__name__
+        raise InputError(f"as_physics needs a linear operator, and this {name} is not: with a background, offset must be 0")
     try:
         from deepinv.physics import LinearPhysics
     except ImportError as error:

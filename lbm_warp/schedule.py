@@ -10,7 +10,7 @@ import numpy as np
 from lbm_warp.checks import InputError, check_integer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Schedule:
     """Blur width of every corruption level.
 
@@ -24,10 +24,10 @@ class Schedule:
         InputError: if ``sigma`` is not such a sequence.
     """
 
-    sigma: Sequence[float] | np.ndarray
+    sigma: np.ndarray
 
-    def __post_init__(self) -> None:
-        sigma = np.array(self.sigma, dtype=np.float64)
+    def __init__(self, sigma: Sequence[float] | np.ndarray) -> None:
+        sigma = np.array(sigma, dtype=np.float64)
         if sigma.ndim != 1 or len(sigma) < 2:
             raise InputError(f"sigma must hold level 0 and at least one more, got shape {sigma.shape}")
         if not np.isfinite(sigma).all() or sigma[0] != 0.0 or (np.diff(sigma) <= 0.0).any():
@@ -66,4 +66,4 @@ class Schedule:
 
         ``length`` is the shorter side of the image [pixels].
         """
-        return 0.5 * (self.sigma / length) ** 2
+        return np.asarray(0.5 * (self.sigma / length) ** 2)

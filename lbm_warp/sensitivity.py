@@ -42,22 +42,25 @@ def gradients(
             u = stage.apply(u.clone(), lattice)
         elif isinstance(stage, Coarsen):
             u = stage.apply(u, lattice)
-    w, displacements = None, [None] * len(lattice.plan.grids)
+    w: torch.Tensor | None = None
+    displacements: list[torch.Tensor | None] = [None] * len(lattice.plan.grids)
     for stage, u in zip(reversed(walk), reversed(before), strict=True):
         if isinstance(stage, Coarsen):
-            w = stage.transposed(w, lattice)
+            w = None if w is None else stage.transposed(w, lattice)
             continue
-        if displacements[stage.grid] is None:
-            displacements[stage.grid] = u.new_zeros((len(lattice.flow.order), 2, *u.shape[2:]))
+        displacement = displacements[stage.grid]
+        if displacement is None:
+            displacement = displacements[stage.grid] = u.new_zeros((len(lattice.flow.order), 2, *u.shape[2:]))
         if isinstance(stage, ReadOut):
             theta = stage.theta.to(u.device, u.dtype)
             added = stage.restricted(images[stage.output], lattice)
             for velocity, part in lattice.flow.at(stage.grid, stage.rows, stage.done):
-                into = displacements[stage.grid][stage.rows][part]
+                into = displacement[stage.rows][part]
                 _add(into, lattice, stage.grid, u[stage.rows][part], added[part], velocity, theta[part])
             w = stage.transposed(w, lattice, images[stage.output])
-        else:
-            w = _iterated(stage, u, w, lattice, displacements[stage.grid])
+        elif w is not None:
+            w = _iterated(stage, u, w, lattice, displacement)
+    assert w is not None, "the last stage reads an image out"
     return w, displacements
 
 
@@ -107,7 +110,8 @@ def of_velocity(
     """Gradients of the velocity in units of V, [N, 2, H, W], and of the Peclet number, from those of the displacements."""
     with torch.enable_grad():
         field, peclet = field.detach().requires_grad_(), peclet.detach().requires_grad_()
-        here, total = field.to(lattice.flow.dtype), 0.0
+        here = field.to(lattice.flow.dtype)
+        total = here.new_zeros(())
         for grid, gradient in zip(lattice.plan.grids, displacements, strict=True):
             if grid.factor > 1:
                 here = restrict_velocity(here, lattice.periodic)
@@ -115,4 +119,5 @@ def of_velocity(
                 per_theta = peclet * grid.factor / (2.0 * lattice.flow.clock.length)
                 q = per_theta * midpoint_velocity(here, per_theta * grid.theta[1], lattice.periodic)
                 total = total + (gradient * q).sum()
-    return torch.autograd.grad(total, (field, peclet))
+    of_field, of_peclet = torch.autograd.grad(total, (field, peclet))
+    return of_field, of_peclet

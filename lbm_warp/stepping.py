@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lbm_warp.interop import WARP_DTYPES, has_blocks, launch
 from lbm_warp.kernels import cpu, cuda, onchip
@@ -95,18 +96,20 @@ class Stepper:
 
     # The kernels' last arguments: iterations of an odd number that is left go from b to a, the others from a to b.
 
-    def _on_cpu(self, limits, theta, velocity, tiles: torch.Tensor, begin: int, end: int, a, b) -> None:
+    def _on_cpu(
+        self, limits: Tensor, theta: Tensor, velocity: Tensor, tiles: Tensor, begin: int, end: int, a: Tensor, b: Tensor
+    ) -> None:
         kernel = cpu.advance_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0, a.shape[1])
         inputs = [*limits, theta, velocity, *self._numbers, begin, end, a, b]
         updates = min(end - begin, int((limits[1] - limits[0]).max())) * a.numel()
         launch(kernel, (len(tiles),), batched=[tiles], inputs=inputs, work=updates // UPDATES)
 
-    def _on_gpu(self, limits, theta, velocity, step: int, a, b) -> None:
+    def _on_gpu(self, limits: Tensor, theta: Tensor, velocity: Tensor, step: int, a: Tensor, b: Tensor) -> None:
         kernel = cuda.iterate_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0)
         batched = [*limits, theta, velocity]
         launch(kernel, (len(a), *a.shape[2:]), batched=batched, inputs=[*self._numbers, step], outputs=[a, b])
 
-    def _on_chip(self, limits, theta, velocity, pieces: Pieces, number: int, a, b) -> None:
+    def _on_chip(self, limits: Tensor, theta: Tensor, velocity: Tensor, pieces: Pieces, number: int, a: Tensor, b: Tensor) -> None:
         kernel = onchip.advance_kernel(self.adjoint, self.offset != 0.0)
         inputs = [*limits, theta, velocity, *self._numbers, *pieces.tile, pieces.halo, pieces.most, number]
         launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, outputs=[a, b], block=pieces.threads)

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import torch
 
-from lbm_warp.checks import Device, InputError, Integers, check_number
+from lbm_warp.checks import InputError, check_number
 from lbm_warp.planner import DEFAULT_SCHEME
-from lbm_warp.turbulence import checked_seeds, solenoidal
+from lbm_warp.turbulence import FieldRequest, Turbulence, solenoidal
 
 MOST_STROKES, MOST_POINTS = 64, 512
 # Points along a stroke, in widths of the brush.
@@ -18,7 +18,7 @@ SPACING = 0.25
 
 
 @dataclass(frozen=True)
-class StrokeFlow:
+class StrokeFlow(Turbulence):
     """A divergence-free flow along strokes.
 
     A stroke pushes the fluid in its direction, with a Gaussian weight around it: the integral of its tangent times
@@ -37,7 +37,8 @@ class StrokeFlow:
     strokes: tuple[tuple[tuple[float, float], ...], ...]
     brush: float = 0.06
 
-    compressible = False
+    compressible = random = False
+    bounded = True
 
     def __post_init__(self) -> None:
         check_number("brush", self.brush, 0.01, 0.5)
@@ -71,34 +72,23 @@ class StrokeFlow:
             strokes.append(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
         return cls(tuple(strokes))
 
-    def velocity(
-        self,
-        seed: Integers,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: Device = "cpu",
-        time: float = 0.0,
-        span: float = 0.0,
-    ) -> torch.Tensor:
-        """The field, once for each seed; arguments, result and errors as for :meth:`Turbulence.velocity`.
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        """As :meth:`Turbulence.field`.
 
         Its rms is one, or less where its largest component would be above 5.9 V, near the limit that iterations are planned for.
         """
-        count = len(checked_seeds(seed, height, width, boundary, "cpu"))
-        length = min(height, width)
-        place, push = self._pushes(width / length, height / length)
-        y, x = ((torch.arange(side, dtype=torch.float64) + 0.5) / length for side in (height, width))
+        length = min(ask.height, ask.width)
+        place, push = self._pushes(ask.width / length, ask.height / length)
+        y, x = ((torch.arange(side, dtype=torch.float64) + 0.5) / length for side in (ask.height, ask.width))
         # A Gaussian of the distance is a product of one in x and one in y.
         across, along = (torch.exp(-0.5 * ((axis[:, None] - place[:, i]) / self.brush).square()) for axis, i in ((y, 1), (x, 0)))
         field = torch.stack([(across * push[:, i]) @ along.T for i in range(2)])[None]
-        field = solenoidal(field, boundary)
+        field = solenoidal(field, ask.boundary)
         rms = field.square().mean().sqrt()
         scale = torch.maximum(rms, field.abs().max() / (DEFAULT_SCHEME.peak_to_rms - 0.1))
         if not scale > 1e-12:
             raise InputError("these strokes leave no flow: the picture is all wall there, or they cancel each other; paint others")
-        return (field / scale).to(device, torch.float32).expand(count, -1, -1, -1).contiguous()
+        return (field / scale).to(ask.device, torch.float32)
 
     def _pushes(self, wide: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Points along the strokes [M, 2], and the steps that lead to them [M, 2]; (x, y) in shorter image sides."""

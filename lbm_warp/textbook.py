@@ -24,12 +24,12 @@ from lbm_warp.checks import (
     check_choice,
     check_images,
     check_integer,
-    check_levels,
     check_number,
 )
 from lbm_warp.grids import midpoint_velocity
 from lbm_warp.interop import launch
 from lbm_warp.kernels.populations import BGK, CENTRAL_MOMENTS, TRT, start_kernel, stream_collide_kernel
+from lbm_warp.operator import Operator
 from lbm_warp.planner import DEFAULT_SCHEME, Plan
 from lbm_warp.schedule import Schedule
 from lbm_warp.stepping import Stepper
@@ -42,8 +42,8 @@ INITIALS = ("equilibrium", "non-equilibrium")
 MAGIC = 0.25
 
 
-class TextbookSolver:
-    """Advection-diffusion of images by the textbook method, for studies of it; an :class:`lbm_warp.Operator`.
+class TextbookSolver(Operator):
+    """Advection-diffusion of images by the textbook method, for studies of it.
 
     Nine populations a cell stream and collide, on the pixel grid, in float32. This is what the paper *Beyond Blur* describes, with
     ``collision="central-moments"``. :class:`lbm_warp.AdvectionDiffusion` solves the same equation tens of times faster, with
@@ -83,24 +83,22 @@ class TextbookSolver:
         check_number("offset", offset, -1e6, 1e6)
         self.schedule, self.peclet, self.boundary, self.offset = schedule, float(peclet), boundary, float(offset)
         self.turbulence = CurlNoise() if turbulence is None else turbulence
+        self.levels, self.random = schedule.levels, peclet > 0.0 and self.turbulence.random
         self.populations = Populations(collision, float(relaxation_time), boundary == "periodic")
 
-    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
-        """As :meth:`lbm_warp.AdvectionDiffusion.__call__`, without gradients."""
-        check_images(u0)
-        return next(self._images(u0, seed, [check_levels(level, len(u0), 0, self.schedule.levels)]))
+    def at(self, u0: torch.Tensor, levels: Sequence[torch.Tensor], seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As :meth:`lbm_warp.Operator.at`, without gradients; the levels of an image must not fall."""
+        return tuple(self._images(u0, seed, levels))
 
-    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`lbm_warp.AdvectionDiffusion.pair`, without gradients."""
-        check_images(u0)
-        level = check_levels(level, len(u0), 1, self.schedule.levels)
-        before, after = self._images(u0, seed, [level - 1, level])
-        return before, after
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        """As :meth:`lbm_warp.Operator.apply`, without gradients."""
+        return self.at(u0, (level,), seed)[0]
 
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
-        """As :meth:`lbm_warp.AdvectionDiffusion.trajectory`."""
+        """As :meth:`lbm_warp.Operator.trajectory`, in one pass."""
         check_images(u0)
-        return enumerate(self._images(u0, seed, [torch.full((len(u0),), k) for k in range(self.schedule.levels + 1)]))
+        levels = [torch.full((len(u0),), k) for k in range(self.levels + 1)]
+        return enumerate(self._images(u0.detach(), as_batch("seed", seed, len(u0)), levels))
 
     def velocity(self, seed: Integers, height: int, width: int, device: Device = "cpu") -> torch.Tensor:
         """The velocity fields of these seeds in units of V, float32 [N, 2, height, width]."""
@@ -116,11 +114,10 @@ class TextbookSolver:
         return Plan.build(self.schedule, self.peclet, height, width, coarsen=False, theta=theta, scheme=DEFAULT_SCHEME)
 
     def iterations(self, height: int, width: int) -> np.ndarray:
-        """As :meth:`lbm_warp.AdvectionDiffusion.iterations`."""
         return self.plan(height, width).iterations
 
     @torch.no_grad()
-    def _images(self, u0: torch.Tensor, seed: Integers, levels: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def _images(self, u0: torch.Tensor, seed: torch.Tensor, levels: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Images at each of the levels, which do not fall from one to the next."""
         if u0.requires_grad:
             raise InputError("the textbook solver has no gradient; lbm_warp.AdvectionDiffusion has")
@@ -129,7 +126,7 @@ class TextbookSolver:
         (grid,) = plan.grids
         partial = Stepper(grid, self.offset, self.boundary == "periodic", False)
         speed = grid.velocity_per_theta * grid.theta[1]  # V [pixels per iteration]
-        velocity = self.velocity(as_batch("seed", seed, len(u0)), height, width, u0.device)
+        velocity = self.velocity(seed, height, width, u0.device)
         velocity = midpoint_velocity(velocity, speed, self.boundary == "periodic")
         f = self.populations.start((u0.float() + self.offset).contiguous(), speed * velocity)
         done = torch.zeros(len(u0), dtype=torch.int32)
@@ -141,7 +138,7 @@ class TextbookSolver:
             out = torch.empty_like(u)
             theta = torch.from_numpy(plan.level_theta)[level].float().to(u.device, non_blocking=True)
             partial.read_out(u, velocity, theta, out)
-            yield out.to(u0.dtype)
+            yield torch.where((level == 0).to(u.device)[:, None, None, None], u0, out.to(u0.dtype))
 
 
 def evolve(

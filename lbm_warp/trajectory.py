@@ -174,7 +174,11 @@ def forward(u: torch.Tensor, lattice: Lattice, levels: Sequence[torch.Tensor]) -
 
 def adjoint(images: Sequence[torch.Tensor], lattice: Lattice, levels: Sequence[torch.Tensor]) -> torch.Tensor:
     """The transpose of the linear part of :func:`forward`, applied to one tensor like the images for each of the levels."""
-    w = None
+    w: torch.Tensor | None = None
     for stage in reversed(list(stages(lattice.plan, levels))):
-        w = stage.transposed(w, lattice, images[stage.output]) if isinstance(stage, ReadOut) else stage.transposed(w, lattice)
+        if isinstance(stage, ReadOut):
+            w = stage.transposed(w, lattice, images[stage.output])
+        elif w is not None:
+            w = stage.transposed(w, lattice)
+    assert w is not None, "the last stage reads an image out"
     return w

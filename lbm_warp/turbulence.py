@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,12 +23,52 @@ from lbm_warp.planner import DEFAULT_SCHEME
 MIN_PIXELS = 4
 
 
-class Turbulence(Protocol):
-    """A generator of velocity fields."""
+@dataclass(frozen=True, eq=False)
+class FieldRequest:
+    """Which velocity fields :meth:`Turbulence.field` is asked for.
 
-    @property
-    def compressible(self) -> bool:
-        """Whether the fields may have divergence; fields without divergence can be used on coarser grids."""
+    Attributes:
+        seed: int64 [N], where the caller has them.
+        height, width: size of the fields [pixels].
+        boundary: ``wall`` or ``periodic``.
+        device: device of the fields.
+        time, span: as for :meth:`Turbulence.velocity`.
+    """
+
+    seed: torch.Tensor
+    height: int
+    width: int
+    boundary: str
+    device: torch.device
+    time: float = 0.0
+    span: float = 0.0
+
+    @functools.cached_property
+    def seeds(self) -> torch.Tensor:
+        """The seeds on the device of the fields, int64 [N]."""
+        return as_batch("seed", self.seed, len(self.seed), self.device)
+
+
+class Turbulence:
+    """A generator of velocity fields. Subclass it and write :meth:`field`.
+
+    A steady field that needs a gradient gets one from :class:`lbm_warp.AdvectionDiffusion`.
+
+    Attributes:
+        compressible: whether the fields may have divergence; those without are used on coarser grids sooner.
+        random: whether the seed matters.
+        bounded: whether the fields are known to be finite and at most 6 V, so that :meth:`velocity` need not look, which waits for
+            the device.
+    """
+
+    compressible: bool = True
+    random: bool = True
+    bounded: bool = False
+
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        """Velocity fields in units of V, the rms of one component: floating-point [N, 2, height, width], or [1, 2, height, width]
+        for all seeds; components (v_x, v_y) with x along the width."""
+        raise InputError(f"{type(self).__name__} needs a method field(ask) that gives the velocity fields")
 
     def velocity(
         self,
@@ -53,16 +93,26 @@ class Turbulence(Protocol):
                 generators give the field at its middle.
 
         Returns:
-            float32 [N, 2, height, width], components (v_x, v_y) with x along the width. The generators of this module scale every
-            field to unit rms: the mean of (v_x^2 + v_y^2) / 2 is one.
+            Floating-point [N, 2, height, width], components (v_x, v_y) with x along the width. The generators of this module give
+            float32 and scale every field to unit rms: the mean of (v_x^2 + v_y^2) / 2 is one.
 
         Raises:
-            InputError: if a value is out of range.
+            InputError: if a value is out of range, or :meth:`field` gives no such fields.
         """
+        ask = requested(seed, height, width, boundary, device, time, span)
+        field = self.field(ask)
+        name, shape = f"the velocity of {type(self).__name__}", [len(ask.seed), 2, height, width]
+        if not isinstance(field, torch.Tensor) or not field.is_floating_point():
+            raise InputError(f"{name} must be a floating-point tensor, got {getattr(field, 'dtype', type(field).__name__)}")
+        if list(field.shape) not in (shape, [1, *shape[1:]]):
+            raise InputError(f"{name} has shape {list(field.shape)}, the images need {shape} or {[1, *shape[1:]]}")
+        if not self.bounded:
+            check_bounded(name, field)
+        return field.to(ask.device).expand(shape).contiguous()
 
 
 @dataclass(frozen=True)
-class CurlNoise:
+class CurlNoise(Turbulence):
     """Divergence-free turbulence: the curl of octaves of gradient noise (Bridson, Houriham and Nordenstam 2007).
 
     Args:
@@ -79,25 +129,16 @@ class CurlNoise:
 
     # Amplitude of psi from octave to octave: |v| ~ k^(-1/3) and psi ~ v / k.
     GAIN: ClassVar[float] = 2.0 ** (-4.0 / 3.0)
-    compressible: ClassVar[bool] = False
+    compressible = False
+    bounded = True
 
     def __post_init__(self) -> None:
         check_integer("octaves", self.octaves, 1)
         check_integer("cells", self.cells, 1)
 
-    def velocity(
-        self,
-        seed: Integers,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: Device = "cpu",
-        time: float = 0.0,
-        span: float = 0.0,
-    ) -> torch.Tensor:
-        """Velocity fields without divergence; arguments, result and errors as for :meth:`Turbulence.velocity`."""
-        seeds = checked_seeds(seed, height, width, boundary, device)
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        """As :meth:`Turbulence.field`, without divergence."""
+        seeds, height, width = ask.seeds, ask.height, ask.width
         psi = seeds.new_zeros((len(seeds), height + 1, width + 1), dtype=torch.float32)
         length = min(height, width)
         for octave in range(self.octaves):
@@ -111,7 +152,7 @@ class CurlNoise:
                 kernels.noise_nodes_kernel,
                 (len(seeds), ny + 1, nx + 1),
                 batched=[seeds],
-                inputs=[octave, time * cells ** (2.0 / 3.0), boundary == "periodic"],
+                inputs=[octave, ask.time * cells ** (2.0 / 3.0), ask.boundary == "periodic"],
                 outputs=[nodes],
             )
             launch(kernels.add_octave_kernel, psi.shape, batched=[nodes], inputs=[self.GAIN**octave], outputs=[psi])
@@ -119,7 +160,7 @@ class CurlNoise:
 
 
 @dataclass(frozen=True)
-class SpectralTurbulence:
+class SpectralTurbulence(Turbulence):
     """Turbulence as a sum of Fourier modes with random phases.
 
     Args:
@@ -137,36 +178,24 @@ class SpectralTurbulence:
     k_max: float = 16.0
     k_min: float = 0.0
 
+    bounded = True
+
     def __post_init__(self) -> None:
         check_number("k_max", self.k_max, 1.0)
         check_number("k_min", self.k_min, 0.0, 0.999 * self.k_max)
 
-    def velocity(
-        self,
-        seed: Integers,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: Device = "cpu",
-        time: float = 0.0,
-        span: float = 0.0,
-    ) -> torch.Tensor:
-        """Velocity fields; arguments, result and errors as for :meth:`Turbulence.velocity`."""
-        seeds = checked_seeds(seed, height, width, boundary, device)
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        periodic = ask.boundary == "periodic"
         if not self.compressible:
-            kinds = ("fourier", "fourier") if boundary == "periodic" else ("sine", "sine")
-            return _normalised(_curl(self._sum_of_modes(seeds, 0, kinds, (height, width), time)))
+            return _normalised(_curl(self._sum_of_modes(ask, 0, ("fourier", "fourier") if periodic else ("sine", "sine"))))
         # Between walls the normal component consists of sines, the tangential one of cosines.
-        kinds_of = [("fourier", "fourier")] * 2 if boundary == "periodic" else [("cosine", "sine"), ("sine", "cosine")]
-        components = [self._sum_of_modes(seeds, i, kinds, (height, width), time) for i, kinds in enumerate(kinds_of)]
+        kinds_of = [("fourier", "fourier")] * 2 if periodic else [("cosine", "sine"), ("sine", "cosine")]
+        components = [self._sum_of_modes(ask, i, kinds) for i, kinds in enumerate(kinds_of)]
         return _normalised(torch.stack(components, dim=1))
 
-    def _sum_of_modes(
-        self, seeds: torch.Tensor, component: int, kinds: tuple[str, str], size: tuple[int, int], time: float
-    ) -> torch.Tensor:
+    def _sum_of_modes(self, ask: FieldRequest, component: int, kinds: tuple[str, str]) -> torch.Tensor:
         """Sum of modes of these kinds along (y, x): a velocity component [N, height, width], or psi [N, height + 1, width + 1]."""
-        exponent = -5.0 / 3.0 if self.compressible else -7.0 / 3.0
+        seeds, size, exponent = ask.seeds, (ask.height, ask.width), -5.0 / 3.0 if self.compressible else -7.0 / 3.0
         (ky, key_y, basis_y), (kx, key_x, basis_x) = (
             _modes(kinds[axis], size[axis], min(size), self.k_max, not self.compressible, seeds.device) for axis in range(2)
         )
@@ -174,7 +203,7 @@ class SpectralTurbulence:
         amplitude = basis_y.new_empty((count, len(ky), len(kx)))
         columns = basis_y.new_empty((count, len(kx), basis_y.shape[1]))
         field = basis_y.new_empty((count, basis_y.shape[1], basis_x.shape[1]))
-        inputs = [component, ky, kx, key_y, key_x, exponent, self.k_min, self.k_max, time]
+        inputs = [component, ky, kx, key_y, key_x, exponent, self.k_min, self.k_max, ask.time]
         launch(kernels.mode_amplitudes_kernel, amplitude.shape, batched=[seeds], inputs=inputs, outputs=[amplitude])
         launch(kernels.sum_modes_kernel, columns.shape, batched=[amplitude], inputs=[basis_y], outputs=[columns])
         launch(kernels.sum_modes_kernel, field.shape, batched=[columns], inputs=[basis_x], outputs=[field])
@@ -182,11 +211,11 @@ class SpectralTurbulence:
 
 
 @dataclass(frozen=True, eq=False)
-class GivenVelocity:
-    """Given velocity fields, one per image or one for all images.
+class GivenVelocity(Turbulence):
+    """Given velocity fields, one per image or one for all images, whatever the seeds and the time.
 
     Args:
-        field: (v_x, v_y) in units of V, x along the width, floating-point [N, 2, H, W] or [1, 2, H, W]. The Peclet number is that
+        given: (v_x, v_y) in units of V, x along the width, floating-point [N, 2, H, W] or [1, 2, H, W]. The Peclet number is that
             of V; it is the Peclet number of the field if the field has unit rms.
         project: remove the part with divergence first (:func:`solenoidal`).
 
@@ -195,52 +224,27 @@ class GivenVelocity:
             iterations are planned for.
     """
 
-    field: torch.Tensor
+    given: torch.Tensor
     project: bool = False
 
+    random = False
+    bounded = True
+
     @property
-    def compressible(self) -> bool:
+    def compressible(self) -> bool:  # type: ignore[override]
         """Whether the fields may have divergence."""
         return not self.project
 
     def __post_init__(self) -> None:
-        field = self.field
-        if not isinstance(field, torch.Tensor) or field.ndim != 4 or field.shape[1] != 2 or not field.dtype.is_floating_point:
-            found = f"{field.dtype} {list(field.shape)}" if isinstance(field, torch.Tensor) else type(field).__name__
+        given = self.given
+        if not isinstance(given, torch.Tensor) or given.ndim != 4 or given.shape[1] != 2 or not given.dtype.is_floating_point:
+            found = f"{given.dtype} {list(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
             raise InputError(f"a velocity must be a floating-point tensor [N, 2, H, W], got {found}")
-        peak = field.abs().max().item()
-        if not peak <= (limit := DEFAULT_SCHEME.peak_to_rms):
-            raise InputError(
-                f"a velocity must be finite and at most {limit:g} V in each component, got {peak:g} V: "
-                "divide it by its rms and multiply the Peclet number by it"
-            )
+        check_bounded("a velocity", given)
 
-    def velocity(
-        self,
-        seed: Integers,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: Device = "cpu",
-        time: float = 0.0,
-        span: float = 0.0,
-    ) -> torch.Tensor:
-        """The given fields, one per seed, whatever the values of the seeds and the time; otherwise as :meth:`Turbulence.velocity`.
-
-        Raises:
-            InputError: if the fields have another size or number.
-        """
-        count = len(checked_seeds(seed, height, width, boundary, "cpu"))
-        if self.field.shape[0] not in (1, count) or self.field.shape[2:] != (height, width):
-            raise InputError(
-                f"the given velocity has shape {list(self.field.shape)}, the images need {[count, 2, height, width]} or "
-                f"{[1, 2, height, width]}"
-            )
-        field = self.field.to(device)
-        if self.project:
-            field = solenoidal(field, boundary)
-        return field.expand(count, -1, -1, -1).contiguous()
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        given = self.given.to(ask.device)
+        return solenoidal(given, ask.boundary) if self.project else given
 
 
 def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
@@ -342,13 +346,26 @@ def _modes(kind: str, size: int, length: int, k_max: float, corners: bool, devic
     return tuple(torch.from_numpy(part).to(device) for part in parts)
 
 
-def checked_seeds(seed: Integers, height: int, width: int, boundary: str, device: Device) -> torch.Tensor:
-    """The seeds as int64 [N] on the device; all arguments are checked."""
+def requested(
+    seed: Integers, height: int, width: int, boundary: str, device: Device = "cpu", time: float = 0.0, span: float = 0.0
+) -> FieldRequest:
+    """The arguments of :meth:`Turbulence.velocity`, checked."""
     check_boundary(boundary)
     check_integer("height", height, 2)
     check_integer("width", width, 2)
     seed = torch.as_tensor(seed)
-    return as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed), device)
+    seed = as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed), seed.device)
+    return FieldRequest(seed, height, width, boundary, torch.device(device), time, span)
+
+
+def check_bounded(name: str, field: torch.Tensor) -> None:
+    """Raise InputError unless a velocity is finite and within the limit that iterations are planned for."""
+    peak = field.detach().abs().max().item()
+    if not peak <= (limit := DEFAULT_SCHEME.peak_to_rms):
+        raise InputError(
+            f"{name} must be finite and at most {limit:g} V in each component, got {peak:g} V: "
+            "divide it by its rms and multiply the Peclet number by it"
+        )
 
 
 def _curl(psi: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,8 @@ by wave, so the noise that the flow makes of a background needs no lattice. Fact
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.checks import Device, Integers, as_batch, check_images, check_number
 from lbm_warp.interop import launch
 from lbm_warp.kernels.turbulence import wave_phases_kernel
+from lbm_warp.operator import Operator
 from lbm_warp.planner import DEFAULT_SCHEME
 from lbm_warp.schedule import Schedule
-from lbm_warp.turbulence import checked_seeds
+from lbm_warp.turbulence import FieldRequest, Turbulence, requested
 
 # The image is carried by the mean field of a few intervals. At Pe = 0.1 the flow changes an image by up to 0.05/255 rms at a wave
 # speed of 98, and 0.12/255 at 12. With 8 intervals on a grid the error of this is up to 0.024/255; without this limit, 0.003/255.
@@ -29,7 +29,7 @@ SCHEME = replace(DEFAULT_SCHEME, updates_per_grid=8)
 
 
 @dataclass(frozen=True)
-class TravellingWaves:
+class TravellingWaves(Turbulence):
     """Turbulence of waves that all travel at one speed, as in the published research code.
 
     Each component of the velocity is a sum of all waves with whole numbers of periods along both sides, up to the limit of the
@@ -40,26 +40,15 @@ class TravellingWaves:
     the mean over time and seeds; opposite waves make it vary. (The research code divides by the standard deviation of each moment.)
     """
 
-    compressible: ClassVar[bool] = True
+    bounded = True
 
-    def velocity(
-        self,
-        seed: Integers,
-        height: int,
-        width: int,
-        *,
-        boundary: str = "wall",
-        device: Device = "cpu",
-        time: float = 0.0,
-        span: float = 0.0,
-    ) -> torch.Tensor:
-        """Velocity fields, their mean over ``span``; otherwise as :meth:`lbm_warp.Turbulence.velocity`.
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        """As :meth:`lbm_warp.Turbulence.field`, the mean over ``ask.span``.
 
-        The waves travel one shorter side in one unit of ``time``. The field is periodic whatever the boundary of the image.
+        The waves travel one shorter side in one unit of ``ask.time``. The field is periodic whatever the boundary of the image.
         """
-        phasors = _phasors(*_checked(seed, height, width, boundary), torch.device(device))
-        _, _, m, amplitude = _waves(height, width, phasors.device)
-        return _sum(amplitude * torch.sinc(m * span).float() * _unit(m * time) * phasors)
+        _, _, m, amplitude = _waves(ask.height, ask.width, ask.device)
+        return _sum(amplitude * torch.sinc(m * ask.span).float() * _unit(m * ask.time) * _phasors(ask))
 
     def response(self, seed: Integers, height: int, width: int, peclet: float, speed: float, fourier: torch.Tensor) -> torch.Tensor:
         """What the flow makes of a flat density of one: the density minus one, to first order in the Peclet number.
@@ -80,7 +69,7 @@ class TravellingWaves:
         Returns:
             float32 [N, 1, height, width].
         """
-        phasors = _phasors(*_checked(seed, height, width, "periodic"), fourier.device)
+        phasors = _phasors(requested(seed, height, width, "periodic", fourier.device))
         my, mx, m, amplitude = _waves(height, width, fourier.device)
         fourier = fourier[:, None, None]
         # k = 2 pi m / L; common factors of alpha and L cancel.
@@ -91,7 +80,7 @@ class TravellingWaves:
         return _sum(amplitude * growth / rate * source)[:, None]
 
 
-class WaveAdvectionDiffusion:
+class WaveAdvectionDiffusion(Operator):
     """Images on a background in travelling waves, up to the levels of a schedule: the published process of *Beyond Blur*.
 
         u_k = T_k(u_0 - m) + m + (c + m) r_k
@@ -113,7 +102,6 @@ class WaveAdvectionDiffusion:
         transport: whether the flow carries the image too. If not, the image is only blurred.
 
     Attributes:
-        solver: method for the image, ``heat kernel`` or ``lattice``.
         boundary: boundary of the field, ``periodic``.
 
     Raises:
@@ -133,7 +121,13 @@ class WaveAdvectionDiffusion:
         check_number("peclet", peclet, 0.0)
         check_number("wave_speed", wave_speed, 0.0)
         check_number("offset", offset, -1e6, 1e6)
-        self.schedule, self.peclet, self.wave_speed, self.offset = schedule, float(peclet), float(wave_speed), float(offset)
+        self.schedule, self.levels, self.peclet, self.wave_speed, self.offset = (
+            schedule,
+            schedule.levels,
+            float(peclet),
+            float(wave_speed),
+            float(offset),
+        )
         self.waves = TravellingWaves()
         carried = transport and peclet > 0.0
         self.image = AdvectionDiffusion(
@@ -144,22 +138,26 @@ class WaveAdvectionDiffusion:
             turbulence_time=wave_speed / peclet if carried else 0.0,
             scheme=SCHEME,
         )
-        self.solver = self.image.solver
         self.boundary = "periodic"
+        self.linear, self.random, self.moving = offset == 0.0 or peclet == 0.0, peclet > 0.0, peclet * wave_speed > 0.0
+        self.diagonal = peclet == 0.0 and self.image.diagonal
 
-    def __call__(self, u0: torch.Tensor, level: Integers, seed: Integers) -> torch.Tensor:
-        """As :meth:`AdvectionDiffusion.__call__`."""
+    @property
+    def solver(self) -> str:
+        """The method for the image, ``heat kernel`` or ``lattice``."""
+        return self.image.solver
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return self.at(u0, (level,), seed)[0]
+
+    def at(self, u0: torch.Tensor, levels: Sequence[torch.Tensor], seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
         mean = _mean(u0)
-        return self._on_background(u0, mean, self.image(u0 - mean, level, seed), level, seed)
-
-    def pair(self, u0: torch.Tensor, level: Integers, seed: Integers) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`AdvectionDiffusion.pair`."""
-        mean, level = _mean(u0), torch.as_tensor(level)
-        before, after = self.image.pair(u0 - mean, level, seed)
-        return self._on_background(u0, mean, before, level - 1, seed), self._on_background(u0, mean, after, level, seed)
+        images = self.image.at(u0 - mean, levels, seed)
+        return tuple(self._on_background(u0, mean, image, level, seed) for image, level in zip(images, levels, strict=True))
 
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
-        """As :meth:`AdvectionDiffusion.trajectory`."""
+        """As :meth:`Operator.trajectory`, in one pass."""
+        check_images(u0)
         u0, mean = u0.detach(), _mean(u0.detach())
         for level, image in self.image.trajectory(u0 - mean, seed):
             yield level, self._on_background(u0, mean, image, level, seed)
@@ -170,7 +168,6 @@ class WaveAdvectionDiffusion:
         return self.waves.velocity(seed, height, width, device=device, time=time)
 
     def iterations(self, height: int, width: int) -> np.ndarray:
-        """As :meth:`AdvectionDiffusion.iterations`."""
         return self.image.iterations(height, width)
 
     def _on_background(
@@ -188,19 +185,18 @@ class WaveAdvectionDiffusion:
 
 def _mean(u0: torch.Tensor) -> torch.Tensor:
     """Mean of every channel, float32 or float64 [N, C, 1, 1]; added up row by row, which is the same in every batch."""
-    check_images(u0)
     mean = u0.mean(dim=3, keepdim=True, dtype=torch.float64).mean(dim=2, keepdim=True)
     return mean.to(torch.promote_types(u0.dtype, torch.float32))
 
 
-def _checked(seed: Integers, height: int, width: int, boundary: str) -> tuple[tuple[int, ...], int, int]:
-    return tuple(checked_seeds(seed, height, width, boundary, "cpu").tolist()), height, width
+def _phasors(ask: FieldRequest) -> torch.Tensor:
+    """exp(i phase) of every wave of both components (x, y), complex64 [N, 2, height, width]."""
+    return _phasors_of(tuple(ask.seed.tolist()), ask.height, ask.width, ask.device)
 
 
 # A batch needs its phases for several moments.
 @functools.lru_cache(maxsize=1)
-def _phasors(seeds: tuple[int, ...], height: int, width: int, device: torch.device) -> torch.Tensor:
-    """exp(i phase) of every wave of both components (x, y), complex64 [N, 2, height, width]."""
+def _phasors_of(seeds: tuple[int, ...], height: int, width: int, device: torch.device) -> torch.Tensor:
     phase = torch.empty((len(seeds), 2, height, width), device=device)
     launch(wave_phases_kernel, phase.shape, batched=[as_batch("seed", seeds, len(seeds), device)], outputs=[phase])
     return _unit(phase)

@@ -8,45 +8,35 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.config import RunConfig, TrainingConfig
-from diffusion.corruption import Corruption
+from diffusion.denoisers import Remainder
+from diffusion.density import LogNormal
+from diffusion.forward.operators import FlowAndBlur, Sine
+from diffusion.forward.scales import LogSNR
+from diffusion.learning_rate import WarmUpAndDecay
+from diffusion.methods import Method, named_method
 from diffusion.network import NetworkConfig
-from diffusion.process import ForwardProcess, named_process
+from diffusion.run import RunConfig, TrainingConfig
+from diffusion.samplers import Resample
 from diffusion.size import Size
 
 SIZE = 8
 
-REMAINDER = ForwardProcess(
-    blur="sine",
-    sigma_max=0.16,
-    levels=1000,
-    signal="log-snr",
-    noise=0.5,
-    noise_schedule="variance-preserving",
-    target="remainder",
-    level_density="log-normal",
-    sampler="ancestral",
-    sampling_noise=1.0,
-)
+REMAINDER = Method(FlowAndBlur(blur=Sine(0.16), levels=1000), LogSNR(), Remainder(), LogNormal(), Resample())
 
 
-def corruption(process: str | ForwardProcess = "beyond-blur", size: int | tuple[int, int] = SIZE, **changes: object) -> Corruption:
-    """A process by name or numbers, some of them changed, for images of a size."""
-    numbers = named_process(process) if isinstance(process, str) else process
-    return Corruption(replace(numbers, **changes), Size.of(size))
-
-
-def tiny_config(process: str = "beyond-blur", size: int | tuple[int, int] = SIZE, **training: object) -> RunConfig:
-    values = {"images": 48, "batch": 8, "warmup": 16, "seed": 3} | training
-    return RunConfig(
-        process_name=process,
-        data="stripes",
-        channels=1,
-        size=size,
-        process=replace(named_process(process), levels=6),
-        network=NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.1),
-        training=TrainingConfig(**values),
-    )
+def tiny_config(
+    process: str | Method = "beyond-blur",
+    size: int | tuple[int, int] = SIZE,
+    learning_rate: float = 1e-3,
+    network: object = NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.1),
+    classes: tuple[str, ...] = (),
+    **training: object,
+) -> RunConfig:
+    """A run of a method, or of a named one with six levels."""
+    values = {"images": 48, "batch": 8, "schedule": WarmUpAndDecay(learning_rate, 16), "seed": 3} | training
+    method = named_method(process).changed(levels=6) if isinstance(process, str) else process
+    name = process if isinstance(process, str) else "own"
+    return RunConfig(name, "stripes", 1, size, method, network, TrainingConfig(**values), classes)
 
 
 def stripes(count: int = 20, size: int | tuple[int, int] = SIZE) -> list[np.ndarray]:

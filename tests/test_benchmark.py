@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import ClassVar
 import imageio.v3 as iio
 import pytest
 import torch
-import tyro
 from torch import nn
 
-from cli import sample, train
 from cli.benchmark import __main__ as benchmark
-from cli.benchmark import device as trial
-from cli.benchmark import kernels, measure, throughput
+from cli.benchmark import measure, throughput
 from cli.benchmark.operator import Operator
-from diffusion.config import RunConfig
 from diffusion.presets import PRESETS
+from diffusion.run import RunConfig
 from diffusion.training.estimate import memory
 from diffusion.training.loop import ExecutionConfig
 from diffusion.training.state import TrainingState
@@ -77,7 +73,7 @@ def test_a_preset_is_measured_in_every_way(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: torch.device, command: str
 ) -> None:
     monkeypatch.setattr(measure, "in_own_process", lambda function, *arguments: function(*arguments))  # seconds less
-    options = {"train": ["--steps", 2], "sample": ["--levels", 3]}[command]
+    options = {"train": ["--steps", 2], "sample": ["--steps", 3]}[command]
     ways = ["--precision", "fp32", "bf16", "fp32", "--batch", 4, "--repeats", 1]
     code, out, _ = call(command, "--presets", "tiny", *ways, *options, "--device", device, "--out", "report.json")
     assert code == 0
@@ -94,7 +90,7 @@ def test_a_preset_is_measured_in_every_way(
         assert row["corruption_share"] == pytest.approx(row["corruption_ms"] / parts)
         assert (row["memory_bytes"] is not None) == (ON_LINUX or device.type == "cuda")
         if command == "sample":
-            assert row["levels"] == 3 and row["level_ms"] == pytest.approx(row["network_ms"] / 3)
+            assert row["steps"] == 3 and row["step_ms"] == pytest.approx(row["network_ms"] / 3)
         else:
             assert row["estimated_bytes"] == memory(tiny_config(), device, row["precision"]).total(4)
 
@@ -113,7 +109,7 @@ def test_reading_is_measured_with_each_number_of_workers(call: Call, tmp_path: P
         (["train", "--presets", "digit"], "unknown preset 'digit': expected one of digits"),
         (["train", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["train", "--steps", "0"], "--steps must be at least 1, got 0"),
-        (["sample", "--levels", "1001"], "levels must be from 2 to 1000, got 1001"),
+        (["sample", "--steps", "1001"], "steps must be from 2 to 1000, got 1001"),
         (["sample", "--device", "tpu"], "--device tpu: expected auto, cpu, cuda or cuda:N"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["operator", "--sizes", "16", "1"], "--sizes must be at least 2, got 1"),
@@ -242,7 +238,7 @@ def test_memory_on_the_cpu_is_what_is_held_at_one_time() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ON_LINUX, reason="reads Linux's /proc")
-@pytest.mark.parametrize(("options", "tolerance"), [(["train", "--steps", 1], 0.15), (["sample", "--levels", 2], 0.3)])
+@pytest.mark.parametrize(("options", "tolerance"), [(["train", "--steps", 1], 0.15), (["sample", "--steps", 2], 0.3)])
 def test_a_cpu_measures_the_digits_and_their_memory_is_near_the_estimate(
     call: Call, tmp_path: Path, options: list[object], tolerance: float
 ) -> None:
@@ -250,92 +246,3 @@ def test_a_cpu_measures_the_digits_and_their_memory_is_near_the_estimate(
     (row,) = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert (row["preset"], row["batch"], row["precision"], row["compiled"]) == ("digits", 64, "fp32", False)
     assert row["memory_bytes"] == pytest.approx(row["estimated_bytes"], rel=tolerance)
-
-
-LISTING = """
-.text.old_cuda_kernel_forward:
-        /*0000*/                   MOV R1, c[0x0][0x28] ;
-.text.iterate_1a_cuda_kernel_forward:
-        /*0000*/                   LDG.E R2, [R4.64] ;
-.L_x_0:
-        /*0008*/                   LD.E.64 R6, [R8.64] ;
-.L_x_1:
-        /*0010*/                   STS [R3], R2 ;
-        /*0020*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
-        /*0030*/              @!P0 BRA `(.L_x_2) ;
-        /*0040*/                   STS [R3+0x8], R2 ;
-.L_x_2:
-        /*0070*/                   LDS R2, [R3+0x4] ;
-        /*0080*/                   LDL R9, [R1] ;
-        /*0090*/                   FFMA R2, R2, R6, R9 ;
-        /*00a0*/               @P1 BRA `(.L_x_1) ;
-        /*00a8*/               @P2 BRA `(.L_x_0) ;
-        /*00b0*/                   NOP ;
-"""
-
-
-def test_the_path_that_runs_most_often() -> None:
-    """The inner one of the loops with the barrier; without a loop the whole kernel."""
-    lines = kernels.instructions(LISTING, "iterate_1a_cuda_kernel_forward")
-    assert kernels.hot_path(lines) == {"STS": 2, "BAR": 1, "BRA": 2, "LDS": 1, "LDL": 1, "FFMA": 1}
-    assert kernels.hot_path(kernels.instructions(LISTING, "old_cuda_kernel_forward")) == {"MOV": 1}
-    straight = kernels.operations([line for line in lines if isinstance(line, str)])
-    assert straight["FFMA"] == 1 and "NOP" not in straight and kernels.bytes_of(straight) == 4 + 8
-
-
-def test_kernels_without_the_tools_are_refused(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
-    monkeypatch.setenv("PATH", "")
-    code, _, err = call("kernels")
-    assert code == 2 and "cuobjdump and nvdisasm not found: pip install triton" in err and err.count("\n") == 1
-    code, _, err = call("kernels", "--arch", "9")
-    assert code == 2 and "--arch must be from 75 to 130, got 9" in err
-
-
-@pytest.mark.slow
-def test_the_iterations_on_chip_take_few_instructions(call: Call) -> None:
-    try:
-        kernels.find_tools()
-    except InputError as error:
-        pytest.skip(str(error))
-    code, out, _ = call("kernels", "--out", "kernels.json")
-    assert code == 0 and "on chip" in out
-    rows = json.loads(Path("kernels.json").read_text())["rows"]
-    on_chip = [row for row in rows if row["name"].startswith("on chip")]
-    assert len(on_chip) == 3 and all(row["per_update"] <= 30 and row["spills_per_update"] == 0 for row in on_chip)
-
-
-def test_the_report_of_a_device_is_whole_even_if_steps_fail(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step that succeeds, one that fails, one that takes too long, and one that is interrupted as it should be."""
-    patient = "-c 'import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(0)); time.sleep(60)'"
-    steps = (
-        trial.Step("Good", "-c 'print(1 + 1)'", 0.5),
-        trial.Step("Bad", "-c 'raise SystemExit(3)'", 0.5),
-        trial.Step("Slow", "-c 'import time; time.sleep(60)'", 0.01),
-        trial.Step("Interrupted", patient, 0.05, interrupt=True),
-    )
-    monkeypatch.setattr(trial, "STEPS", steps)
-    code, _, err = call("device", "--device", "cpu", "--minutes", "1", "--out", "report.md")
-    assert code == 2 and "2 of 4 steps failed (Bad, Slow); report.md says how" in err
-    text = Path("report.md").read_text()
-    assert "torch: " in text and "```\n2\n```" in text and "exit code 3 after" in text and "it took too long; exit code" in text
-    assert text.rindex("done in") > text.index("## Interrupted")
-
-
-def test_every_step_for_a_device_is_a_command_that_exists() -> None:
-    """The options that are there parse; the tests are those marked ``cuda``."""
-    assert sum(step.share for step in trial.STEPS) == pytest.approx(1.0)
-    parsers = {
-        "cli.benchmark": benchmark.parse,
-        "cli.train": train.parse,
-        "cli.sample": lambda args: tyro.cli(sample.Sample, args=args),
-    }
-    for step in trial.STEPS:
-        _, module, *arguments = shlex.split(step.command.format(device="cpu", folder="runs"))
-        if module != "pytest":
-            parsers[module](args=arguments)
-
-
-def test_a_device_that_is_not_there_is_named_in_one_line(call: Call) -> None:
-    code, _, err = call("device", "--device", "cuda:99", "--out", "report.md")
-    assert code == 2 and err.count("\n") == 1 and not Path("report.md").exists()

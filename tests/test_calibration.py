@@ -30,9 +30,9 @@ def test_an_exact_sampler_is_calibrated(level: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fresh", [0.0, 0.4])
-def test_a_sampler_with_too_little_noise_is_not(fresh: float) -> None:
-    found = ranked("fluid", 60, peclet=0.0, levels=100, steps=100, second_order_above=None, fresh=fresh)
+@pytest.mark.parametrize("eta", [0.0, 0.4])
+def test_a_sampler_with_too_little_noise_is_not(eta: float) -> None:
+    found = ranked("fluid", 60, peclet=0.0, levels=100, steps=100, second_order_above=None, eta=eta)
     assert found.chi_square > 2.0 and found.error > 0.4
     # The picture is at the ends too often.
     rows = np.array(found.histogram)

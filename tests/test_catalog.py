@@ -21,8 +21,8 @@ def test_places_and_names_are_tried_in_order(tmp_path: Path, monkeypatch: pytest
     here.mkdir(parents=True)
     monkeypatch.chdir(here.parent)
     monkeypatch.setenv("BEYOND_BLUR_DATA", str(named))
-    monkeypatch.setattr(catalog, "SYSTEM", system.parent)
-    assert catalog.folders("ffhq", root) == [root, named, Path("data"), system]
+    monkeypatch.setattr(catalog, "SYSTEM", system)
+    assert catalog.folders(root) == [root, named, Path("data"), system]
     assert find("ffhq", Size.of(128), root) is None
     # From the last place to the first: each new one comes before all the earlier.
     for path in (
@@ -38,7 +38,7 @@ def test_places_and_names_are_tried_in_order(tmp_path: Path, monkeypatch: pytest
         make(path)
         assert find("ffhq", Size.of(128), root).resolve() == path
     monkeypatch.delenv("BEYOND_BLUR_DATA")
-    assert catalog.folders("ffhq", None) == [Path("data"), system]
+    assert catalog.folders(None) == [Path("data"), system]
 
 
 def test_the_smallest_copy_that_is_large_enough(tmp_path: Path) -> None:

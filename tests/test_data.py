@@ -220,7 +220,7 @@ def test_known_names_open_their_local_copy(elsewhere: Path, name: str, size: int
     assert open_dataset(name, 4, grey=True)[0].shape == (1, 4, 4)
 
 
-@pytest.mark.parametrize(("name", "place"), [("mnist", "root/MNIST/raw"), ("fashion-mnist", "usr/datasets/fashion-mnist")])
+@pytest.mark.parametrize(("name", "place"), [("mnist", "root/MNIST/raw"), ("fashion-mnist", "usr/fashion-mnist")])
 def test_known_names_take_forms_that_are_no_image_files(elsewhere: Path, mnist: Path, name: str, place: str) -> None:
     (elsewhere / place).parent.mkdir(parents=True)
     mnist.rename(elsewhere / place)

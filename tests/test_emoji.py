@@ -14,11 +14,13 @@ from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_
 from fontTools.ttLib.tables.BitmapGlyphMetrics import SmallGlyphMetrics
 from PIL import Image
 
-from diffusion.data import catalog, emoji
+from diffusion.data import catalog
 from diffusion.data.dataset import numbers_of, open_dataset
 from diffusion.data.images import DataError
+from tests.runs import exit_code
+from tools import emoji
 
-NOTO = catalog.SYSTEM / catalog.KNOWN["emoji"].debian / "NotoColorEmoji.ttf"
+NOTO = emoji.Emoji().font
 # Grinning face; woman, light skin, rocket; woman, rocket; flag of Sweden.
 COLOURS = {"face": (250, 200, 0, 255), "astronaut": (200, 0, 0, 255), "woman-rocket": (0, 200, 0, 128), "se": (0, 0, 250, 255)}
 POINTS = {"face": 0x1F600, "woman": 0x1F469, "light": 0x1F3FB, "zwj": 0x200D, "rocket": 0x1F680, "S": 0x1F1F8, "E": 0x1F1EA}
@@ -88,8 +90,16 @@ def test_emoji_of_a_font_by_their_code_points(font: Path) -> None:
     assert found["1f469-1f3fb-200d-1f680"] == bitmap(COLOURS["astronaut"])
 
 
-def test_they_are_square_on_white_with_their_groups_as_classes(font: Path, tmp_path: Path) -> None:
-    dataset = open_dataset(str(font), 32, cache=tmp_path / "cache")
+@pytest.fixture
+def written(font: Path, tmp_path: Path) -> Path:
+    """A folder of data sets, of which emoji is made from the font."""
+    assert exit_code(emoji.main, tmp_path / "data" / "emoji", "--font", font) == 0
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["emoji"]
+    return tmp_path / "data"
+
+
+def test_they_are_square_on_white_with_their_groups_as_classes(written: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("emoji", 32, written, cache=tmp_path / "cache")
     assert dataset.classes() == emoji.GROUPS
     assert [emoji.GROUPS[label] for label in dataset.labels] == ["smileys", "people", "people", "flags"]
     # The frame of four pixels left and right of the square that the emoji fill is cut off.
@@ -99,8 +109,8 @@ def test_they_are_square_on_white_with_their_groups_as_classes(font: Path, tmp_p
     np.testing.assert_allclose(dataset.pixels[1, :, 16, 16], [127, 227, 127], atol=1)
 
 
-def test_halves_keep_families_together(font: Path, tmp_path: Path) -> None:
-    halves = [open_dataset(str(font), 32, cache=tmp_path / "cache", split=split) for split in ("even", "odd")]
+def test_halves_keep_families_together(written: Path, tmp_path: Path) -> None:
+    halves = [open_dataset("emoji", 32, written, cache=tmp_path / "cache", split=split) for split in ("even", "odd")]
     families = halves[0].families  # face, woman with a rocket, flag
     assert [len(half) for half in halves] == [2, 2] and halves[1].labels.tolist() == [1, 1]
     assert numbers_of("even", families).tolist() == [0, 3] and numbers_of("all", families).tolist() == [0, 1, 2, 3]
@@ -121,7 +131,7 @@ def test_families(names: list[str], same: bool) -> None:
     assert (len({emoji.family(name) for name in names}) == 1) == same
 
 
-def test_bad_fonts_are_refused_in_one_line(font: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_fonts_are_refused_in_one_line(font: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.ttf"
     for content in (b"", b"no font", font.read_bytes()[:300]):
         other.write_bytes(content)
@@ -133,16 +143,37 @@ def test_bad_fonts_are_refused_in_one_line(font: Path, tmp_path: Path, monkeypat
     builder.save(other)
     with pytest.raises(DataError, match="without colour bitmaps"):
         emoji.read_font(other)
+
+
+def test_without_them_the_two_commands_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "SYSTEM", tmp_path / "nowhere")
     monkeypatch.delenv("BEYOND_BLUR_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"none of NotoColorEmoji\.ttf in data, .*apt install fonts-noto-color-emoji"):
+    commands = r"apt install fonts-noto-color-emoji.*python -m tools\.emoji data/emoji"
+    with pytest.raises(DataError, match=rf"none of emoji, emoji\.zip in data, .*{commands}"):
         open_dataset("emoji")
+
+
+def test_a_folder_is_written_whole_or_not_at_all(
+    font: Path, written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, given, message in (("emoji", font, "exists"), ("b", "no.ttf", "no such font")):
+        assert exit_code(emoji.main, written / folder, "--font", given) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+    def fail(name: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(emoji, "family", fail)
+    assert exit_code(emoji.main, written / "b", "--font", font) == 2
+    assert [path.name for path in written.iterdir()] == ["emoji"]
 
 
 @pytest.mark.skipif(not NOTO.is_file(), reason="Debian's fonts-noto-color-emoji is not installed")
 def test_debians_font_has_all_emoji_and_no_near_duplicates_across_the_halves(tmp_path: Path) -> None:
-    dataset = open_dataset("emoji", 16, cache=tmp_path)
+    emoji.write(emoji.read_font(NOTO), tmp_path / "emoji")
+    dataset = open_dataset("emoji", 16, tmp_path, cache=tmp_path)
     assert len(dataset) == len(emoji.groups()) == 3655 and set(np.bincount(dataset.labels) > 80) == {True}
     even, odd = (dataset.pixels[numbers_of(split, dataset.families)].reshape(-1, 768) / 255.0 for split in ("even", "odd"))
     assert min(len(even), len(odd)) > 1400

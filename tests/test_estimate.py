@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.methods import named_method
 from diffusion.network import MixedPrecision, NetworkConfig, UNet
-from diffusion.process import named_process
 from diffusion.training.estimate import memory, saved_bytes
-from tests.runs import corruption, tiny_config
+from tests.runs import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -56,8 +56,36 @@ def test_memory_of_a_run_adds_up() -> None:
 
 def test_the_papers_schedule_costs_nine_percent_of_its_trajectory_on_average() -> None:
     """1 / (2 ln(sigma_max / sigma_min)) of it: the iterations grow with sigma^2, and sigma is geometric."""
-    numbers = replace(named_process("beyond-blur-frozen"), peclet=0.06, sigma_max=1.0)
-    cost = corruption(numbers, 128, offset=100.0).iterations()  # too strong a source for a coarser grid
+    operator = named_method("beyond-blur-frozen").changed(peclet=0.06, sigma_max=1.0).operator
+    cost = replace(operator, offset=100.0).iterations(128, 128)  # too strong a source for a coarser grid
     assert cost[-1] == pytest.approx(128**2 / 0.5, rel=0.01)
     assert cost[1:].mean() / cost[-1] == pytest.approx(1 / (2 * math.log(128 / 0.5)), rel=0.05)
-    assert corruption(numbers, 128).iterations()[-1] == pytest.approx(137 + (128**2 - 64) / 16 / 0.5, rel=0.01)
+    assert operator.iterations(128, 128)[-1] == pytest.approx(137 + (128**2 - 64) / 16 / 0.5, rel=0.01)
+
+
+class Judging(nn.Module):
+    """Asks for the value of a level, which a tensor without values has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return self.norm(u) if level.max() > 3 else u
+
+
+def test_a_users_network_is_estimated_or_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="the memory of Judging cannot be estimated; it does not run on tensors without values"):
+        memory(tiny_config(network=Judging()), CPU)
+    need = memory(tiny_config(network=Plain()), CPU)
+    # The convolution keeps its input, the norm its own and two numbers for each of two channels of a batch.
+    assert (need.weights, need.activations_per_image) == (4 * (2 * 9 + 2 + 2 + 2 + 2 + 1), 4 * (8 * 8) * (1 + 2 + 2))
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return self.layers(u)

@@ -16,11 +16,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import diffusion
 from cli import evaluate
 from diffusion import EvaluationConfig, Pipeline
-from diffusion.evaluation import scoring
+from diffusion.data import as_dataset, open_dataset
+from diffusion.evaluation import FeatureExtractor
+from diffusion.evaluation.scoring import frechet_scorer
+from diffusion.evaluation.sources import ImageSource
 from diffusion.files import load_tensors, save_tensors
 from lbm_warp.checks import InputError
 from tests.runs import SIZE, exit_code, files, said, stripes
@@ -73,18 +77,18 @@ PIXELS = ("--features", "pixels", "--size", SIZE)
 def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
     """Against an independent count and Frechet distance on the images that cli.sample would write."""
     scoring = ("--data", data, "--num", 30, "--features", "pixels", "--k", 3)
-    code, out, _ = call(run, *scoring, "--seed", 4, "--levels", 3, "--delta", 0.5)
+    code, out, _ = call(run, *scoring, "--seed", 4, "--steps", 3, "--sampling-noise", 0.5)
     assert code == 0 and "samples" in out and "floor" in out and "precision" in out and str(run / "metrics.json") in out
     found = report(run / "metrics.json")
     assert (
-        found["samples"] == {"source": str(run), "seed": 4, "levels": 3, "delta": 0.5}
+        found["samples"] == {"source": str(run), "seed": 4, "steps": 3, "sampling_noise": 0.5}
         and len(found["reference"].pop("fingerprint")) == 64
     )
     assert found["reference"] == {"data": str(data), "split": "all"}
     assert found["features"] == {"name": "pixels", "sha256": None, "dimension": SIZE**2}
     assert (found["size"], found["channels"], found["k"]) == (SIZE, 1, 3)
 
-    images = Pipeline.from_pretrained(run).sample(30, seed=4, levels=3, delta=0.5)
+    images = Pipeline.from_pretrained(run).sample(30, seed=4, steps=3, sampling_noise=0.5)
     samples = np.rint(images.clamp(0, 1).numpy() * 255).reshape(30, -1) / 255
     reference = PICTURES.reshape(41, -1) / 255
     thinned = reference[np.linspace(0, 40, 30).round().astype(int)]
@@ -111,7 +115,7 @@ def test_the_library_finds_what_the_command_finds(call: Call, run: Path, data: P
     config = EvaluationConfig(split="odd", features="pixels", batch=7, cache=Path("other"))
     for samples, name in ((run, str(run)), (Pipeline.from_pretrained(run), "pipeline")):
         again = json.loads(json.dumps(diffusion.evaluate(samples, str(data), config, device="cpu")))
-        assert again["samples"] == {"source": name, "seed": 0, "levels": None, "delta": None}
+        assert again["samples"] == {"source": name, "seed": 0, "steps": None, "sampling_noise": None}
         # A pixel on the edge between two bytes may fall either way.
         assert again["scores"]["frechet_distance"] == pytest.approx(found["scores"]["frechet_distance"], rel=1e-3)
         assert all(again[name] == found[name] for name in ("reference", "size", "channels", "features", "k", "floor"))
@@ -173,8 +177,8 @@ def test_reference_features_are_kept_and_only_good_ones_taken(
     call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
-    measure = scoring.measure
-    monkeypatch.setattr(scoring, "measure", lambda source, *rest: measured.append(source.name) or measure(source, *rest))
+    measure = ImageSource.measure
+    monkeypatch.setattr(ImageSource, "measure", lambda source, *rest: measured.append(source.name) or measure(source, *rest))
     np.savez("samples.npz", PICTURES[:9].transpose(0, 2, 3, 1))
 
     def again(*options: object) -> list[str]:
@@ -199,6 +203,82 @@ def test_reference_features_are_kept_and_only_good_ones_taken(
     assert again("--features", "pixels", "--cache", "here") == ["data", "samples"] and len(files(tmp_path / "here")) == 1
 
 
+# Objects in place of names
+
+
+def test_arrays_and_data_sets_are_scored_as_their_files(call: Call, data: Path, tmp_path: Path) -> None:
+    """Samples as a tensor, an array or a torch Dataset, pictures as a data set; other sizes and channels are fitted."""
+    np.savez("samples.npz", PICTURES[::2].transpose(0, 2, 3, 1))
+    assert call("samples.npz", "--data", data, *PIXELS)[0] == 0
+    expected = report(Path("outputs/samples-metrics.json"))
+    config = EvaluationConfig(features="pixels")
+    floats = torch.from_numpy(PICTURES[::2]).double() / 255
+    whole = open_dataset(str(data), SIZE)
+    for samples, pictures in ((floats, str(data)), (PICTURES[::2], PICTURES), (TensorDataset(floats.float()), as_dataset(whole))):
+        found = json.loads(json.dumps(diffusion.evaluate(samples, pictures, config, device="cpu")))
+        assert all(found[name] == expected[name] for name in ("size", "channels", "features", "scores", "floor", "intervals"))
+        assert found["samples"] == {"source": type(samples).__name__}
+    colour = np.repeat(np.repeat(np.repeat(PICTURES, 3, axis=1), 2, axis=2), 2, axis=3)
+    assert diffusion.evaluate(colour, whole, config, device="cpu")["channels"] == 3
+    small = diffusion.evaluate(floats, colour, config, device="cpu")
+    assert (small["size"], small["channels"]) == (SIZE, 1) and small["scores"]["colour_drift"] < 20
+    with pytest.raises(InputError, match="Tensor: not a run, so name the real pictures"):
+        diffusion.evaluate(floats)
+    with pytest.raises(InputError, match="Tensor, picture 0: values from 0 to"):
+        diffusion.evaluate(255 * floats, whole, config, device="cpu")
+
+
+def test_half_of_a_set_given_as_an_object_is_all_of_it(run: Path, data: Path) -> None:
+    """Of a run on the even half and pictures by name the odd ones are the reference; pictures of the odd half are it already."""
+    odd = open_dataset(str(data), SIZE, split="odd")
+    found = diffusion.evaluate(Pipeline.from_pretrained(run), odd, EvaluationConfig(features="pixels", num=8), device="cpu")
+    assert found["reference"]["data"] == "data[odd]" and found["reference"]["split"] == "all"
+    assert found["scores"]["reference"] == 20
+
+
+class Mean(nn.Module):
+    """Four block means, times a weight; not itself while it is trained."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.dtype == torch.uint8 and not self.training
+        return self.weight * nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+def test_features_of_ones_own(data: Path, tmp_path: Path) -> None:
+    """A module, a function and an extractor; the report names them, and a module by its weights. Nothing of theirs is kept."""
+    config, module = EvaluationConfig(cache=tmp_path / "cache", k=3), Mean()
+
+    def block_means(images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.double(), 2).flatten(1)
+
+    found = [
+        diffusion.evaluate(PICTURES[:20], PICTURES, config, features=features, device="cpu")
+        for features in (module, Mean(), Mean(2.0), block_means, FeatureExtractor("own", "hash", block_means))
+    ]
+    assert [report["features"]["name"] for report in found] == ["Mean", "Mean", "Mean", "block_means", "own"]
+    hashes = [report["features"]["sha256"] for report in found]
+    assert hashes[0] == hashes[1] != hashes[2] and hashes[3:] == [None, "hash"]
+    distances = [report["scores"]["frechet_distance"] for report in found]
+    assert distances[2] == pytest.approx(4 * distances[0], rel=1e-5) and distances[3] == pytest.approx(distances[0], rel=1e-4)
+    assert module.training and len(list((tmp_path / "cache").iterdir())) == 1
+    shape = r"must return features of shape \[41, D\]"
+    for wrong, message in ((lambda images: images.float(), shape), (nn.Linear(3, 2), "Linear: fails on uint8")):
+        with pytest.raises(InputError, match=message):
+            diffusion.evaluate(PICTURES, PICTURES, config, features=wrong, device="cpu")
+
+
+def test_training_is_scored_against_pictures_and_features_of_ones_own(run: Path) -> None:
+    config = EvaluationConfig(num=9, split="all")
+    distance = frechet_scorer(PICTURES, config, torch.device("cpu"), Mean())
+    pipeline = Pipeline.from_pretrained(run)
+    expected = diffusion.evaluate(pipeline, PICTURES, config, features=Mean(), device="cpu")
+    assert distance(pipeline) == pytest.approx(expected["scores"]["frechet_distance"])
+
+
 # Bad input
 
 
@@ -218,7 +298,10 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
     for arguments, message in (
         (["nowhere"], "nowhere: no such run folder, folder or .zip of images, or .npz file"),
         (["good.npz"], "good.npz: not a run, so name the real pictures to compare its images with: --data NAME"),
-        (["good.npz", "--data", data, "--levels", 3], "good.npz: not a run; levels and delta say how a run makes its samples"),
+        (
+            ["good.npz", "--data", data, "--steps", 3],
+            "good.npz: not a run; steps and sampling_noise say how a run makes",
+        ),
         (["empty", "--data", data], "empty: no image files"),
         (["text.npz", "--data", data], "text.npz: not an .npz file with an array arr_0"),
         (["cut.npz", "--data", data], "cut.npz: not an .npz file with an array arr_0"),

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli import evidence, sweep
-from cli.evidence import STUDIES, Study
+from cli import sweep
 from tests.runs import exit_code, said, stripes
+from tools import evidence
+from tools.evidence import STUDIES, Study
 
 ROOT = Path(__file__).parent.parent
 COMMON = (

@@ -126,7 +126,7 @@ def test_bundled_classifiers_are_small_and_known_by_their_hash(name: str, classe
 
 def test_the_bundled_classifier_tells_clothes_it_has_not_learned() -> None:
     """The odd pictures of the training file, read here from its bytes."""
-    folder = catalog.SYSTEM / "datasets" / "fashion-mnist"
+    folder = catalog.SYSTEM / "fashion-mnist"
     if not folder.is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
     with gzip.open(folder / "train-images-idx3-ubyte.gz") as images, gzip.open(folder / "train-labels-idx1-ubyte.gz") as labels:

@@ -9,8 +9,8 @@ from pathlib import Path
 import imageio.v2 as imageio
 import pytest
 
-from cli.gallery import ENTRIES, main
 from diffusion.process import PROCESSES
+from tools.gallery import ENTRIES, main
 
 
 @pytest.mark.slow

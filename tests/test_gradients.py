@@ -114,6 +114,21 @@ def test_second_derivatives(flow: str, device: torch.device) -> None:
     assert torch.autograd.gradcheck(lambda w: operator.adjoint(w, level, seed), u0)
 
 
+def test_second_derivatives_on_several_grids_with_a_background(device: torch.device) -> None:
+    """The derivative of the adjoint is A(u) - A(0), on the grids of the operator itself: without a background they are others."""
+    options = {"peclet": 0.5, "turbulence": SpectralTurbulence(compressible=True)}
+    scheme = Scheme(min_cells=4, min_cells_per_peclet=0.0, min_cells_per_root_source=6.0, coarsen_from_sigma_lu=2.0)
+    with_background, without = (
+        AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 6), offset=c, scheme=scheme, **options) for c in (9.5, 0.0)
+    )
+    assert 1 < len(with_background.plan(64, 64).grids) < len(without.plan(64, 64).grids)
+    u, w = random((2, 1, 64, 64), 0, device), random((2, 1, 64, 64), 1, device).requires_grad_()
+    level, seed = torch.tensor([6, 5]), torch.tensor([1, 2])
+    (gradient,) = torch.autograd.grad((with_background.adjoint(w, level, seed) * u).sum(), w)
+    linear = with_background(u, level, seed) - with_background(torch.zeros_like(u), level, seed)
+    torch.testing.assert_close(gradient, linear, rtol=0, atol=1e-12)
+
+
 def test_the_gradient_of_a_pair_is_that_of_its_results(device: torch.device) -> None:
     """With both results in the loss, and with one of them alone."""
     operator = AdvectionDiffusion(Schedule.geometric(0.5, 12.0, 10), peclet=6.0)

@@ -213,7 +213,7 @@ def test_the_beginning_of_a_stream_is_read_by_index(folder: Path, monkeypatch: p
     assert dataset.description == f"grey images, streamed from hf:{folder}"
     assert run(dataset, 5, 0, 3, 3) and "pixels" not in vars(dataset)
     assert len(dataset) == 60 and first_levels(dataset) == list(range(60))
-    assert len(Prior.build(dataset, tiny_config().corruption(), torch.device("cpu")).thumbnails) == 60
+    assert len(Prior.build(dataset, tiny_config().method, torch.device("cpu")).thumbnails) == 60
     monkeypatch.setattr(data, "_HEAD", 7)
     assert len(open_dataset(f"hf:{folder}", 8, stream=True)) == 7
     monkeypatch.setattr(data, "_HEAD_BYTES", 5 * 64)

@@ -12,14 +12,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from cli import sample, train
-from diffusion.config import RunConfig, load_config, save_config
+from diffusion.data.adapters import as_dataset
 from diffusion.data.dataset import ImageDataset, open_dataset
 from diffusion.data.images import DataError
 from diffusion.data.loader import batches, labels_of
 from diffusion.files import load_tensors
 from diffusion.network import UNet
+from diffusion.run import RunConfig, load_config
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.prior import Prior
 from diffusion.training.loop import DROPPED, ExecutionConfig, Trainer
@@ -40,7 +42,7 @@ def labelled() -> ImageDataset:
 
 
 def config(**training: object) -> RunConfig:
-    return without_dropout(replace(tiny_config(**training), classes=NAMES))
+    return without_dropout(tiny_config(classes=NAMES, **training))
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +114,11 @@ class Known(nn.Module):
 def test_guidance_is_its_formula() -> None:
     """F = F_none + g (F_label - F_none): with F = label / 100 and K steps without noise the sample moves by K F."""
     numbers = config()
-    pipeline = Pipeline(numbers, Known(), Prior.build(stripes(), numbers.corruption(), CPU))
+    pipeline = Pipeline(numbers, Known(), Prior.build(stripes(), numbers.method, CPU))
 
     def moved(label: str | None, guidance: float) -> float:
-        with_label = pipeline.sample(2, label=label, guidance=guidance, delta=0.0)
-        return float((with_label - pipeline.sample(2, label="dark", delta=0.0)).mean()) / (0.01 * numbers.process.levels)
+        with_label = pipeline.sample(2, label=label, guidance=guidance, sampling_noise=0.0)
+        return float((with_label - pipeline.sample(2, label="dark", sampling_noise=0.0)).mean()) / (0.01 * numbers.method.levels)
 
     assert moved("bright", 1.0) == pytest.approx(1.0, abs=1e-4)
     assert moved(None, 1.0) == pytest.approx(2.0, abs=1e-4)
@@ -147,12 +149,21 @@ def test_classes_of_every_kind_of_source(tmp_path: Path) -> None:
     assert pets.classes() == ("0", "1", "2") and pets.labels.tolist() == [1, 0, 2]
 
 
-def test_runs_without_classes_keep_loading(tmp_path: Path) -> None:
-    save_config(tmp_path, tiny_config())
-    values = json.loads((tmp_path / "config.json").read_text())
-    del values["classes"]
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert load_config(tmp_path) == tiny_config()
+def test_pairs_of_a_torch_data_set_are_learned_as_ours(run: Path, tmp_path: Path) -> None:
+    """The same weights, bit for bit; labels that do not fit are refused before anything is written."""
+    ours = labelled()
+    pairs = TensorDataset(torch.from_numpy(ours.pixels), torch.from_numpy(ours.labels))
+    learn(config(), pairs, tmp_path / "pairs", CPU)
+    once, again = (load_tensors(folder / "ema.safetensors") for folder in (run, tmp_path / "pairs"))
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    for pictures, message in (
+        (stripes(), "list: not every image has a class"),
+        (as_dataset(ours, labels=[0, 1, 2, 0] * 5), "stripes: image 2 has label 2; expected 0 to 1"),
+        (np.zeros((9, 3, SIZE, SIZE), np.uint8), "ndarray: channels and pixels 3 x 8 x 8; expected 1 x 8 x 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            learn(config(), pictures, tmp_path / "wrong", CPU)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_wrong_labels_are_refused_in_one_line(

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from diffusion.training.log import MetricsLog, Stopwatch
+from diffusion.training.log import StepLog, Stopwatch
 from diffusion.training.ranks import Ranks
 
 CPU = torch.device("cpu")
 
 
-def test_a_line_holds_the_means_of_its_steps(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", 100, Ranks(CPU))
+def test_a_line_holds_the_means_of_its_steps() -> None:
+    log = StepLog(100, Ranks(CPU))
     for step, (loss, norm) in enumerate([(3.0, 1.0), (1.0, 2.0)], start=11):
         with log.watch.part("corruption"):
             time.sleep(0.02)
@@ -28,25 +26,16 @@ def test_a_line_holds_the_means_of_its_steps(tmp_path: Path) -> None:
     assert 20 <= line["corruption_ms"] < line["network_ms"] and line["network_ms"] >= 30
     assert line["corruption_ms"] + line["network_ms"] <= 1e3 * (20 / line["images_per_second"]) / 2 + 1
     assert not log.steps
-    log.write(line)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == line
 
 
 @pytest.mark.parametrize(("loss", "norm", "what"), [("nan", 1, "loss is nan"), (1, "inf", "norm of the gradient is inf")])
-def test_the_first_step_that_is_not_finite_is_named(tmp_path: Path, loss: float, norm: float, what: str) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0, Ranks(CPU))
+def test_the_first_step_that_is_not_finite_is_named(loss: float, norm: float, what: str) -> None:
+    log = StepLog(0, Ranks(CPU))
     log.add(1, 8, torch.tensor(1.0), torch.tensor(1.0))
     for step in (2, 3):
         log.add(step, 8 * step, torch.tensor(float(loss)), torch.tensor(float(norm)))
     with pytest.raises(ValueError, match=f"the {what} in step 2, at image 16: try a smaller --learning-rate"):
         log.line(1e-3)
-
-
-def test_lines_after_the_checkpoint_and_torn_ones_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"images": 8}\n{"images": 16}\n{"images": 24}\n{"ima')
-    MetricsLog(path, 16, Ranks(CPU))
-    assert path.read_text() == '{"images": 8}\n{"images": 16}\n'
 
 
 @pytest.mark.cuda

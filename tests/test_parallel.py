@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.config import RunConfig
 from diffusion.files import load_tensors
+from diffusion.run import RunConfig
 from diffusion.training.loop import ExecutionConfig, train
 from diffusion.training.ranks import Ranks
 from tests.runs import stripes, tiny_config, without_dropout
@@ -35,6 +35,7 @@ from dataclasses import replace
 from lbm_warp.checks import InputError
 from diffusion.training.ranks import Ranks
 from diffusion.training.loop import ExecutionConfig, train
+from diffusion.training.observers import EarlyStop, Observer
 from tests.runs import stripes, tiny_config
 from tests.test_parallel import odd_config
 
@@ -65,16 +66,25 @@ class Broken(list):
 
 seen = []
 refused("data", config, Broken(dataset), folder / "broken", cpu, ExecutionConfig(checkpoint_every=8))
-nan = [picture if index else picture * float("nan") for index, picture in enumerate(dataset)]
-refused("nan", config, nan, folder / "nan", cpu)
+refused("nan", tiny_config(learning_rate=1.0, images=4000, clip=1e30), dataset, folder / "nan", cpu)
 
-def full(images, pipeline):
-    raise OSError(28, "No space left on device", "grid.png")
+class Full(Observer):
+    def checkpointed(self, images, pipeline):
+        raise OSError(28, "No space left on device", "grid.png")
 
-refused("write", config, dataset, folder / "full", cpu, on_checkpoint=full)
-# A signal to one of them stops both, after the same step.
-asked = iter([False, True])
-said["stopped"] = train(config, dataset, folder / "stopped", cpu, should_stop=lambda: ranks.rank == 1 and next(asked))
+refused("write", config, dataset, folder / "full", cpu, observers=[Full()])
+
+class Asked(Observer):
+    answers = iter([False, False, True])
+
+    def should_stop(self):
+        return ranks.rank == 1 and next(self.answers)
+
+# A signal to one of them stops both, after the same step; so does what rank 0 alone is told.
+said["stopped"] = train(config, dataset, folder / "stopped", cpu, observers=[Asked()])
+score = lambda pipeline: 3.0 if ranks.rank == 0 else None
+said["early"] = train(config, dataset, folder / "early", cpu, ExecutionConfig(score_every=8), observers=[EarlyStop(2)], score=score)
+train(config, dataset, folder / "tuned", cpu, init=folder / "one")
 (folder / f"rank{ranks.rank}.json").write_text(json.dumps({"said": said, "count": ranks.count}))
 ranks.close()
 """
@@ -141,7 +151,7 @@ def test_every_process_stops_with_the_same_words(launched: Path) -> None:
         == "a batch of 9 images does not divide into 2 processes x 1 accumulation steps; --batch must be a multiple of 2"
     )
     assert "picture 7 cannot be read; the last good checkpoint is" in said["data"]
-    assert said["nan"].startswith("the loss is nan in step") and said["nan"].endswith("there is no checkpoint yet")
+    assert said["nan"].startswith("the loss is ") and said["nan"].endswith("there is no checkpoint yet")
     assert said["write"].startswith("grid.png: No space left on device; the last good checkpoint is")
     assert not (launched / "refused").exists() and not (launched / "nan" / "checkpoints").exists()
 
@@ -149,8 +159,17 @@ def test_every_process_stops_with_the_same_words(launched: Path) -> None:
 @pytest.mark.slow
 def test_a_request_to_one_process_stops_both_after_the_same_step(launched: Path) -> None:
     said = json.loads((launched / "rank0.json").read_text())["said"]
-    assert said["stopped"] is False
-    assert [path.name for path in (launched / "stopped" / "checkpoints").iterdir()] == ["000000016.safetensors"]
+    assert said["stopped"] is False and said["early"] is False
+    for name, images in (("stopped", 16), ("early", 24)):
+        assert [path.name for path in (launched / name / "checkpoints").iterdir()] == [f"{images:09d}.safetensors"]
+
+
+@pytest.mark.slow
+def test_two_processes_begin_from_the_weights_that_one_begins_from(launched: Path) -> None:
+    train(odd_config(), stripes(19), launched / "tuned-by-one", CPU, init=launched / "one")
+    one, two = (load_tensors(launched / run / "ema.safetensors") for run in ("tuned-by-one", "tuned"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
 @pytest.mark.slow

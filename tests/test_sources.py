@@ -189,7 +189,18 @@ def test_labels_that_are_no_class_for_every_image(tmp_path: Path, value: object)
     assert labels(tmp_path, json.dumps(value)) is None
 
 
-@pytest.mark.parametrize("content", ['{"labels": [["a.png", 1]', '{"labels": [3]}', '{"labels": [[[], 1]]}', "[" * 10**6])
+def test_a_dataset_json_may_name_families(tmp_path: Path) -> None:
+    families = [["a", "bird"], ["c", 7], ["d", "bird"]]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [], "families": families}))
+    family = open_path(tmp_path).family
+    assert family is not None and list(map(family, "abcd")) == ["bird", "b", "c", "bird"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": []}))
+    assert open_path(tmp_path).family is None
+
+
+@pytest.mark.parametrize(
+    "content", ['{"labels": [["a.png", 1]', '{"families": [3]}', '{"labels": [3]}', '{"labels": [[[], 1]]}', "[" * 10**6]
+)
 def test_damaged_labels(tmp_path: Path, content: str) -> None:
     with fails(tmp_path / "dataset.json", "cannot be read"):
         labels(tmp_path, content)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,17 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.config import TrainingConfig
+from diffusion.denoisers import Step
 from diffusion.files import load_tensors
-from diffusion.parametrisation import Plain, parametrisation, prediction_loss
-from diffusion.process import PROCESSES
+from diffusion.forward.process import ForwardProcess
+from diffusion.learning_rate import LearningRate, WarmUpAndDecay
+from diffusion.methods import METHODS
 from diffusion.rng import below, seeds
+from diffusion.run import load_config
 from diffusion.sampling.pipeline import Pipeline
-from diffusion.statistics import Statistics
-from diffusion.training.log import MetricsLog
+from diffusion.training.log import StepLog
 from diffusion.training.loop import ExecutionConfig, Trainer, train
+from diffusion.training.observers import Observer
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import EMA, TrainingState
 from lbm_warp.checks import InputError
@@ -34,24 +37,28 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", METHODS)
 def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
     """A network that answers nothing leaves the right answer a: a^2; cold's |a| (Bansal et al. 2022), and soft's (A_k a)^2 over
-    sigma_k^2 (Daras et al. 2023)."""
+    sigma_k^2 (Daras et al. 2023). In flow matching it is the velocity of a grey image."""
     config = tiny_config(process)
-    corruption = config.corruption()
+    denoiser, forward = config.method.denoiser, config.forward
+    forward = forward.measured(denoiser.measure(stripes(), forward, CPU))
     u0 = torch.from_numpy(np.stack(stripes()))
     seed = torch.arange(len(u0))
-    level = 1 + below(config.process.levels, seed, "level")
-    form = parametrisation(corruption, Statistics.measure(stripes(), corruption, CPU))
-    inputs, answer = form.example(u0, level, seed)
-    loss = prediction_loss(corruption, config.build_network()(inputs, level), answer, level, seed)
-    expected = answer.square()
+    level = 1 + below(forward.levels, seed, "level")
+    inputs, answer = denoiser.example(forward, u0, level, seed)
+    loss = denoiser.loss(forward, config.build_network()(inputs, level), answer, level, seed)
+    if process == "flow-matching":
+        u, truth = answer
+        expected = (2.0 * forward.velocity(torch.full_like(u0, 0.5), u, level, seed) - truth).square()
+    else:
+        expected = answer.square()
     if process == "cold":
         expected = answer.abs()
     elif process == "soft":
-        blurred = [corruption.operator(a[None], int(k), int(s))[0] for a, k, s in zip(answer, level, seed, strict=True)]
-        expected = (torch.stack(blurred) / torch.from_numpy(corruption.noise)[level][:, None, None, None]).square()
+        blurred = [forward.operator(a[None], int(k), int(s))[0] for a, k, s in zip(answer, level, seed, strict=True)]
+        expected = (torch.stack(blurred) / torch.from_numpy(forward.noise)[level][:, None, None, None]).square()
     assert loss.item() == pytest.approx(expected.sum().item() / len(u0), rel=1e-5)
 
 
@@ -64,10 +71,11 @@ def test_one_batch_is_learnt_by_heart() -> None:
     optimiser = torch.optim.Adam(network.parameters(), lr=4e-3)
     u0 = torch.from_numpy(np.stack(stripes(4)))
     level, seed = torch.tensor([1, 3, 5, 6]), torch.arange(4)
-    corrupted, answer = Plain(config.corruption()).example(u0, level, seed)
+    denoiser = config.method.denoiser
+    corrupted, answer = denoiser.example(config.forward, u0, level, seed)
     losses = []
     for _ in range(300):
-        loss = prediction_loss(config.corruption(), network(corrupted, level), answer, level, seed)
+        loss = denoiser.loss(config.forward, network(corrupted, level), answer, level, seed)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -77,39 +85,58 @@ def test_one_batch_is_learnt_by_heart() -> None:
 
 def test_ema_is_its_definition() -> None:
     """w <- d w + (1 - d) w_network with d = min(decay, (1 + n) / (10 + n)), by hand for one number."""
-    network = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(network.weight, 2.0)
+    network = nn.Sequential(*[nn.Linear(1, 1, bias=False)] * 2)  # tied
+    nn.init.constant_(network[0].weight, 2.0)
     average = EMA(network, decay=0.15)
     expected = 2.0
     for n, weight in enumerate([5.0, -1.0, 3.0, 3.0]):
-        nn.init.constant_(network.weight, weight)
+        nn.init.constant_(network[0].weight, weight)
         average.update()
         decay = min(0.15, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
-        assert average.network.weight.item() == pytest.approx(expected, rel=1e-5)
+        assert average.network[1].weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    training = TrainingConfig(images=1000, batch=10, learning_rate=1e-3, warmup=100, decay=0.5)
-    rates = {first: training.learning_rate_at(first, 10) for first in (0, 90, 490, 500, 750, 990)}
+    schedule = WarmUpAndDecay(1e-3, warmup=100, decay=0.5)
+    rates = {first: schedule.at(first, first + 10, 1000) for first in (0, 90, 490, 500, 750, 990)}
     assert rates == pytest.approx({0: 1e-4, 90: 1e-3, 490: 1e-3, 500: 1e-3, 750: 5e-4, 990: 2e-5})
-    assert replace(training, decay=0.0).learning_rate_at(990, 10) == 1e-3
+    assert replace(schedule, decay=0.0).at(990, 1000, 1000) == 1e-3
+
+
+@dataclass(frozen=True)
+class CosineDecay(LearningRate):
+    peak: float = 1e-3
+
+    def at(self, first: int, last: int, images: int) -> float:
+        return 0.5 * self.peak * (1.0 + math.cos(math.pi * first / images))
+
+
+def test_a_schedule_of_ones_own_is_followed_and_kept_in_the_run(tmp_path: Path) -> None:
+    config = tiny_config(schedule=CosineDecay(2e-3))
+    train(config, stripes(), tmp_path, CPU, ExecutionConfig(checkpoint_every=8))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = [1e-3 * (1.0 + math.cos(math.pi * first / 48)) for first in range(0, 48, 8)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(expected)
+    assert load_config(tmp_path, types=[CosineDecay]) == config
+    with pytest.raises(InputError, match=r"names the class CosineDecay, .*types=\[CosineDecay\]"):
+        load_config(tmp_path)
 
 
 @pytest.mark.slow
-def test_every_image_of_every_step_is_corrupted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_of_every_step_is_corrupted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     config = tiny_config(images=80)
-    pair = Plain.example
+    example = Step.example
 
-    def spy(self, u0, level, seed):
+    def spy(self: Step, forward: ForwardProcess, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> tuple:
         seen.extend(zip(level.tolist(), seed.tolist(), strict=True))
-        return pair(self, u0, level, seed)
+        return example(self, forward, u0, level, seed)
 
-    monkeypatch.setattr(Plain, "example", spy)
+    monkeypatch.setattr(Step, "example", spy)
     ranks = Ranks(CPU)
     trainer = Trainer(config, TrainingState.initial(config, CPU), ranks, ExecutionConfig())
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0, ranks)
+    log = StepLog(0, ranks)
     for _ in range(10):
         trainer.step(torch.from_numpy(np.stack(stripes(8))), log)
     assert len({seed for _, seed in seen}) == 80
@@ -140,16 +167,26 @@ def near(a: Path, b: Path) -> None:
         torch.testing.assert_close(here[name], there[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+class After(Observer):
+    """Stops after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def stepped(self, images: int) -> None:
+        self.steps -= 1
+
+    def should_stop(self) -> bool:
+        return self.steps == 0
+
+
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     config, dataset = tiny_config(), stripes()
     assert train(config, dataset, tmp_path / "whole", CPU, ExecutionConfig(checkpoint_every=16))
     # Stopped after the third step, then after another, then finished; dropout is on.
-    for answer in ([False, False, True], [True]):
-        answers = iter(answer)
-        assert not train(
-            config, dataset, tmp_path / "parts", CPU, ExecutionConfig(checkpoint_every=16), should_stop=lambda a=answers: next(a)
-        )
+    for steps in (3, 1):
+        assert not train(config, dataset, tmp_path / "parts", CPU, ExecutionConfig(checkpoint_every=16), observers=[After(steps)])
     assert train(config, dataset, tmp_path / "parts", CPU, ExecutionConfig(checkpoint_every=16))
     whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")
     assert whole.keys() == parts.keys() and any(name.startswith("adam.") for name in whole)
@@ -309,13 +346,20 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoints(finished: Path, tm
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(finished: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    broken = stripes()
-    broken[5] = np.full_like(broken[5], np.nan)
-    message = r"the loss is nan in step (7|8|9), at image (56|64|72): .*; the last good checkpoint is .*000000048.safetensors$"
-    with pytest.raises(ValueError, match=message):
-        train(tiny_config(images=96), broken, folder, CPU)
+    example = Step.example
+
+    def broken(self: Step, *arguments: object) -> tuple:
+        inputs, target = example(self, *arguments)
+        return inputs, target * float("nan")
+
+    message = r"the loss is nan in step 7, at image 56: .*; the last good checkpoint is .*000000048.safetensors$"
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=message):
+        patch.setattr(Step, "example", broken)
+        train(tiny_config(images=96), stripes(), folder, CPU)
     assert checkpoints(folder) == [32, 48] and equal(folder, finished)
     with pytest.raises(ValueError, match="there is no checkpoint yet"):
         train(tiny_config(learning_rate=1.0, images=4000, clip=1e30), stripes(), tmp_path / "wild", CPU)
@@ -339,21 +383,22 @@ def test_a_run_carried_out_in_another_way_is_the_same_run(finished: Path, tmp_pa
 @pytest.mark.slow
 def test_bfloat16_is_the_networks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = without_dropout(tiny_config(images=64))
-    pair, seen = Plain.example, []
+    example, seen = Step.example, []
 
-    def spy(self, u0, level, seed):
-        result = pair(self, u0, level, seed)
+    def spy(self: Step, forward: ForwardProcess, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> tuple:
+        result = example(self, forward, u0, level, seed)
         seen.append((torch.is_autocast_enabled("cpu"), {tensor.dtype for tensor in (u0, *result)}))
         return result
 
-    monkeypatch.setattr(Plain, "example", spy)
+    monkeypatch.setattr(Step, "example", spy)
     outputs = []
 
-    def on_checkpoint(images: int, pipeline: Pipeline) -> None:
-        outputs.append(pipeline.sample(2))
+    class Sampling(Observer):
+        def checkpointed(self, images: int, pipeline: Pipeline) -> None:
+            outputs.append(pipeline.sample(2))
 
     for precision in ("fp32", "bf16"):
-        train(config, stripes(), tmp_path / precision, CPU, ExecutionConfig(precision=precision), on_checkpoint=on_checkpoint)
+        train(config, stripes(), tmp_path / precision, CPU, ExecutionConfig(precision=precision), observers=[Sampling()])
     assert set(map(str, seen)) == {str((False, {torch.float32}))}
     assert all(tensor.dtype == torch.float32 for tensor in everything(tmp_path / "bf16").values())
     assert not equal(tmp_path / "fp32", tmp_path / "bf16")
@@ -389,10 +434,10 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_one_line(tmp_path: Path
 
 
 @pytest.mark.cuda
-def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
+def test_no_step_waits_for_the_device() -> None:
     config, ranks = tiny_config(), Ranks(torch.device("cuda", 0))
     trainer = Trainer(config, TrainingState.initial(config, ranks.device), ranks, ExecutionConfig(accumulate=2))
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0, ranks)
+    log = StepLog(0, ranks)
     u0 = torch.from_numpy(np.stack(stripes(8)))
     trainer.step(u0, log)  # compiles and records
     torch.cuda.set_sync_debug_mode("error")
@@ -406,7 +451,7 @@ def test_too_little_memory_is_said_with_what_helps(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(Plain, "example", full)
+    monkeypatch.setattr(Step, "example", full)
     with pytest.raises(ValueError, match=r"cpu has not enough memory for 4 images at a time: .*--accumulate.*--precision bf16"):
         train(tiny_config(), stripes(), tmp_path, CPU, ExecutionConfig(accumulate=2))
 
@@ -456,6 +501,13 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
 
+class Seen(Observer):
+    images = 0
+
+    def stepped(self, images: int) -> None:
+        self.images = images
+
+
 @pytest.mark.slow
 def test_scores_are_logged_and_the_best_weights_kept_wherever_the_run_is_resumed(tmp_path: Path) -> None:
     """The distances are made up: best at 32 images. A run that stops after 24 of 48 has the same log and the same weights."""
@@ -464,15 +516,15 @@ def test_scores_are_logged_and_the_best_weights_kept_wherever_the_run_is_resumed
         config = without_dropout(tiny_config(images=48))
         config = replace(config, training=replace(config.training, images=images))
         distances = {16: 5.0, 32: 2.0, 48: 3.0}
-        seen = []
+        seen = Seen()
         train(
             config,
             stripes(),
             folder,
             CPU,
             ExecutionConfig(score_every=16, checkpoint_every=8),
-            on_log=lambda line: seen.append(line["images"]),
-            score=lambda pipeline: distances[seen[-1]] + 0.0 * float(pipeline.sample(1).mean()),
+            observers=[seen],
+            score=lambda pipeline: distances[seen.images] + 0.0 * float(pipeline.sample(1).mean()),
         )
 
     run(tmp_path / "once", 48)
@@ -506,3 +558,134 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         aside.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new" and os.listdir(tmp_path) == ["file.txt"]
+
+
+class Own(nn.Module):
+    """A user's network, with a norm that has averages and counts of its own, a tied weight, and one that is never trained."""
+
+    def __init__(self, inputs: int = 1, outputs: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(inputs, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, outputs, 1))
+        self.tied = self.layers[0]
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return self.layers(u) * self.frozen
+
+
+@pytest.mark.slow
+def test_a_users_network_trains_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config, how = tiny_config(network=Own()), ExecutionConfig(checkpoint_every=16)
+    assert train(config, stripes(), tmp_path / "whole", CPU, how)
+    assert not train(config, stripes(), tmp_path / "parts", CPU, how, observers=[After(3)])
+    assert train(config, stripes(), tmp_path / "parts", CPU, how)
+    assert equal(tmp_path / "whole", tmp_path / "parts")
+    tensors = load_tensors(tmp_path / "whole" / "ema.safetensors")
+    assert tensors["layers.1.num_batches_tracked"] == 6 and tensors["frozen"] == 1.0
+    assert torch.equal(tensors["tied.weight"], tensors["layers.0.weight"])
+    assert Pipeline.from_pretrained(tmp_path / "whole", network=Own()).sample(2).shape == (2, 1, 8, 8)
+
+
+class Pooled(Own):
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return super().forward(u, level)[..., ::2, ::2]
+
+
+class Alike(Own):
+    """Takes the level of the first image for all."""
+
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return super().forward(u, level)[:1]
+
+
+class Paired(Own):
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return u, u
+
+
+@pytest.mark.parametrize(
+    ("network", "classes", "message"),
+    [
+        (Own(outputs=2), (), r"Own returns \[2, 2, 8, 8\] for images .*; expected a tensor of shape \[2, 1, 8, 8\]"),
+        (Pooled(), (), r"Pooled returns \[2, 1, 4, 4\] for images"),
+        (Alike(), (), r"Alike returns \[1, 1, 8, 8\] for images"),
+        (Paired(), (), r"Paired returns tuple for images"),
+        (Own(inputs=3), (), r"Own called as \(images, levels\) .*\[2, 1, 8, 8\] fails: .*expected input.* to have 3"),
+        (Own(), ("a", "b"), r"Own called as \(images, levels, labels\) .* fails: .*takes 3 positional arguments but 4 were given"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, network: nn.Module, classes: tuple[str, ...], message: str
+) -> None:
+    pairs = [(picture, number % 2) for number, picture in enumerate(stripes())]
+    with pytest.raises(InputError, match=message) as error:
+        train(tiny_config(network=network, classes=classes), pairs, tmp_path / "run", CPU)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_labels_and_classes_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [(picture, number % 3) for number, picture in enumerate(stripes())]
+    for pictures, classes, message in (
+        (stripes(), ("a", "b"), "list: not every image has a class"),
+        (pairs, ("a", "b"), r"list: .*label 2.*; expected 0 to 1"),
+        (stripes(size=16), (), "list: .*1 x 16 x 16; expected 1 x 8 x 8"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            train(tiny_config(classes=classes), pictures, tmp_path / "run", CPU)
+        assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    assert train(tiny_config(images=8), pairs, tmp_path / "run", CPU)
+    assert "list: the labels are not learned" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_begins_from_the_weights_of_another(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On other pictures of another size and with classes, which alone begin anew; killed and resumed as any run."""
+    pairs = [(picture, number % 2) for number, picture in enumerate(stripes(size=16))]
+    config, begun = tiny_config(size=16, classes=("a", "b")), load_tensors(finished / "ema.safetensors")
+    seen: dict[str, torch.Tensor] = {}
+
+    class Start(Observer):
+        def started(self, folder: Path, config: object, images: int) -> None:
+            seen.update(load_tensors(folder / "ema.safetensors") if images else {})
+
+        def checkpointed(self, images: int, pipeline: Pipeline) -> None:
+            seen.update(pipeline.network.state_dict())
+
+    slow = replace(config, training=replace(config.training, schedule=WarmUpAndDecay(1e-12, 0)))
+    assert not train(slow, pairs, tmp_path / "slow", CPU, init=finished, observers=[After(1), Start()])
+    assert all(torch.allclose(seen[name], tensor, atol=1e-6) for name, tensor in begun.items())
+    said = capsys.readouterr().out
+    assert f"the weights are those of {finished}, except label.weight (missing there, [3, 32] here)\n" in said
+    assert json.loads((tmp_path / "slow" / "init.json").read_text()) == {
+        "init": str(finished),
+        "new": ["label.weight (missing there, [3, 32] here)"],
+    }
+    how = ExecutionConfig(checkpoint_every=16)
+    assert train(config, pairs, tmp_path / "whole", CPU, how, init=finished)
+    assert not train(config, pairs, tmp_path / "parts", CPU, how, init=finished, observers=[After(3)])
+    capsys.readouterr()
+    assert train(config, pairs, tmp_path / "parts", CPU, how, init=finished)
+    assert "began from" not in capsys.readouterr().out and equal(tmp_path / "whole", tmp_path / "parts")
+    assert train(config, pairs, tmp_path / "parts", CPU, how, init="digits")
+    assert f"{tmp_path / 'parts'} began from {finished} and goes on; digits is left aside" in capsys.readouterr().out
+    assert train(config, pairs, tmp_path / "parts", CPU, how)
+    assert equal(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_weights_come_from_a_bundled_model_or_a_pipeline_and_what_does_not_fit_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(images=8), stripes(), tmp_path / "one", CPU, init=Pipeline.from_pretrained(finished))
+    assert "the weights are those of a pipeline of beyond-blur on stripes\n" in capsys.readouterr().out
+    wide = replace(tiny_config(images=8), network=replace(tiny_config().network, width=24, multipliers=(1, 2, 2)))
+    train(wide, stripes(), tmp_path / "two", CPU, init="digits")
+    said = capsys.readouterr().out
+    assert "the weights are those of digits, except enter.weight ([24, 2, 3, 3] there, [24, 1, 3, 3] here)" in said
+    for init, network, message in (
+        (finished, Own(), "none of its weights fit this network in name and shape"),
+        ("nowhere", tiny_config().network, "nowhere: no such run folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(tiny_config(network=network), stripes(), tmp_path / "three", CPU, init=init)
+        assert not (tmp_path / "three").exists()

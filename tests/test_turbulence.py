@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,16 @@ import torch
 from lbm_warp import (
     AdvectionDiffusion,
     CurlNoise,
+    FieldRequest,
     GivenVelocity,
     Schedule,
     SpectralTurbulence,
     TravellingWaves,
+    Turbulence,
     energy_spectrum,
     solenoidal,
 )
+from lbm_warp.checks import InputError
 
 DIVERGENCE_FREE = [CurlNoise(), CurlNoise(octaves=2, cells=5), SpectralTurbulence(), SpectralTurbulence(k_max=5.5, k_min=2.0)]
 COMPRESSIBLE = SpectralTurbulence(compressible=True)
@@ -200,3 +205,70 @@ def test_given_velocities_are_used_as_they_are(photograph: torch.Tensor) -> None
 def test_bad_values_are_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@dataclass(frozen=True)
+class Shear(Turbulence):
+    """A flow of one's own: one field for all seeds."""
+
+    strength: float = 1.4142
+
+    random = False
+
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        y = 2 * torch.pi * (torch.arange(ask.height, device=ask.device) + 0.5) / ask.height
+        v_x = self.strength * torch.sin(y + ask.time)[:, None].expand(ask.height, ask.width)
+        return torch.stack([v_x, torch.zeros_like(v_x)])[None]
+
+
+def test_a_flow_of_ones_own_is_one_method(device: torch.device) -> None:
+    v = Shear().velocity([1, 2, 3], 12, 16, device=device)
+    assert v.shape == (3, 2, 12, 16) and v.is_contiguous() and v.device.type == device.type and torch.equal(v[0], v[2])
+    assert Shear().compressible and not Shear().bounded
+    images = torch.rand((2, 1, 12, 16)).to(device)
+    given = AdvectionDiffusion(Schedule.geometric(0.5, 3.0, 4), peclet=4.0, turbulence=GivenVelocity(v[:1]))
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 3.0, 4), peclet=4.0, turbulence=Shear())
+    assert torch.equal(operator(images, 4, [1, 2]), given(images, 4, 0)) and not operator.random
+    moving = AdvectionDiffusion(Schedule.geometric(0.5, 3.0, 4), peclet=4.0, turbulence=Shear(), turbulence_time=20.0)
+    assert not torch.equal(moving(images, 4, 0), given(images, 4, 0))
+
+
+def test_what_is_asked_for() -> None:
+    asked: list[FieldRequest] = []
+
+    class Watched(Shear):
+        def field(self, ask: FieldRequest) -> torch.Tensor:
+            asked.append(ask)
+            return super().field(ask)
+
+    Watched().velocity([3, -1], 8, 10, boundary="periodic", time=0.5, span=0.25)
+    Watched().velocity(7, 8, 10)
+    (first, second) = asked
+    assert first.seeds.tolist() == [3, -1] and first.seeds.dtype == torch.int64 and second.seeds.tolist() == [7]
+    assert (first.height, first.width, first.boundary, first.time, first.span) == (8, 10, "periodic", 0.5, 0.25)
+    assert first.device == torch.device("cpu") and (second.boundary, second.time, second.span) == ("wall", 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (lambda v: v[:, :1], r"the velocity of Bad has shape \[1, 1, 8, 10\], the images need \[3, 2, 8, 10\] or \[1, 2, 8, 10\]"),
+        (lambda v: v.expand(2, -1, -1, -1), r"has shape \[2, 2, 8, 10\]"),
+        (lambda v: v[0], r"has shape \[2, 8, 10\]"),
+        (lambda v: v.long(), "the velocity of Bad must be a floating-point tensor, got torch.int64"),
+        (lambda v: v.numpy(), "must be a floating-point tensor, got float32"),
+        (lambda v: None, "must be a floating-point tensor, got NoneType"),
+        (lambda v: v / 0.0, "the velocity of Bad must be finite and at most 6 V in each component, got (inf|nan) V"),
+        (lambda v: 7.0 * v, r"at most 6 V in each component, got 9\.\d+ V: divide it by its rms"),
+    ],
+)
+def test_a_field_that_is_none_is_refused_in_one_line(field, message: str) -> None:
+    class Bad(Shear):
+        def field(self, ask: FieldRequest) -> torch.Tensor:
+            return field(super().field(ask))
+
+    with pytest.raises(InputError, match=message) as error:
+        Bad().velocity([1, 2, 3], 8, 10)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="Nothing needs a method field"):
+        type("Nothing", (Turbulence,), {})().velocity(0, 8, 8)

@@ -25,7 +25,7 @@ def test_components_of_numbers_made_of_them() -> None:
 
 
 def test_a_sampler_without_noise_or_flow_depends_on_its_start_alone() -> None:
-    run = exact_run("fluid", peclet=0.0, levels=20, steps=20, fresh=0.0)
+    run = exact_run("fluid", peclet=0.0, levels=20, steps=20, eta=0.0)
     found = analysis_of_variance(run, values=3)["pixels"]
     assert found["start"] == pytest.approx(1.0, abs=1e-6) and len(found) == 7
     assert max(abs(share) for name, share in found.items() if name != "start") < 1e-6

@@ -207,7 +207,7 @@ def test_a_gaussian_hill_in_solid_body_rotation(device: torch.device) -> None:
     """
     length, width, sigma, r0, edge = 128, 0.03 * 128, 0.04 * 128, 0.15, 0.48
     rotation = curl(lambda x, y: ((x - 0.5) ** 2 + (y - 0.5) ** 2).clamp(max=edge**2), length)
-    (v,) = rotation.field
+    (v,) = rotation.given
     # v_x = omega y, v_y = -omega x (y down: counter-clockwise on the screen), omega in V / L.
     omega = float(v[0, 65, 64] - v[0, 64, 64]) * length
     angle, fourier = np.pi / 2, (sigma / length) ** 2 / 2

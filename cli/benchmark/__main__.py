@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
 from cli import console
 from cli.benchmark.data import Data
-from cli.benchmark.device import Device
-from cli.benchmark.kernels import Kernels
 from cli.benchmark.measure import Report
 from cli.benchmark.operator import Operator
 from cli.benchmark.throughput import Sample, Train
 
 
-def benchmark(options: Report | Device) -> None:
+def benchmark(options: Report) -> None:
     """Run the benchmark that the options belong to."""
     options.run()
 
 
-def parse(args: Sequence[str], **shown: object) -> Report | Device:
+def parse(args: Sequence[str], **shown: Any) -> Report:
     """Parse a command line as ``tyro.cli`` does; ``operator`` may be left out."""
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         args = ["operator", *args]
-    return tyro.cli(Operator | Train | Sample | Data | Kernels | Device, args=args, **shown)
+    return tyro.cli(Operator | Train | Sample | Data, args=args, **shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

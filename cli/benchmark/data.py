@@ -41,7 +41,7 @@ class Data(measure.Benchmark):
             dataset = ImageDataset("random", "random pictures", np.load(file, mmap_mode="r"))
             speeds = self.interleaved([partial(self.epoch, dataset, workers) for workers in self.workers])
         found = zip(self.workers, map(statistics.median, speeds), strict=True)
-        rows = [{"workers": workers, "images_per_second": median} for workers, median in found]
+        rows: list[measure.Row] = [{"workers": workers, "images_per_second": median} for workers, median in found]
         work = f"{self.images} pictures of 3 x {size[0]} x {size[1]}, batches of {self.batch}"
         self.timed(measure.describe(torch.device("cpu")), work, rows)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch.utils.benchmark import timer
@@ -20,10 +20,10 @@ from diffusion.files import write_json
 from lbm_warp.checks import check_integer
 
 Result = TypeVar("Result")
-Row = dict[str, object]
+Row = dict[str, Any]
 
 # Columns of the tables: head, width, and unit of the numbers.
-COLUMNS = {
+COLUMNS: dict[str, tuple[str, int, float]] = {
     "size": ("size", 6, 1),
     "preset": ("preset", 15, 1),
     "precision": ("precision", 11, 1),
@@ -31,15 +31,8 @@ COLUMNS = {
     "batch": ("batch", 7, 1),
     "workers": ("workers", 9, 1),
     "name": ("name", 22, 1),
-    "registers": ("registers", 11, 1),
-    "stack": ("stack B", 9, 1),
-    "shared": ("shared B", 10, 1),
-    "instructions": ("instructions", 14, 1),
-    "per_update": ("an update", 11, 1),
-    "spills_per_update": ("spills", 8, 1),
-    "bytes_per_update": ("bytes", 7, 1),
     "iterations": ("iterations", 12, 1),
-    "levels": ("levels", 8, 1),
+    "steps": ("steps", 7, 1),
     "median_seconds": ("median s", 10, 1),
     "images_per_second": ("images/s", 10, 1),
     "cell_updates_per_second": ("MLUPS", 8, 1e6),
@@ -47,7 +40,7 @@ COLUMNS = {
     "times_the_operator": ("times", 8, 1),
     "corruption_ms": ("corruption ms", 15, 1),
     "network_ms": ("network ms", 12, 1),
-    "level_ms": ("ms a level", 12, 1),
+    "step_ms": ("ms a step", 11, 1),
     "corruption_share": ("corruption %", 14, 0.01),
     "memory_bytes": ("MiB", 9, 2**20),
     "estimated_bytes": ("estimated", 11, 2**20),
@@ -58,6 +51,7 @@ COLUMNS = {
 class Report(ABC):
     """What all benchmarks have: a table, and its numbers in a file."""
 
+    columns: ClassVar[Mapping[str, tuple[str, int, float]]] = COLUMNS
     out: Path | None = None
     """Write the numbers to this JSON file."""
 
@@ -70,7 +64,7 @@ class Report(ABC):
         print(title)
         rows: list[Row] = []
         for row in measured:
-            columns = [(row[key], *column) for key, column in COLUMNS.items() if key in row]
+            columns = [(row[key], *column) for key, column in self.columns.items() if key in row]
             if not rows:
                 print("".join(f"{head:>{width}}" for _, head, width, _ in columns))
             print("".join(f"{_shown(value, unit):>{width}}" for value, _, width, unit in columns))
@@ -105,9 +99,11 @@ class Benchmark(Report):
         return self.report(f"{device}; {work}, medians of {self.repeats}", measured, **facts)
 
 
-def _shown(value: object, unit: float) -> str:
-    if value is None or isinstance(value, (bool, str)):
-        return {None: "-", True: "yes", False: "no"}.get(value, value)
+def _shown(value: Any, unit: float) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
     number = value / unit
     return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 

@@ -88,7 +88,7 @@ class Operator(measure.Benchmark):
         )
         u0 = torch.rand((batch, self.channels, size, size), generator=torch.Generator().manual_seed(0)).to(device)
         seed = torch.arange(batch)
-        contenders = [
+        contenders: list[tuple[str, int | None, Callable[[], object]]] = [
             (name, round(way.iterations(size, size)[-1]), partial(way, u0, LEVELS, seed))
             for name, way in (("operator", operator), ("without coarsening", one_grid))
         ]

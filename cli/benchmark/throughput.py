@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from operator import itemgetter
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,14 +17,13 @@ from torch.utils.benchmark import timer
 
 from cli import console
 from cli.benchmark import measure
-from diffusion.config import RunConfig
+from diffusion.forward.statistics import Statistics
 from diffusion.presets import preset
-from diffusion.sampling.pipeline import Pipeline
+from diffusion.run import RunConfig
+from diffusion.sampling.pipeline import Pipeline, default_batch
 from diffusion.sampling.prior import Prior
-from diffusion.sampling.samplers import activation_bytes, default_batch, visited_levels
-from diffusion.statistics import Statistics
 from diffusion.training.estimate import memory
-from diffusion.training.log import MetricsLog
+from diffusion.training.log import StepLog
 from diffusion.training.loop import ExecutionConfig, Trainer
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import TrainingState
@@ -96,7 +93,7 @@ class Throughput(measure.Benchmark):
                     raise
                 print(f"{name}, {way.precision}: not enough memory for {config.training.batch} images at a time, see --batch")
         results = self.interleaved([turn for turn, _ in turns.values()])
-        plain: dict[str, float] = {}
+        plain: dict[str | None, float] = {}
         for (way, (turn, first)), found in zip(turns.items(), results, strict=True):
             numbers = sorted(found, key=itemgetter("images_per_second"))[len(found) // 2]
             if device.type == "cuda":
@@ -143,17 +140,17 @@ class Train(Throughput):
         network, ranks, batch = same_weights(state.network), Ranks(device), config.training.batch
         state = TrainingState(network, state.average, state.optimiser)
         trainer = Trainer(config, state, ranks, execution, random_statistics(config, device))
-        pictures, estimate = random_pictures(config, batch), memory(config, device, execution.precision).total(batch)
-        with tempfile.TemporaryDirectory() as folder:
-            log = MetricsLog(Path(folder) / "metrics.jsonl", 0, ranks)
+        pictures, estimate = random_pictures(config, batch), memory(config, device, execution.precision or "fp32").total(batch)
+        log = StepLog(0, ranks)
 
         def train() -> dict[str, float]:
             log.restart()
             for _ in range(self.steps):
                 trainer.step(pictures, log)
             line = log.line(0.0)
-            kept = [*state.average.network.parameters()]
+            kept: list[torch.Tensor] = [*state.average.network.parameters()]
             for parameter in network.parameters():
+                assert parameter.grad is not None
                 kept += [parameter, parameter.grad, *state.optimiser.state[parameter].values()]
             numbers = {"batch": batch, "kept_bytes": sum(tensor.nbytes for tensor in kept), "estimated_bytes": estimate}
             return numbers | {name: line[name] for name in ("images_per_second", "corruption_ms", "network_ms")}
@@ -165,41 +162,42 @@ class Train(Throughput):
 class Sample(Throughput):
     """Sampling: images/s, share of the corruption, memory."""
 
-    levels: int | None = None
-    """Number of sampling steps, at most the preset's number of levels K, the default."""
+    steps: int | None = None
+    """Number of sampling steps, at most the preset's number of levels K; the sampler's own by default."""
 
     def run(self) -> None:
         """Sample a batch from every preset, from seeds to images on the host. Speed does not depend on the weights."""
         self.compare("a batch a turn")
 
     def default_batch(self, config: RunConfig, device: torch.device) -> int:
-        visited_levels(config.corruption(), steps=self.levels)
-        return default_batch(config.network, config.size, device)
+        config.method.sampler.visited(config.forward, steps=self.steps)
+        return default_batch(config, device)
 
     def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
         network = same_weights(state.average.network)
         if execution.compile:
             network.compile()
         prior = Prior(random_pictures(config, 1))
-        options = {"statistics": random_statistics(config, device), "precision": execution.precision}
-        pipeline = Pipeline(config, network, prior, **options, batch=config.training.batch)
-        levels = len(visited_levels(pipeline.corruption, steps=self.levels)) - 1
+        statistics, batch = random_statistics(config, device), config.training.batch
+        pipeline = Pipeline(config, network, prior, statistics=statistics, precision=execution.precision or "fp32", batch=batch)
+        steps = len(config.method.sampler.visited(config.forward, steps=self.steps)) - 1
         weights = sum(parameter.nbytes for parameter in network.parameters())
 
         def sample() -> dict[str, float]:
             # The pipeline has halved a batch that does not fit into memory. Its first callback comes after the corruption.
-            batch, begin, starts = pipeline.batch, timer(), []
-            pipeline.sample(batch, levels=levels, callback=lambda level, u: starts or starts.append(timer()))
-            start, end = starts[0], timer()
+            times: list[float] = []
+            batch, begin = pipeline.batch, timer()
+            pipeline.sample(batch, steps=steps, callback=lambda level, u: times.append(timer()))
+            start, end = times[0], timer()
             return {
                 "batch": batch,
-                "levels": levels,
+                "steps": steps,
                 "images_per_second": batch / (end - begin),
                 "corruption_ms": 1e3 * (start - begin),
                 "network_ms": 1e3 * (end - start),
-                "level_ms": 1e3 * (end - start) / levels,
+                "step_ms": 1e3 * (end - start) / steps,
                 "kept_bytes": weights,
-                "estimated_bytes": weights + batch * activation_bytes(config.network, config.size),
+                "estimated_bytes": weights + batch * config.network.activation_bytes(config.size),
             }
 
         return sample
@@ -216,7 +214,7 @@ def random_pictures(config: RunConfig, count: int) -> torch.Tensor:
 
 
 def random_statistics(config: RunConfig, device: torch.device) -> Statistics | None:
-    """The moments of such pictures, for a process that needs them."""
-    if config.process.target != "remainder":
+    """The moments of such pictures, for a denoiser that needs them."""
+    if not config.method.denoiser.needs_statistics:
         return None
-    return Statistics.measure(random_pictures(config, 16).numpy(), config.corruption(), device)
+    return Statistics.measure(list(random_pictures(config, 16).numpy()), config.forward, device)

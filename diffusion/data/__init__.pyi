@@ -1,5 +1,7 @@
+from .adapters import as_dataset as as_dataset
 from .dataset import ImageDataset as ImageDataset
 from .dataset import ImageStream as ImageStream
+from .dataset import Pictures as Pictures
 from .dataset import evenly_spaced as evenly_spaced
 from .dataset import open_dataset as open_dataset
 from .images import DataError as DataError

@@ -25,8 +25,6 @@ class Known:
     """How to get a local copy, its size and licence; ``{folder}`` is where to put it."""
     classes: tuple[str, ...] = ()
     """Names of the classes."""
-    debian: str = "datasets"
-    """Where a package of Debian puts it, in /usr/share."""
 
 
 KNOWN = {
@@ -77,25 +75,25 @@ KNOWN = {
         ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"),
     ),
     "emoji": Known(
-        ("NotoColorEmoji.ttf",),
+        ("emoji", "emoji.zip"),
         32,
         None,
-        "install Debian's package (apt install fonts-noto-color-emoji; 3,655 pictures, 10 MB, SIL Open Font License), or put "
-        "NotoColorEmoji.ttf (the version with bitmaps) of https://github.com/googlefonts/noto-emoji into {folder}",
-        debian="fonts/truetype/noto",
+        "install Debian's font (apt install fonts-noto-color-emoji; 3,655 pictures, 10 MB, SIL Open Font License) and write its "
+        "pictures there from a checkout of this project (python -m tools.emoji {folder}/emoji)",
+        ("smileys", "people", "animals", "food", "travel", "activities", "objects", "symbols", "flags"),
     ),
 }
-SYSTEM = Path("/usr/share")
+SYSTEM = Path("/usr/share/datasets")
 
 
-def folders(name: str, root: Path | None) -> list[Path]:
-    """Where local copies of a set are looked for: ``root``, the folder that BEYOND_BLUR_DATA names, ./data, Debian's place."""
-    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", SYSTEM / KNOWN[name].debian) if folder]
+def folders(root: Path | None) -> list[Path]:
+    """Where local copies are looked for: ``root``, the folder that BEYOND_BLUR_DATA names, ./data, where Debian puts data sets."""
+    return [Path(folder) for folder in (root, os.environ.get("BEYOND_BLUR_DATA"), "data", SYSTEM) if folder]
 
 
 def find(name: str, size: Size, root: Path | None) -> Path | None:
     """The best local copy of the known set ``name`` for images of this size; of several sizes the smallest that is enough."""
-    for folder in folders(name, root):
+    for folder in folders(root):
         for pattern in KNOWN[name].names:
             copies = [(side, path) for path in folder.glob(pattern) if (side := _side(path)) >= max(size)]
             if copies:
@@ -105,7 +103,7 @@ def find(name: str, size: Size, root: Path | None) -> Path | None:
 
 def advice(name: str, root: Path | None) -> str:
     """What to do if there is no copy of the known set ``name``."""
-    places = folders(name, root)
+    places = folders(root)
     looked = f"none of {', '.join(KNOWN[name].names)} in {', '.join(map(str, places))}"
     return f"{looked}; {KNOWN[name].instructions.format(folder=places[0])}, or use other images with --data FOLDER"
 

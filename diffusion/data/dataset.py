@@ -17,7 +17,7 @@ from functools import cached_property
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -39,60 +39,82 @@ _HEAD = 10_000
 _HEAD_BYTES = 2**30
 
 
-@dataclass(frozen=True, eq=False)
-class ImageDataset(Sequence[np.ndarray]):
-    """Images of one size: ``dataset[i]`` is float32 [channels, height, width] in [0, 1]."""
+class Pictures(Sequence[np.ndarray]):
+    """Pictures of one size: ``pictures[i]`` is float32 [channels, height, width] in [0, 1]."""
 
     name: str
     """Short name, such as ``digits`` or the name of the folder; ``digits[even]`` for half of a set."""
-    description: str
-    """One line: how many images, and where they came from."""
-    pixels: np.ndarray
-    """All images, [N, channels, height, width]: memory-mapped uint8, or float32 in [0, 1] (the digits)."""
+    channels: int
+    """1 for grey, 3 for RGB."""
+    size: Size
+    """Height and width [pixels]."""
     labels: np.ndarray | None = None
     """Class of each image, int64 [N], where it is known."""
-    split: Split = "all"
-    """Which images of the whole set these are."""
     class_names: Sequence[str] = ()
     """Names of the classes, where they have names."""
     families: np.ndarray | None = None
     """Number of the family of each image of the whole set, int64, where some are nearly the same: halves keep families together."""
+    split: Split = "all"
+    """Which images of the whole set these are."""
+    pixels: np.ndarray
+    """All images, [N, channels, height, width]: uint8, or float32 in [0, 1]."""
 
-    def classes(self) -> tuple[str, ...]:
-        """Names of all classes, in the order of their numbers.
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels; none is read for it."""
+        return self.labels is not None
+
+    def classes(self, names: Sequence[str] = ()) -> tuple[str, ...]:
+        """Names of all classes, in the order of their numbers; ``names`` unless they are empty.
 
         Raises:
-            DataError: if not every image has a class.
+            DataError: if not every image has one of these classes.
         """
         if self.labels is None:
             kinds = "digits, mnist, fashion-mnist, cifar10, a folder with a folder for each class, a dataset.json, a ClassLabel"
-            raise DataError(f"{self.name}: not every image has a class; leave out --classes, or use data with labels ({kinds})")
-        names = self.class_names or tuple(map(str, range(int(self.labels.max()) + 1)))
-        if self.labels.min() < 0 or not 2 <= len(names) <= _CLASSES or self.labels.max() >= len(names):
-            span = f"{self.labels.min()} to {self.labels.max()}"
-            raise DataError(f"{self.name}: labels from {span}; expected 2 to {_CLASSES} classes, counted from 0")
-        return tuple(names)
+            raise DataError(
+                f"{self.name}: not every image has a class; leave out --classes, or use data with labels ({kinds}), no stream"
+            )
+        names = tuple(names or self.class_names or map(str, range(int(self.labels.max()) + 1)))
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(names)))
+        if len(wrong):
+            raise DataError(f"{self.name}: image {wrong[0]} has label {self.labels[wrong[0]]}; expected 0 to {len(names) - 1}")
+        if not 2 <= len(names) <= _CLASSES:
+            raise DataError(f"{self.name}: number of classes {len(names)}; expected 2 to {_CLASSES}")
+        return names
 
-    @property
-    def channels(self) -> int:
-        """1 for grey, 3 for RGB."""
-        return self.pixels.shape[1]
-
-    @property
-    def size(self) -> Size:
-        """Height and width [pixels]."""
-        return Size(*self.pixels.shape[2:])
+    def read(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images of these numbers, or one, as they are kept: uint8, or float32 in [0, 1]."""
+        return np.asarray(self.pixels[index])
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, number: int) -> np.ndarray:
-        return as_floats(self.pixels[number])
+    def __getitem__(self, number: int) -> np.ndarray:  # type: ignore[override]
+        return as_floats(self.read(number))
 
 
-@dataclass(frozen=True, eq=False)
-class ImageStream(Sequence[np.ndarray]):
-    """A set of the hub not kept on the disk, with the fields of :class:`ImageDataset`; ``stream[i]`` reads its beginning."""
+@dataclass(eq=False)
+class ImageDataset(Pictures):
+    """Images in memory, or mapped into it."""
+
+    name: str
+    description: str
+    """One line: how many images, and where they came from."""
+    pixels: np.ndarray
+    labels: np.ndarray | None = None
+    split: Split = "all"
+    class_names: Sequence[str] = ()
+    families: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        _, self.channels, *sides = self.pixels.shape
+        self.size = Size(*sides)
+
+
+@dataclass(eq=False)
+class ImageStream(Pictures):
+    """A set of the hub not kept on the disk; ``stream[i]`` reads its beginning."""
 
     name: str
     description: str
@@ -102,11 +124,6 @@ class ImageStream(Sequence[np.ndarray]):
     """The encoded images."""
     damaged: set[str] = field(default_factory=set)
     """What was wrong with the damaged images found so far."""
-    labels = None
-
-    def classes(self) -> tuple[str, ...]:
-        """As :meth:`ImageDataset.classes`: never known."""
-        raise DataError(f"{self.name}: the images of a stream have no labels; leave out --classes, or --stream")
 
     def decode(self, row: Row) -> np.ndarray:
         """An image of the stream, uint8 [channels, height, width]; a damaged one is replaced by one that depends on it alone.
@@ -133,17 +150,11 @@ class ImageStream(Sequence[np.ndarray]):
         return spares
 
     @cached_property
-    def pixels(self) -> np.ndarray:
+    def pixels(self) -> np.ndarray:  # type: ignore[override]
         """The beginning of the stream, up to 10,000 images, read when it is first asked for: uint8 [N, channels, height, width]."""
         count = min(_HEAD, _HEAD_BYTES // (self.channels * math.prod(self.size)))
         with ThreadPoolExecutor(THREADS) as pool:
             return np.stack(list(pool.map(self.decode, islice(self.source, count))))
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        return as_floats(self.pixels[number])
 
 
 def open_dataset(
@@ -187,15 +198,16 @@ def open_dataset(
         InputError: if the size is not valid.
     """
     size = None if size is None else Size.of(size)
+    class_names: Sequence[str] = ()
+    families: np.ndarray | None = None
     if stream and split != "all":
         raise DataError(f"{data}: a stream has no halves; leave out --stream, or --split")
     if data == "digits" and not stream:
         name, description, pixels, labels = _digits(size or Size(16, 16), channels=3 if grey is False else 1)
-        class_names, families = (), None
     else:
         name, source, size, channels = find_source(data, size, root, grey, stream)
         kind = "grey" if channels == 1 else "colour"
-        if stream:
+        if isinstance(source, Stream):
             description = f"{source.count or ''} {kind} images, streamed from {source.location}".lstrip()
             return ImageStream(name, description, channels, size, source)
         pixels, refused = prepare(source, size, channels, cache)
@@ -222,6 +234,7 @@ def find_source(
     data: str, size: Size | None, root: Path | None, grey: bool | None, stream: bool
 ) -> tuple[str, Source | Stream, Size, int]:
     """Name, source, size and number of channels of images not read yet; arguments and errors as for :func:`open_dataset`."""
+    source: Source | Stream
     name, path = data, Path(data).expanduser()
     if data.startswith("hf:"):
         name, source = open_hub(data.removeprefix("hf:"), stream)
@@ -261,9 +274,9 @@ def evenly_spaced(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
-def families_of(source: Source | Stream, names: Sequence[str]) -> np.ndarray | None:
+def families_of(source: Source, names: Sequence[str]) -> np.ndarray | None:
     """Numbers of the families of images, from 0 in the order in which they come, int64; None where the source knows none."""
-    if not getattr(source, "family", None):
+    if source.family is None:
         return None
     keys = [source.family(name) for name in names]
     number = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -288,10 +301,10 @@ def name_of_half(name: str, split: Split) -> str:
 def whole_and_half(name: str) -> tuple[str, Split]:
     """The name of the whole data set, and the half that ``name`` stands for: ``("digits", "even")`` for ``digits[even]``."""
     found = re.fullmatch(r"(.+)\[(even|odd)\]", name, re.DOTALL)
-    return (found[1], found[2]) if found else (name, "all")
+    return (found[1], cast(Split, found[2])) if found else (name, "all")
 
 
-def _digits(size: Size, channels: int) -> tuple[str, str, np.ndarray, np.ndarray]:
+def _digits(size: Size, channels: int) -> tuple[str, str, np.ndarray, np.ndarray | None]:
     with (files("assets") / "digits.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as table:
         rows = np.loadtxt(table, delimiter=",", dtype=np.int64)
     images = rows[:, :64].reshape(-1, 1, 8, 8).astype(np.float32) / 16

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, Literal
 
@@ -52,10 +52,13 @@ def read_image(
         DataError: if there is no such file, it is not an image, damaged, larger than Pillow's pixel limit or smaller than 2 x 2, or
             its values are not finite or lie outside the ranges above.
     """
-    is_path = isinstance(path, (str, os.PathLike))
-    name = name or (os.fspath(path) if is_path else "image")
-    with data_errors(name), open(path, "rb") if is_path else nullcontext(path) as file:
-        pixels = _pixels(open_image(file, name), name)
+    if isinstance(path, (str, os.PathLike)):
+        name = name or os.fspath(path)
+        with data_errors(name), open(path, "rb") as file:
+            return read_image(file, mode, name)
+    name = name or "image"
+    with data_errors(name):
+        pixels = decoded(open_image(path, name), name)
     return pixels if mode is None else with_channels(pixels, len(mode))
 
 
@@ -122,6 +125,24 @@ def is_grey(image: Image.Image) -> bool:
     return Image.getmodebase(image.mode) == "L"
 
 
+def decoded(image: Image.Image, name: str) -> np.ndarray:
+    """An open image as float32 [C, H, W] in [0, 1]; it is turned upright in place."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        return _scaled(np.asarray(image), (1, 255, 65535), name)[None]
+    if image.mode.startswith("I"):
+        return _scaled(np.asarray(image), (65535,), name)[None]
+
+    colours = "L" if is_grey(image) else "RGB"
+    transparent = image.has_transparency_data
+    values = np.asarray(image.convert(colours + "A" if transparent else colours), dtype=np.float32) / 255
+    pixels = np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1))
+    if transparent:
+        opacity = pixels[-1:]
+        pixels = pixels[:-1] * opacity + (1 - opacity)
+    return pixels
+
+
 @contextmanager
 def data_errors(name: str) -> Iterator[None]:
     """Turn whatever opening and decoding the file ``name`` raises into a DataError."""
@@ -146,24 +167,6 @@ def data_errors(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read ({reason}); it may be damaged or cut short: get a new copy") from error
 
 
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    """Decode an image to float32 [C, H, W] in [0, 1]."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":
-        return _scaled(np.asarray(image), (1, 255, 65535), name)[None]
-    if image.mode.startswith("I"):
-        return _scaled(np.asarray(image), (65535,), name)[None]
-
-    colours = "L" if is_grey(image) else "RGB"
-    transparent = image.has_transparency_data
-    values = np.asarray(image.convert(colours + "A" if transparent else colours), dtype=np.float32) / 255
-    pixels = np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1))
-    if transparent:
-        opacity = pixels[-1:]
-        pixels = pixels[:-1] * opacity + (1 - opacity)
-    return pixels
-
-
 def _scaled(values: np.ndarray, maxima: tuple[int, ...], name: str) -> np.ndarray:
     """Divide values by the least of ``maxima`` that brings them into [0, 1]."""
     if not np.isfinite(values).all():
@@ -178,6 +181,6 @@ def _scaled(values: np.ndarray, maxima: tuple[int, ...], name: str) -> np.ndarra
 def _resample(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an image [C, H, W]: Lanczos over the area each new pixel covers when it shrinks, bicubic when it grows."""
     method = Image.Resampling.LANCZOS if height < image.shape[1] else Image.Resampling.BICUBIC
-    resized = [Image.fromarray(channel).resize((width, height), method) for channel in image]
+    resized = [np.asarray(Image.fromarray(channel).resize((width, height), method)) for channel in image]
     # Both kernels have negative lobes, which overshoot at edges.
     return np.stack(resized).clip(0, 1)

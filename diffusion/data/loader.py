@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from diffusion.data.dataset import ImageDataset, ImageStream, as_floats
+from diffusion.data.dataset import ImageDataset, ImageStream, Pictures, as_floats
 from diffusion.data.images import DataError
 from diffusion.data.prepare import THREADS
 from diffusion.rng import below
@@ -41,7 +41,7 @@ def batches(
     the ranks and the workers, and a run that resumes at image i goes on with it.
 
     Args:
-        dataset: an :class:`ImageDataset`, an :class:`ImageStream`, or any sequence of images, float32 [C, H, W].
+        dataset: pictures (see :func:`diffusion.data.as_dataset`), or any sequence of images, float32 [C, H, W].
         seed: the run's seed.
         first, last: from which image of the run to which (exclusive).
         size: images a batch, over all ranks; the last batch may be smaller.
@@ -54,17 +54,16 @@ def batches(
         An iterator over float32 [n, C, H, W] on the CPU, n the rank's share.
 
     Raises:
-        DataError: if a worker process dies; from the iterator, if a stream breaks off or has too many damaged images.
+        DataError: if a worker process dies; from the iterator, if a picture cannot be used, a stream breaks off or has too many
+            damaged images.
     """
     order = Order(seed, first, last, size, part, flip)
-    if isinstance(dataset, ImageStream):
-        reader, sampler, workers = _StreamReader(dataset, order), None, min(workers, 1)
-    else:
-        reader, sampler = _Reader(dataset, order), order
-    loader = DataLoader(
-        reader,
+    stream = isinstance(dataset, ImageStream)
+    workers = min(workers, 1) if stream else workers
+    loader: DataLoader = DataLoader(
+        _StreamReader(dataset, order) if isinstance(dataset, ImageStream) else _Reader(dataset, order),
         batch_size=None,  # the readers give whole batches
-        sampler=sampler,
+        sampler=None if stream else order,
         num_workers=workers,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # they share the data set
         worker_init_fn=partial(_prepare_worker, os.getpid()),
@@ -84,8 +83,9 @@ def batches(
         images.close()  # ends the workers
 
 
-def labels_of(dataset: Sequence[np.ndarray], seed: int, numbers: np.ndarray) -> torch.Tensor:
+def labels_of(dataset: Pictures, seed: int, numbers: np.ndarray) -> torch.Tensor:
     """Classes of the images of a run by their numbers in it, int64 [n]; ``seed`` as for :func:`batches`."""
+    assert dataset.labels is not None
     length = len(dataset)
     places = [_permutation(seed, epoch, length)[place] for epoch, place in zip(*np.divmod(numbers, length), strict=True)]
     return torch.from_numpy(dataset.labels[places])
@@ -137,14 +137,17 @@ class _Reader(Dataset):
     dataset: Sequence[np.ndarray]
     order: Order
 
-    def __getitem__(self, numbers: tuple[range, range]) -> torch.Tensor:
+    def __getitem__(self, numbers: tuple[range, range]) -> torch.Tensor | DataError:
         share, length = numbers[1], len(self.dataset)
         places = [int(_permutation(self.order.seed, number // length, length)[number % length]) for number in share]
-        if isinstance(self.dataset, ImageDataset):
-            pixels = np.asarray(self.dataset.pixels[places])
-        else:
+        if not isinstance(self.dataset, Pictures):
             pixels = np.array([self.dataset[place] for place in places], dtype=np.float32).reshape(-1, *self.dataset[0].shape)
-        return self.order.mirror(pixels, share)
+            return self.order.mirror(pixels, share)
+        try:
+            return self.order.mirror(self.dataset.read(places), share)
+        except DataError as error:
+            # Given, not raised: torch changes the message of an error that is raised in a worker.
+            return error
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,11 +166,10 @@ class _StreamReader(IterableDataset):
                     pixels = np.array(list(pool.map(self.stream.decode, mine)), dtype=np.uint8)
                     yield self.order.mirror(pixels.reshape(-1, self.stream.channels, *self.stream.size), share)
         except DataError as error:
-            # Given, not raised: torch changes the message of an error that is raised in a worker.
-            yield error
+            yield error  # as _Reader gives it
 
 
-def _floats(loader: DataLoader) -> Iterator[torch.Tensor]:
+def _floats(loader: DataLoader) -> Generator[torch.Tensor, None, None]:
     for pixels in loader:
         if isinstance(pixels, DataError):
             raise pixels

@@ -17,8 +17,10 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -36,6 +38,17 @@ ANNOUNCED = 2**24  # bytes that are announced first
 PATIENCE = 10  # seconds to wait for another process before saying so
 # Decoding lets other threads work. Many large images at once would fill the memory.
 THREADS = min(8, os.cpu_count() or 1)
+
+
+class Readable(Protocol):
+    """A source or a stream, of encoded images."""
+
+    @property
+    def location(self) -> str: ...
+    @property
+    def names(self) -> Sequence[Any]: ...
+    @property
+    def read(self) -> Callable[[Any], tuple[str, bytes]]: ...
 
 
 def default_cache() -> Path:
@@ -77,9 +90,10 @@ def prepare(source: Source, size: Size, channels: int, cache: Path | None = None
         raise DataError(f"{cache}: {problem}; choose another folder with --data-cache") from error
 
 
-def count_channels(source: Source) -> int:
+def count_channels(source: Readable) -> int:
     """1 if those of the first 32 images that can be read are all grey, else 3; DataError if none can be read."""
-    grey, problem = [], None
+    grey: list[bool] = []
+    problem: DataError | None = None
     for name in (probes := source.names[:PROBES]):
         try:
             label, content = source.read(name)
@@ -92,7 +106,7 @@ def count_channels(source: Source) -> int:
     return 1 if all(grey) else 3
 
 
-def decode(source: Source, name: str, size: Size, channels: int) -> np.ndarray:
+def decode(source: Readable, name: Any, size: Size, channels: int) -> np.ndarray:
     """One image as training takes it, rounded to 8 bits: uint8 [channels, height, width]; DataError if it cannot be read."""
     label, content = source.read(name)
     image = read_image(io.BytesIO(content), "L" if channels == 1 else "RGB", label)

@@ -1,5 +1,4 @@
-"""Where images lie: folders and ZIP archives of image files, tables of pixels (MNIST's IDX, CIFAR-10's binary version) and emoji
-fonts.
+"""Where images lie: folders and ZIP archives of image files, tables of pixels (MNIST's IDX, CIFAR-10's binary version).
 
 Everything is read in place. No archive is ever unpacked to the disk, so a member called ../../x or /etc/x is a name like any other.
 """
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data import emoji
 from diffusion.data.images import DataError, check_file_bytes, data_errors, is_image_name
 
 _LABELS = "dataset.json"
@@ -63,16 +61,13 @@ class Source:
 
 
 def open_path(path: Path) -> Source:
-    """The source at a path: a .zip archive, a folder, a folder with the files of MNIST or CIFAR-10 (or one of these files), or an
-    emoji font.
+    """The source at a path: a .zip archive, a folder, or a folder with the files of MNIST or CIFAR-10 (or one of these files).
 
     Raises:
         DataError: if it is another file, a damaged one, or a folder in a form we do not read (pickles, LMDB).
     """
     folder = path.parent if path.name in _IDX + _CIFAR else path
     if not folder.is_dir():
-        if path.suffix.lower() == ".ttf":
-            return _font(path)
         if path.suffix.lower() != ".zip":
             raise DataError(f"{path}: a single file; expected a folder or a .zip archive; put the images into a folder")
         return _archive(str(path))
@@ -146,12 +141,13 @@ def _archive(location: str) -> Source:
 
 
 def _image_files(location: str, files: Collection[str], read: Callable[[str], tuple[str, bytes]]) -> Source:
-    """Those of the files that are images, with classes from a dataset.json, as data sets for StyleGAN and EDM have it; else of the
-    names of their folders, where all of them are in folders."""
+    """Those of the files that are images, with classes from a dataset.json, as data sets for StyleGAN and EDM have it, which may
+    name families too; else of the names of their folders, where all of them are in folders."""
     names = sorted(filter(is_image_name, files))
     version = _status([location] if os.path.isfile(location) else (os.path.join(location, name) for name in names))
     if _LABELS in files:
-        return Source(location, version, names, read, _classes(*read(_LABELS)))
+        classes, families = _classes_and_families(*read(_LABELS))
+        return Source(location, version, names, read, classes, family=(lambda name: families.get(name, name)) if families else None)
     folders = [name.partition("/") for name in names]
     if not all(rest for _, _, rest in folders):
         return Source(location, version, names, read, {})
@@ -160,13 +156,14 @@ def _image_files(location: str, files: Collection[str], read: Callable[[str], tu
     return Source(location, version, names, read, {"/".join((a, b)): number[a] for a, _, b in folders}, kinds)
 
 
-def _classes(label: str, text: bytes) -> dict[str, int]:
-    """The pairs of a name and a class in a dataset.json."""
+def _classes_and_families(label: str, text: bytes) -> tuple[dict[str, int], dict[str, str]]:
+    """The pairs of a name and a class in a dataset.json, and those of a name and a family."""
     check_file_bytes(len(text), label, _LABELS_BYTES)
     with data_errors(label):
         content = json.loads(text)
-        pairs = content.get("labels") if isinstance(content, dict) else None
-        return {name: value for name, value in pairs or [] if type(value) is int and value.bit_length() < 64}
+        labels, families = (content.get(key) or [] if isinstance(content, dict) else [] for key in ("labels", "families"))
+        classes = {name: value for name, value in labels if type(value) is int and value.bit_length() < 64}
+        return classes, {name: value for name, value in families if isinstance(value, str)}
 
 
 def _pixels(folder: Path) -> Source:
@@ -187,17 +184,6 @@ def _pixels(folder: Path) -> Source:
         return f"{folder}, image {number}", header + pixels[number].tobytes()
 
     return numbered(str(folder), _status(_existing(folder, _IDX + _IDX_LABELS + _CIFAR)), classes, read)
-
-
-def _font(path: Path) -> Source:
-    """The emoji of a font, over white, with their groups as classes."""
-    bitmaps = emoji.read_font(path)
-    classes = {name: emoji.groups()[name] for name in bitmaps}
-
-    def read(name: str) -> tuple[str, bytes]:
-        return f"{path}, emoji {name}", bitmaps[name]
-
-    return Source(str(path), [emoji.VERSION, *_status([path])], list(bitmaps), read, classes, emoji.GROUPS, emoji.family)
 
 
 def _raise(error: OSError) -> None:

@@ -49,12 +49,12 @@ def intervals(
 
     found = []
     for _ in trange(resamples, desc="bootstrap", leave=False):
-        sets = [again(measured.features) for measured in (samples, reference)]
+        first, second = (again(measured.features) for measured in (samples, reference))
         drawn = again(balls)
         found.append(
             {
-                "frechet_distance": frechet_distance(*(fit_gaussian(features.split(FIT_BATCH)) for features in sets)),
-                "sliced_wasserstein": sliced_wasserstein(*sets, directions=DIRECTIONS),
+                "frechet_distance": frechet_distance(*(fit_gaussian(features.split(FIT_BATCH)) for features in (first, second))),
+                "sliced_wasserstein": sliced_wasserstein(first, second, DIRECTIONS),
                 "precision": (drawn > 0).double().mean().item(),
                 "recall": again(recalled).double().mean().item(),
                 "density": drawn.double().mean().item() / k,

@@ -58,7 +58,7 @@ def calibration(
     extractor: FeatureExtractor | None = None,
     restorations: int = RESTORATIONS,
     seed: int = 0,
-    levels: int | None = None,
+    steps: int | None = None,
 ) -> Calibration:
     """Ranks of held-out pictures among their restorations.
 
@@ -70,20 +70,20 @@ def calibration(
         extractor: features to rank as well: their first eight principal components over the pictures and restorations.
         restorations: M, at least 1.
         seed: of flows, noise, and the order of equal numbers.
-        levels: number of steps from this level.
+        steps: number of steps from this level.
 
     Raises:
         InputError: if a value is out of its range.
     """
     check_integer("restorations", restorations, 1)
-    check_integer("level", level, 1, pipeline.corruption.levels)
+    check_integer("level", level, 1, pipeline.forward.levels)
     rows = []
     for first in tqdm(range(0, len(index), BATCH), desc=f"level {level}", unit="batch", leave=False):
         numbers = index[first : first + BATCH]
         x, own = read(numbers), seeds(seed, "calibration", numbers)
         repeated, of_each = (tensor.repeat_interleave(restorations, dim=0) for tensor in (x, own))
         draws = seeds(own[:, None], "restoration", np.arange(restorations)).flatten()
-        restored = pipeline.posterior(repeated, level, of_each, draws, levels)
+        restored = pipeline.posterior(repeated, level, of_each, draws, steps)
         rows.append(torch.cat([x[:, None], restored.unflatten(0, (len(x), restorations))], dim=1))
     pictures = torch.cat(rows)
     values, names = measure(pictures, extractor, pipeline.device)

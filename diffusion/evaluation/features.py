@@ -7,10 +7,13 @@ digits, fashion-mnist, emoji   64 features of a small classifier of each, bundle
 pixels                         the image itself
 FILE.safetensors               64 features of a classifier that cli.features trained
 FILE.pt                        any TorchScript module of one's own
+
+From Python, a module or a function of one's own too.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import math
@@ -30,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from diffusion.data.dataset import ImageDataset, as_floats
+from diffusion.data.dataset import Pictures, as_floats
 from diffusion.rng import seeds
 from lbm_warp.checks import InputError, check_integer
 
@@ -51,9 +54,9 @@ class FeatureExtractor:
     """Turns images into features: ``extractor(images)``."""
 
     name: str
-    """inception, inception-clean, the name of a data set, pixels, or the name of a file."""
+    """inception, inception-clean, the name of a data set, pixels, or the name of a file, class or function."""
     sha256: str | None
-    """Hash of the file the weights came from; None where there are none."""
+    """Hash of the file that the weights came from, or of the weights; None where there are none."""
     function: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.no_grad()
@@ -67,7 +70,7 @@ class FeatureExtractor:
             float32 [N, D] on the same device.
 
         Raises:
-            InputError: if the module in a file fails on the images or returns another shape.
+            InputError: if the module or function fails on the images or returns another shape.
         """
         try:
             # TensorFloat-32 keeps ten bits, and cuDNN would take the algorithm that is fastest today.
@@ -82,19 +85,32 @@ class FeatureExtractor:
         return features.float()
 
 
-def open_features(name: str, device: torch.device, inception: Path | None = None) -> FeatureExtractor:
-    """The feature extractor called ``name``.
+# Features of one's own: called with uint8 [N, C, H, W], gives [N, D].
+Features = FeatureExtractor | Callable[[torch.Tensor], torch.Tensor]
+
+
+def open_features(name: str | Features, device: torch.device, inception: Path | None = None) -> FeatureExtractor:
+    """The feature extractor called ``name``, or the one that is given.
 
     Args:
         name: one of the names above, or the path of a file. A TorchScript archive (*.pt) is a program: one is only ever run because
             its user names it (or, for Inception, because its hash is the known one). It is called with uint8 [N, 3, H, W], values
-            0 to 255, and returns floating-point [N, D]; resizing is its own business.
+            0 to 255, and returns floating-point [N, D]; resizing is its own business. Or an extractor; or a module (of which a copy
+            is used, in evaluation mode) or a function, called with uint8 [N, C, H, W], C 1 (grey) or 3 (RGB), on ``device``.
         device: where to compute.
         inception: Inception's file, where it is not in one of the usual places.
 
     Raises:
         InputError: if there is no such extractor, or its file is missing, damaged, or not the one expected.
     """
+    if isinstance(name, FeatureExtractor):
+        return name
+    if isinstance(name, nn.Module):
+        module = copy.deepcopy(name).to(device).eval()
+        weights = [value.cpu().flatten().view(torch.uint8).numpy() for value in module.state_dict().values()]
+        return FeatureExtractor(type(name).__name__, _sha256(b"".join(weights)), module)
+    if callable(name):
+        return FeatureExtractor(getattr(name, "__name__", type(name).__name__), None, name)
     if name == "pixels":
         return FeatureExtractor(name, None, lambda images: images.flatten(1) / 255.0)
     if name in BUNDLED:
@@ -164,7 +180,7 @@ class Classifier(nn.Module):
         raise InputError("not the weights of a classifier that cli.features trained")
 
 
-def train_classifier(dataset: ImageDataset, held_out: int = 2, *, epochs: int, seed: int = 0) -> tuple[Classifier, float]:
+def train_classifier(dataset: Pictures, held_out: int = 2, *, epochs: int, seed: int = 0) -> tuple[Classifier, float]:
     """Train a classifier whose features tell the classes of a data set apart.
 
     The same seed gives the same weights on the same machine with as many threads. On a CPU of one core the digits take about five
@@ -193,7 +209,7 @@ def train_classifier(dataset: ImageDataset, held_out: int = 2, *, epochs: int, s
     check_integer("epochs", epochs, 1)
     families = np.arange(len(dataset)) if dataset.families is None else dataset.families
     held = torch.from_numpy(families % held_out == held_out - 1)
-    everything = torch.from_numpy(as_floats(dataset.pixels))
+    everything = torch.from_numpy(as_floats(dataset.read(slice(None))))
     labels = torch.from_numpy(dataset.labels)
     images, classes_of = everything[~held], labels[~held]
     shift = height // 16

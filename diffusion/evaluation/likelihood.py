@@ -5,15 +5,11 @@ x, and p that of the sampler, all given the flow's seed (Ho et al. 2020, equatio
 
     -log p(x) <= KL(q(u_K | x) | p(u_K)) + sum over t >= 2 of E KL(q(u_j | u_k, x) | p(u_j | u_k)) - E log p(x | u_{k_1}).
 
-p(u_K) is a mixture of Gaussians, p(x | u) a Gaussian rounded to 8 bits; all others are Gaussian. The steps are the samplers':
+p(u_K) is a mixture of Gaussians, p(x | u) a Gaussian rounded to 8 bits; all others are Gaussian. The terms of the steps are those
+of the samplers (``Sampler.divergence``). Steps have first order, as only these have a density. The standard deviation of p(x | u)
+is the sampler's, or the root mean square error of the predicted picture on pictures that the run learned.
 
-- ``ancestral``: the means are M_j + r (u_k - M_k), of x and of the predicted picture, the variances those of ``noise_scales``.
-- ``posterior``: the same, mode by mode (Hoogeboom and Salimans 2023).
-- ``residual``: q(u_j | u_k, x) = q(u_j | x) = N(M_j(x), sigma^2), p = N(what the network gives, delta^2) (Rissanen et al. 2023,
-  equation 11). All K levels are visited, as it was trained.
-
-Steps have first order, as only these have a density. The standard deviation of p(x | u) is the root mean square error of the
-predicted picture on pictures that the run learned; delta for ``residual``.
+An ODE has a density too, by the change of variables (``diffusion.samplers.ode``).
 """
 
 from __future__ import annotations
@@ -29,9 +25,9 @@ import torch
 from tqdm import tqdm
 
 from diffusion.rng import seeds, uniform
-from diffusion.sampling.samplers import noise_scales, posterior_scales, seeded_noise, visited_levels
+from diffusion.samplers.base import energy
 from lbm_warp.checks import InputError
-from lbm_warp.heat import cosines
+from lbm_warp.random import normal
 
 if TYPE_CHECKING:
     from diffusion.sampling.pipeline import Pipeline
@@ -66,7 +62,7 @@ def likelihood(
     index: np.ndarray,
     learned: np.ndarray,
     seed: int = 0,
-    levels: int | None = None,
+    steps: int | None = None,
 ) -> Likelihood:
     """The bound for pictures. Of the steps between the ends each picture gets 16, spread over all by its own seed.
 
@@ -76,28 +72,29 @@ def likelihood(
         index: numbers of the pictures, int64.
         learned: numbers of some pictures that the run learned, int64.
         seed: of flows, noise, and choice of steps.
-        levels: number of steps; K by default.
+        steps: number of steps; K by default.
 
     Raises:
         InputError: if the process has no density, because its sampler has steps without fresh noise.
     """
-    corruption, process = pipeline.corruption, pipeline.corruption.process
+    forward, sampler = pipeline.forward, pipeline.method.sampler
     check_density(pipeline)
-    if process.sampler == "residual" and levels not in (None, corruption.levels):
-        raise InputError(f"the likelihood of sampler residual needs all its {corruption.levels} levels, got {levels}")
-    steps = list(pairwise(visited_levels(corruption, None, levels or corruption.levels)))
-    bound = Bound(pipeline, steps)
-    bound.deviation = bound.end_deviation(read, learned, seed)
+    if sampler.needs_step and steps not in (None, forward.levels):
+        raise InputError(f"the likelihood of sampler {type(sampler).__name__} needs all its {forward.levels} levels, got {steps}")
+    visited = sampler.visited(forward, None, steps or forward.levels)
+    measured: Flow | Bound = (
+        Flow(pipeline, visited) if sampler.integrates else Bound(pipeline, list(pairwise(visited)), read, learned, seed)
+    )
     parts = []
     for first in tqdm(range(0, len(index), BATCH), desc="likelihood", unit="batch", leave=False):
         numbers = index[first : first + BATCH]
-        parts.append(bound.terms(read(numbers).to(pipeline.device), seeds(seed, "likelihood", numbers)))
+        parts.append(measured.terms(read(numbers).to(pipeline.device), seeds(seed, "likelihood", numbers)))
     bits = math.log(2.0) * math.prod(pipeline.config.shape)
     start, between, end = (torch.cat(part).double().cpu() / bits for part in zip(*parts, strict=True))
     total = start + between.sum(dim=1) + end
     return Likelihood(
         pictures=len(total),
-        steps=len(steps),
+        steps=len(visited) - 1,
         bits_per_dimension=total.mean().item(),
         standard_error=(total.std() / len(total) ** 0.5).item(),
         start=start.mean().item(),
@@ -108,28 +105,26 @@ def likelihood(
 
 def check_density(pipeline: Pipeline) -> None:
     """Raise InputError unless the sampler of a run adds noise at the start and in every step above the last."""
-    corruption, process = pipeline.corruption, pipeline.corruption.process
-    adds = process.sampler != "resample" and process.noise * process.sampling_noise > 0.0
-    if process.sampler == "ancestral":
-        adds &= all(noise_scales(corruption, level, level - 1)[2] > 0.0 for level in range(2, corruption.levels + 1))
-    if not adds:
-        name = pipeline.config.process_name
-        raise InputError(
-            f"{name} has no likelihood with sampling noise {process.sampling_noise:g}: its sampler has steps "
-            "without fresh noise; runs of fluid, ddpm, blurring, ihd and the beyond-blur family have one, with noise above 0"
-        )
+    try:
+        pipeline.method.sampler.check_density(pipeline.forward)
+    except InputError as error:
+        raise InputError(f"{pipeline.config.process_name} has {error}") from None
 
 
 class Bound:
     """The terms of the bound for one picture and one draw of flow and noise each, in nats."""
 
-    def __init__(self, pipeline: Pipeline, steps: list[tuple[int, int]]) -> None:
-        self.pipeline, self.corruption = pipeline, pipeline.corruption
-        self.process = pipeline.corruption.process
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        steps: list[tuple[int, int]],
+        read: Callable[[np.ndarray], torch.Tensor],
+        learned: np.ndarray,
+        seed: int,
+    ) -> None:
+        self.pipeline, self.forward, self.sampler = pipeline, pipeline.forward, pipeline.method.sampler
         self.steps = steps
-        self.predict = pipeline.predictor(None, 1.0)
-        self.delta = self.process.noise * self.process.sampling_noise
-        self.deviation = self.delta
+        self.deviation = self.end_deviation(read, learned, seed)
 
     def terms(self, x: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Start [N], steps between by tenth [N, 10], and end [N] of pictures float32 [N, C, H, W], with seeds int64 [N]."""
@@ -148,35 +143,17 @@ class Bound:
 
     def step(self, x: torch.Tensor, level: torch.Tensor, below: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """KL(q(u_j | u_k, x) | p(u_j | u_k)) at one draw of u_k, float64 [N]."""
-        u, flow = self.corrupted(x, level, seed), seed
-        if self.process.sampler == "residual":
-            error = self.corruption.mean(x, below, flow) - self.below(u, level)
-            scale, own = self.delta, float(self.process.noise)
-            return self._gaussian(error, torch.full((len(x),), own), torch.full((len(x),), scale))
-        clean = self.pipeline.denoise(u, level, flow, self.predict)
-        if self.process.sampler == "posterior":
-            _, factor, variance = posterior_scales(self.corruption, level, below, u)
-            rows, columns = (cosines(side)[1].to(x) for side in x.shape[2:])
-            modes = (rows @ (x - clean) @ columns.T).double()
-            return 0.5 * (factor.square() / variance * modes.square()).flatten(1).sum(dim=1)
-        pairs = zip(level.tolist(), below.tolist(), strict=True)
-        kept, fresh, added = torch.tensor([noise_scales(self.corruption, *pair) for pair in pairs]).T
-        error = self.corruption.mean(x, below, flow) - self.corruption.mean(clean, below, flow)
-        still = self.corruption.mean(x, level, flow) - self.corruption.mean(clean, level, flow)
-        return self._gaussian(error - kept.to(x)[:, None, None, None] * still, fresh, added)
+        return self.sampler.divergence(self.pipeline.reverse(seed), x, self.corrupted(x, level, seed), level, below)
 
     def start(self, x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """log q(u_K | x) - log p(u_K) at one draw of u_K, float64 [N]; p is a mixture over the pictures of the prior."""
-        last = self.corruption.levels
-        own, scale = self._start_scales()
-        noise = seeded_noise(seed, self.corruption, x)(last)
-        u = self.corruption.mean(x, last, seed) + own * noise
-        logs = [
-            -self._energy(u - self.corruption.mean(picture.expand_as(u), last, seed)) / (2.0 * scale**2)
-            for picture in self.pipeline.prior.pictures(self.corruption.size).to(x).split(1)
-        ]
-        mixture = torch.logsumexp(torch.stack(logs), dim=0) - math.log(len(logs))
-        return -0.5 * self._energy(noise) - mixture + x[0].numel() * math.log(scale / own)
+        forward, last = self.forward, self.forward.levels
+        own, scale = float(forward.noise[-1]), self.sampler.start_scale(forward)
+        noise = forward.seeded_noise(seed, x)(last)
+        u = forward.mean(x, last, seed) + own * noise
+        log_start = log_density_of_start(self.pipeline, u, seed, scale)
+        # Both without the constant of a Gaussian of unit variance.
+        return -0.5 * energy(forward, noise) - log_start - x[0].numel() * math.log(own)
 
     def end(self, x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """-log p(x | u) at one draw of u, float64 [N]."""
@@ -186,8 +163,8 @@ class Bound:
 
     def end_deviation(self, read: Callable[[np.ndarray], torch.Tensor], learned: np.ndarray, seed: int) -> float:
         """Standard deviation of p(x | u): the rms error of the last step on these pictures, at least that of rounding to 8 bits."""
-        if self.process.sampler == "residual":
-            return self.delta
+        if (known := self.sampler.end_deviation(self.forward)) is not None:
+            return known
         squares = []
         for first in range(0, len(learned), BATCH):
             numbers = learned[first : first + BATCH]
@@ -198,34 +175,43 @@ class Bound:
 
     def corrupted(self, x: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """A draw of q(u_k | x)."""
-        return self.corruption.corrupt(x, level, seed)
-
-    def below(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """What the network of the residual sampler gives for the level below."""
-        return u + self.predict(u, level.to(u.device))
+        return self.forward.corrupt(x, level, seed)
 
     def _last(self, x: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """The picture that the last step gives, from a draw of its level."""
-        u = self.corrupted(x, level, seed)
-        return self.below(u, level) if self.process.sampler == "residual" else self.pipeline.denoise(u, level, seed, self.predict)
+        return self.sampler.last_image(self.pipeline.reverse(seed), self.corrupted(x, level, seed), level)
 
-    def _start_scales(self) -> tuple[float, float]:
-        """Standard deviation of u_K in q, and in p."""
-        own = float(self.corruption.noise[-1])
-        return own, self.delta if self.process.sampler == "residual" else self.process.sampling_noise * own
 
-    def _gaussian(self, difference: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """KL of Gaussians whose means have a difference [N, C, H, W], with standard deviations [N] of the first and the second."""
-        ratio = (own / other).double().to(difference.device).square()
-        spread = 0.5 * difference[0].numel() * (ratio - 1.0 - ratio.log())
-        return spread + self._energy(difference) / (2.0 * other.double().to(difference.device).square())
+class Flow:
+    """The terms of the exact density of an ODE (``ODE.log_density``), in nats: pictures are taken for level 1.
 
-    def _energy(self, field: torch.Tensor) -> torch.Tensor:
-        """Sum of squares, every mode in units of the noise's variance there, float64 [N]."""
-        if self.corruption.noise_power is not None:
-            rows, columns = (cosines(side)[1].to(field) for side in field.shape[2:])
-            field = rows @ field @ columns.T / self.corruption.noise_power.sqrt().to(field)
-        return field.double().square().flatten(1).sum(dim=1)
+    Eight-bit values are points in bins; a picture is drawn evenly from its bins, and the density there bounds the probability of
+    the bin (uniform dequantization, Theis et al. 2016).
+    """
+
+    def __init__(self, pipeline: Pipeline, visited: list[int]) -> None:
+        self.pipeline, self.sampler, self.visited = pipeline, pipeline.method.sampler, visited[:-1]
+
+    def terms(self, x: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Start [N], the change of variables [N, 1], and the volume of the bins [N] of pictures float32 [N, C, H, W]."""
+        spread = torch.special.ndtr(normal(seeds(seed, "dequantization"), x.shape, x.device)) - 0.5
+        u, change = self.sampler.log_density(self.pipeline.reverse(seed), x + spread / 255.0, self.visited, seed)
+        scale = self.sampler.start_scale(self.pipeline.forward)
+        start = log_density_of_start(self.pipeline, u, seed, scale) - 0.5 * math.log(2.0 * math.pi) * x[0].numel()
+        return -start, -change[:, None], torch.full_like(change, math.log(255.0) * x[0].numel())
+
+
+def log_density_of_start(pipeline: Pipeline, u: torch.Tensor, seed: torch.Tensor, scale: float) -> torch.Tensor:
+    """Logarithm of the density of images [N, C, H, W] among the starts of sampling, but for (2 pi)^(-D/2), float64 [N].
+
+    It is a mixture of Gaussians of standard deviation ``scale`` about level K of the pictures of the prior.
+    """
+    forward, last = pipeline.forward, pipeline.forward.levels
+    logs = [
+        -energy(forward, u - forward.mean(picture.expand_as(u), last, seed)) / (2.0 * scale**2)
+        for picture in pipeline.prior.pictures(pipeline.config.size).to(u).split(1)
+    ]
+    return torch.logsumexp(torch.stack(logs), dim=0) - math.log(len(logs)) - u[0].numel() * math.log(scale)
 
 
 def rounded_gaussian(x: torch.Tensor, mean: torch.Tensor, deviation: float) -> torch.Tensor:

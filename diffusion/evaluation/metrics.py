@@ -103,8 +103,8 @@ def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
     """
     fitted = [fit_gaussian(measured.features.split(FIT_BATCH)) for measured in (samples, reference)]
     equal = min(len(samples), len(reference))
-    thinned = (measured[evenly_spaced(len(measured), equal)].features for measured in (reference, samples))
-    precision, recall, density, coverage = precision_recall_density_coverage(*thinned, k)
+    pictures, made = (measured[evenly_spaced(len(measured), equal)].features for measured in (reference, samples))
+    precision, recall, density, coverage = precision_recall_density_coverage(pictures, made, k)
     drift = samples.colours.double().mean(dim=0) - reference.colours.double().mean(dim=0)
     deviation, reference_deviation = (m.colours.double().var(dim=0).sum().sqrt().item() for m in (samples, reference))
     return Scores(
@@ -131,11 +131,11 @@ def fit_gaussian(batches: Iterable[torch.Tensor]) -> Gaussian:
     Raises:
         InputError: if there are fewer than two features in all, or a batch has the wrong shape or values that are not finite.
     """
-    count, mean, scatter = 0, None, None
+    count, mean, scatter = 0, torch.empty(0), torch.empty(0)
     for batch in batches:
         check_features(batch, 0)
         batch = batch.double()
-        if mean is None:
+        if not count:
             mean, scatter = batch.new_zeros(batch.shape[1]), batch.new_zeros(batch.shape[1], batch.shape[1])
         _check_same_dimension(batch.shape[1], len(mean))
         shift = batch.mean(dim=0) - mean
@@ -231,33 +231,28 @@ def memorisation(samples: torch.Tensor, learned: torch.Tensor, held_out: torch.T
 def precision_recall_density_coverage(
     reference: torch.Tensor, samples: torch.Tensor, k: int = 5
 ) -> tuple[float, float, float, float]:
-    """Precision, recall, density and coverage of samples.
-
-    An image's neighbourhood is the closed ball that reaches to its k-th nearest other image of the same set. Distances that differ
-    by rounding alone count as equal, so an image lies in every ball around a copy of itself, even one of radius zero.
-
-    Args:
-        reference: features of the reference images, floating-point [N, D].
-        samples: features of the samples, floating-point [M, D].
-        k: neighbours that set the size of a neighbourhood, >= 1.
-
-    Returns:
-        Shares of 0 to 1, but for density, which is at least 0 and may exceed 1.
-
-    Raises:
-        InputError: if a set has k images or fewer, features that are not finite, or features of another dimension.
-    """
+    """Precision, recall and coverage, shares of 0 to 1, and density, at least 0: arguments as for :func:`neighbourhoods`."""
     balls, recalled, covered = neighbourhoods(reference, samples, k)
     precision, recall, coverage = (inside.double().mean().item() for inside in (balls > 0, recalled, covered))
     return precision, recall, balls.double().mean().item() / k, coverage
 
 
 def neighbourhoods(reference: torch.Tensor, samples: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What precision, recall, density and coverage are means of; arguments and errors as for those.
+    """What precision, recall, density and coverage are means of.
+
+    An image's neighbourhood is the closed ball that reaches to its k-th nearest other image of the same set. Distances that differ
+    by rounding alone count as equal, so an image lies in every ball around a copy of itself, even one of radius zero.
+
+    Args:
+        reference, samples: features, floating-point [N, D] and [M, D].
+        k: neighbours that set the size of a neighbourhood, >= 1.
 
     Returns:
         The number of neighbourhoods of the reference around each sample, int64 [M]. Whether each reference image is in a
         neighbourhood of a sample, and whether a sample is in its own, both bool [N].
+
+    Raises:
+        InputError: if a set has k images or fewer, features that are not finite, or features of another dimension.
     """
     check_integer("k", k, 1)
     for features in (reference, samples):

@@ -45,11 +45,14 @@ def score_restoration(
         from skimage.metrics import peak_signal_noise_ratio, structural_similarity
     except ImportError as error:
         raise InputError("scores of restoration need scikit-image: pip install 'beyond-blur[restoration]'") from error
-    corruption, x = pipeline.corruption, read(index)
-    signal, own = float(corruption.signal[level]), seeds(seed, "degraded", index)
-    u = corruption.corrupt(x.to(pipeline.device), level, own).cpu()
+    forward, x = pipeline.forward, read(index)
+    signal, own = float(forward.signal[level]), seeds(seed, "degraded", index)
+    u = forward.corrupt(x.to(pipeline.device), level, own).cpu()
     z = as_stored(0.5 + (u - 0.5) / signal)
-    sigma, noise = float(corruption.sigma[level]), float(corruption.noise[level]) / signal
+    widths = forward.operator.widths(pipeline.config.size)
+    sigma, noise = float(widths[level]), float(forward.noise[level]) / signal
+    if sigma == 0.0:
+        raise InputError(f"{pipeline.config.process_name} does not blur: scores of restoration need a run whose process blurs")
     estimator, errors = LevelEstimator(pipeline, seed=seed), []
     clean, degraded = (list(pictures.double().permute(0, 2, 3, 1).numpy()) for pictures in (x, z))
 
@@ -71,7 +74,7 @@ def score_restoration(
     means, singles = [], []
     for number in tqdm(range(len(x))[test], desc=f"level {level}", unit="picture", leave=False):
         found = estimator(z[number]).quantile(0.5)
-        errors.append(abs(float(corruption.sigma[found]) / sigma - 1.0))
+        errors.append(abs(float(widths[found]) / sigma - 1.0))
         restored = restore(pipeline, z[number], found, SAMPLES, int(own[number]))
         means.append(restored.mean(dim=0).permute(1, 2, 0).double().numpy())
         singles.append(restored[0].permute(1, 2, 0).double().numpy())

@@ -29,7 +29,7 @@ VALUES = 6
 
 
 def analysis_of_variance(
-    pipeline: Pipeline, extractor: FeatureExtractor | None = None, *, values: int = VALUES, seed: int = 0, levels: int | None = None
+    pipeline: Pipeline, extractor: FeatureExtractor | None = None, *, values: int = VALUES, seed: int = 0, steps: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Components of the variance of a run's samples, as shares of their sum.
 
@@ -41,7 +41,7 @@ def analysis_of_variance(
         extractor: features to look at beside the pixels.
         values: values of each factor, at least 2; values^3 samples are made.
         seed: of all of them.
-        levels: number of steps of the sampler.
+        steps: number of steps of the sampler.
 
     Returns:
         For ``pixels``, and the features by their name: share by factor (``start``, ``start x flow``, ...). An estimate of a small
@@ -50,8 +50,8 @@ def analysis_of_variance(
     check_integer("values", values, 2)
     number = torch.arange(values)
     columns = torch.cartesian_prod(number, number, number).T
-    chosen = (seeds(seed, f"variance {name}", column.numpy()) for name, column in zip(FACTORS, columns, strict=True))
-    pictures = pipeline.from_seeds(*chosen, levels=levels)
+    start, flow, noise = (seeds(seed, f"variance {name}", column.numpy()) for name, column in zip(FACTORS, columns, strict=True))
+    pictures = pipeline.from_seeds(start, flow, noise, steps=steps)
     measured = {"pixels": pictures.flatten(1)}
     if extractor is not None and extractor.name != "pixels":
         measured[extractor.name] = extractor(to_uint8(pictures).to(pipeline.device)).cpu()
@@ -66,7 +66,8 @@ def components(measured: torch.Tensor) -> dict[str, float]:
     """
     values, axes = len(measured), range(len(FACTORS))
     subsets = [subset for size in (1, 2, 3) for subset in combinations(axes, size)]
-    effects, squares = {(): measured.mean(dim=(0, 1, 2), keepdim=True)}, {}
+    effects: dict[tuple[int, ...], torch.Tensor] = {(): measured.mean(dim=(0, 1, 2), keepdim=True)}
+    squares = {}
     for subset in subsets:
         others = [axis for axis in axes if axis not in subset]
         mean = measured.mean(dim=others, keepdim=True) if others else measured

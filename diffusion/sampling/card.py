@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
-from diffusion.config import RunConfig
+from diffusion import specs
+from diffusion.run import RunConfig
 from diffusion.sampling.prior import Prior
 
 PAPER = "https://arxiv.org/abs/2506.16827"
@@ -22,24 +22,22 @@ def card_text(config: RunConfig, prior: Prior, parameters: int, metrics: dict[st
         metrics: numbers of an evaluation, nested or not; entries that are not numbers are left out.
         repo_id: the model that the example in the card loads.
     """
-    process, corruption = config.process, config.corruption()
-    sigma, signal, noise = corruption.sigma, corruption.signal, corruption.noise
+    operator, signal, noise = config.method.operator, config.forward.signal, config.forward.noise
+    sigma = operator.widths(config.size)
     height, width = config.size
     colours = {1: "grey", 3: "colour"}.get(config.channels, f"{config.channels}-channel")
     levels = {
-        "levels K": process.levels,
+        "levels K": operator.levels,
         "blur, levels 1 to K": f"{sigma[1]:.3g} to {sigma[-1]:.4g} px",
         "Fourier number, level K": f"{(sigma[-1] / config.size.shorter) ** 2 / 2:.3g}",
         "signal, levels 1 to K": f"{signal[1]:.4g} to {signal[-1]:.4g}",
         "noise, levels 1 to K": f"{noise[1]:.4g} to {noise[-1]:.4g}",
     }
-    sections = {
-        f"Process: {config.process_name}": {
-            name: value for name, value in asdict(process).items() if name not in ("sigma_min", "sigma_max", "levels")
-        },
+    sections: dict[str, dict[str, Any]] = {
+        f"Process: {config.process_name}": dict(_entries(specs.to_json(config.method))),
         "Schedule": levels,
-        "Network": {"parameters": f"{parameters:,}"} | asdict(config.network),
-        "Training": {"data": config.data} | asdict(config.training),
+        "Network": {"parameters": f"{parameters:,}"} | dict(_entries(specs.to_json(config.network))),
+        "Training": {"data": config.data} | dict(_entries(specs.to_json(config.training))),
     }
     if metrics:
         sections["Metrics"] = dict(_numbers(metrics))
@@ -66,6 +64,17 @@ Sampling starts from level K of `prior.safetensors`. {prior.describe()}
 def _table(rows: dict[str, Any]) -> str:
     lines = (f"| {_plain(name).replace('_', ' ')} | {_plain(value)} |" for name, value in rows.items())
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _entries(values: dict[str, Any], part: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers and words of nested parts by their names; a part itself is called by the name of its class."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _entries(value, name)
+        elif name != specs.CLASS:
+            yield name, tuple(value) if isinstance(value, list) else value
+        elif part:
+            yield part, value
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

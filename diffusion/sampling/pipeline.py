@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,34 +13,25 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from torch import nn
 
-from diffusion.config import RunConfig, load_config, save_config
-from diffusion.corruption import Corruption
+from diffusion.denoisers import Reverse
 from diffusion.files import load_tensors, read_json, save_tensors, write_json
-from diffusion.parametrisation import parametrisation
+from diffusion.forward.process import Noise
+from diffusion.forward.statistics import Statistics, load_statistics
+from diffusion.methods import Method
 from diffusion.rng import seeds
+from diffusion.run import RunConfig, load_config, save_config
+from diffusion.samplers.base import Callback, Sampler, circular, noise_of_parts, spherical
 from diffusion.sampling.card import PAPER, card_text
 from diffusion.sampling.prior import Prior, load_prior
-from diffusion.sampling.samplers import (
-    Callback,
-    Noise,
-    circular,
-    default_batch,
-    noise_of_parts,
-    posterior_sampler,
-    resampling_sampler,
-    residual_sampler,
-    seeded_noise,
-    spherical,
-    visited_levels,
-)
 from diffusion.size import Size
-from diffusion.statistics import Statistics, load_statistics
 from lbm_warp.checks import InputError, check_integer, check_number
 
 # Models in assets, by name.
 BUNDLED = {name: Path(str(resources.files("assets") / f"{name}-model")) for name in ("digits", "fashion", "emoji")}
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FILES = ("config.json", "ema.safetensors", "best.safetensors", "prior.safetensors", "statistics.safetensors", "metrics.json")
+# Memory for a batch: on a CPU, where larger batches are no faster, and as a share of a GPU's free memory.
+CPU_BYTES = 2**30
+CUDA_SHARE = 0.5
 
 
 class Pipeline(
@@ -65,7 +55,7 @@ class Pipeline(
         config: the run.
         network: the reverse network, called as ``network(u, level)``; put into evaluation mode.
         prior: thumbnails that sampling starts from.
-        statistics: moments of the training pictures, for a process whose target is ``remainder``.
+        statistics: moments of the training pictures, for a denoiser that needs them.
         metrics: numbers of an evaluation, by name, for the model card.
         precision: ``fp32``, or ``bf16`` to run the network, and only the network, under autocast.
         batch: images at a time; by default chosen by memory. It is halved permanently when a GPU runs out of memory.
@@ -90,17 +80,17 @@ class Pipeline(
         if batch is not None:
             check_integer("batch", batch, 1)
         self.config = config
-        self.corruption = config.corruption()
-        self.parametrisation = parametrisation(self.corruption, statistics)
+        self.method = config.method
+        self.forward = config.forward.measured(statistics)
         self.statistics = statistics
         self.network = network.eval()
         self.prior = prior
         self.metrics = metrics or {}
         self.precision = precision
-        self.batch = batch or default_batch(config.network, config.size, self.device)
+        self.batch = batch or default_batch(config, self.device)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         folder_or_id: str | Path = BUNDLED["digits"],
         *,
@@ -108,6 +98,8 @@ class Pipeline(
         precision: Literal["fp32", "bf16"] = "fp32",
         batch: int | None = None,
         best: bool = False,
+        types: Iterable[type] = (),
+        network: nn.Module | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -121,6 +113,8 @@ class Pipeline(
                 default; fashion, 28 x 28; emoji, 32 x 32), or ``owner/name`` of a model on the Hugging Face Hub.
             device: where to sample.
             precision, batch: as for the class.
+            types: classes of one's own that the run is made of (operators, networks, ...): no file makes code run.
+            network: the module of a run that was trained with a module of one's own; it gets the run's weights.
             best: take best.safetensors, the weights with the best score during training, instead of the last ones.
             revision: branch, tag or commit of the model on the Hub.
             token: access token for the Hub; True for the stored one.
@@ -151,29 +145,23 @@ class Pipeline(
             except (OSError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise InputError(f"{folder_or_id}: no such run folder, and the Hub does not provide it ({reason})") from None
-        config = load_config(folder)
-        with torch.device("meta"):
-            network = config.build_network()
+        config = load_config(folder, types, network)
+        module = config.build_network(empty=True)
         weights = folder / ("best.safetensors" if best else "ema.safetensors")
         if best and not weights.is_file():
             raise InputError(f"{folder}: it has no best.safetensors; train with --score-every, or leave out best")
-        network.load_state_dict(_fitting(load_tensors(weights), network, weights), assign=True)
-        network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        module.load_state_dict(_fitting(load_tensors(weights), module, weights), assign=True)
+        # Convolutions are faster with channels last.
+        module = module.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-        return cls(
-            config,
-            network,
-            load_prior(folder, config),
-            statistics=load_statistics(folder, config),
-            metrics=metrics,
-            precision=precision,
-            batch=batch,
-        )
+        statistics = load_statistics(folder, config.shape) if config.method.denoiser.needs_statistics else None
+        how: dict[str, Any] = {"metrics": metrics, "precision": precision, "batch": batch}
+        return cls(config, module, load_prior(folder, config.shape), statistics=statistics, **how)
 
     @property
     def device(self) -> torch.device:
         """The device of the network and of the samples while they are made."""
-        return next(self.network.parameters()).device
+        return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
 
     def at_size(self, size: Size) -> Pipeline:
         """The same run for images of another height and width: the network is convolutional, the statistics are interpolated.
@@ -184,18 +172,27 @@ class Pipeline(
         if size == self.config.size:
             return self
         statistics = self.statistics.at_size(size) if self.statistics else None
-        how: dict[str, Any] = {"statistics": statistics, "metrics": self.metrics, "precision": self.precision}
-        return Pipeline(replace(self.config, size=size), self.network, self.prior, **how)
+        return self._changed(replace(self.config, size=size), statistics=statistics, batch=None)
 
-    def with_sampling_noise(self, delta: float) -> Pipeline:
-        """The same run with another amount of noise in sampling, in units of the training noise, as ``sample(delta=...)``.
+    def with_sampler(self, sampler: Sampler) -> Pipeline:
+        """The same run with another sampler, such as ``Resample(eta=0.0, steps=20)``, which is DDIM.
+
+        Raises:
+            InputError: if it does not fit the run's forward process and denoiser.
+        """
+        return self._changed(replace(self.config, method=replace(self.method, sampler=sampler)))
+
+    def with_sampling_noise(self, sampling_noise: float) -> Pipeline:
+        """The same run with another amount of noise in sampling, in units of the training noise.
 
         Raises:
             InputError: if it is less than 0.
         """
-        process = replace(self.config.process, sampling_noise=delta)
-        how = {name: getattr(self, name) for name in ("statistics", "metrics", "precision", "batch")}
-        return Pipeline(replace(self.config, process=process), self.network, self.prior, **how)
+        return self.with_sampler(replace(self.method.sampler, sampling_noise=sampling_noise))
+
+    def _changed(self, config: RunConfig, **changes: Any) -> Pipeline:
+        kept = {name: getattr(self, name) for name in ("statistics", "metrics", "precision", "batch")}
+        return Pipeline(config, self.network, self.prior, **kept | changes)
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move the network to a device; returns the pipeline."""
@@ -207,8 +204,9 @@ class Pipeline(
         images: int | Sequence[int] | np.ndarray,
         seed: int = 0,
         *,
-        levels: int | None = None,
-        delta: float | None = None,
+        steps: int | None = None,
+        sampling_noise: float | None = None,
+        sampler: Sampler | None = None,
         label: str | int | None = None,
         guidance: float = 1.0,
         same_init: bool = False,
@@ -220,8 +218,9 @@ class Pipeline(
         Args:
             images: number of images (then they are 0 to ``images`` - 1), or a list of image numbers.
             seed: 0 to 2^63 - 1; image number i is a function of the seed and of i.
-            levels: number of steps, at most K; by default the process's ``steps``. Fewer are faster and coarser (see ``samplers``).
-            delta: sampling noise in units of the training noise; by default the process's own (1.25).
+            steps: number of steps, at most K; by default the sampler's own. Fewer are faster and coarser.
+            sampling_noise: noise of the sampler in units of the training noise; by default its own.
+            sampler: another sampler than the run's, as in :meth:`with_sampler`.
             label: class of the images, by name or number, for a run with classes; ``all`` gives image number i class i modulo the
                 number of classes; None leaves it open.
             guidance: weight g >= 0 of the label (Ho and Salimans 2022): the network predicts F_none + g (F_label - F_none).
@@ -235,14 +234,14 @@ class Pipeline(
         Raises:
             InputError: if an argument is out of its range.
         """
-        numbers = np.arange(images) if np.ndim(images) == 0 else np.asarray(images)
+        numbers = np.arange(images) if isinstance(images, (int, np.integer)) else np.asarray(images)
         own, common = _sample_seeds(numbers, seed), _sample_seeds(np.zeros_like(numbers), seed)
-        start, noise, corruption = common if same_init else own, common if share_noise else own, self._corruption(delta)
+        start, noise, method = common if same_init else own, common if share_noise else own, self._sampled(sampling_noise, sampler)
 
         def draw(rows: slice) -> torch.Tensor:
-            predict = self.predictor(label, guidance, numbers[rows])
-            u = self.prior.draw(start[rows], corruption, self.device)
-            return self.reverse(predict, u, noise[rows], start[rows], corruption, corruption.levels, levels, callback)
+            u = self._start(start[rows], method)
+            reverse = self.reverse(start[rows], label, guidance, numbers[rows])
+            return self._run(method.sampler, reverse, u, self._noise(noise[rows], u), method.levels, steps, callback)
 
         return self.batched(len(numbers), draw)
 
@@ -252,8 +251,8 @@ class Pipeline(
         points: int = 10,
         seed: int = 0,
         *,
-        levels: int | None = None,
-        delta: float | None = None,
+        steps: int | None = None,
+        sampling_noise: float | None = None,
         label: str | int | None = None,
         guidance: float = 1.0,
         callback: Callback | None = None,
@@ -265,7 +264,7 @@ class Pipeline(
         Args:
             pairs: image numbers of the two samples, as in :meth:`sample`; their images are the ends.
             points: images for each pair, with the ends, at least 2.
-            seed, levels, delta, label, guidance, callback: as for :meth:`sample`; the label is one for all.
+            seed, steps, sampling_noise, label, guidance, callback: as for :meth:`sample`; the label is one for all.
 
         Returns:
             float32 [len(pairs), points, C, H, W] on the CPU.
@@ -277,19 +276,19 @@ class Pipeline(
         numbers = np.asarray(pairs).reshape(-1, 2).repeat(points, axis=0)
         first, second = (_sample_seeds(column, seed) for column in numbers.T)
         places = torch.linspace(0.0, 1.0, points).repeat(len(numbers) // points)[:, None, None, None]
-        corruption = self._corruption(delta)
-        last = corruption.levels
-        flow, predict = torch.where(places.flatten() < 0.5, first, second), self.predictor(label, guidance)
-        still = Corruption(replace(corruption.process, peclet=0.0, start_noise=0.0), corruption.size)
+        method = self._sampled(sampling_noise)
+        flow = torch.where(places.flatten() < 0.5, first, second)
+        still = method.changed(operator=method.operator.still(), start_noise=0.0)
 
         def draw(rows: slice) -> torch.Tensor:
-            one, other = (self.prior.draw(seed[rows], corruption, self.device) for seed in (first, second))
-            blurred, other_blurred = (self.prior.draw(seed[rows], still, self.device) for seed in (first, second))
+            one, other = (self._start(of[rows], method) for of in (first, second))
+            blurred, other_blurred = (self._start(of[rows], still) for of in (first, second))
             place = places[rows].to(self.device)
             # What flow and noise add to the blurred pictures of the prior is random with mean zero.
             u = torch.lerp(blurred, other_blurred, place) + circular(one - blurred, other - other_blurred, place)
-            noise = spherical(*(seeded_noise(seed[rows], corruption, u) for seed in (first, second)), place)
-            return self.reverse(predict, u, noise, flow[rows], corruption, last, levels, callback)
+            noise = spherical(self._noise(first[rows], u), self._noise(second[rows], u), place)
+            reverse = self.reverse(flow[rows], label, guidance)
+            return self._run(method.sampler, reverse, u, noise, method.levels, steps, callback)
 
         return self.batched(len(numbers), draw).unflatten(0, (-1, points))
 
@@ -306,9 +305,9 @@ class Pipeline(
         """
         if tuple(image.shape) != self.config.shape:
             raise InputError(f"the image must have shape {list(self.config.shape)}, got {list(image.shape)}")
-        check_integer("level", level, 0, self.corruption.levels)
+        check_integer("level", level, 0, self.forward.levels)
         flow = _sample_seeds(np.zeros(1, dtype=np.int64), seed)
-        return self.corruption.mean(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
+        return self.forward.mean(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
 
     def restore(
         self,
@@ -317,8 +316,8 @@ class Pipeline(
         images: int = 1,
         seed: int = 0,
         *,
-        levels: int | None = None,
-        delta: float | None = None,
+        steps: int | None = None,
+        sampling_noise: float | None = None,
         label: str | int | None = None,
         guidance: float = 1.0,
         callback: Callback | None = None,
@@ -328,8 +327,8 @@ class Pipeline(
         Args:
             image, level: as for :meth:`corrupt`; the level is at least 1.
             images: number of restorations.
-            seed, levels, delta, label, guidance, callback: as for :meth:`sample`; ``levels`` is at most ``level``, and the label is
-                one for all.
+            seed, steps, sampling_noise, label, guidance, callback: as for :meth:`sample`; ``steps`` is at most ``level``, and the
+                label is one for all.
 
         Returns:
             float32 [images, C, H, W] on the CPU.
@@ -337,42 +336,40 @@ class Pipeline(
         Raises:
             InputError: if an argument has the wrong shape or range.
         """
-        corruption, noise_seed = self._corruption(delta), _sample_seeds(np.arange(images), seed)
-        visited_levels(corruption, level, levels)
+        method, noise_seed = self._sampled(sampling_noise), _sample_seeds(np.arange(images), seed)
+        method.sampler.visited(self.forward, level, steps)
         corrupted, flow = self.corrupt(image, level, seed).to(self.device), _sample_seeds(np.zeros(images, dtype=np.int64), seed)
 
-        predict = self.predictor(label, guidance)
-
         def draw(rows: slice) -> torch.Tensor:
-            chosen = noise_seed[rows]
-            u = corrupted.repeat(len(chosen), 1, 1, 1)
-            return self.reverse(predict, u, chosen, flow[rows], corruption, level, levels, callback)
+            u = corrupted.repeat(len(flow[rows]), 1, 1, 1)
+            reverse = self.reverse(flow[rows], label, guidance)
+            return self._run(method.sampler, reverse, u, self._noise(noise_seed[rows], u), level, steps, callback)
 
         return self.batched(images, draw)
 
-    def from_seeds(self, start: torch.Tensor, flow: torch.Tensor, noise: torch.Tensor, levels: int | None = None) -> torch.Tensor:
+    def from_seeds(self, start: torch.Tensor, flow: torch.Tensor, noise: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """New images from seeds of their parts, to vary one part alone.
 
         Args:
             start: seeds of the picture of the prior and of the noise at level K, int64 [N].
             flow: seeds of the flow, int64 [N].
             noise: seeds of the noise that the sampler adds below level K, int64 [N].
-            levels: number of steps, as for :meth:`sample`.
+            steps: number of steps, as for :meth:`sample`.
 
         Returns:
             float32 [N, C, H, W] on the CPU.
         """
-        corruption, last = self.corruption, self.corruption.levels
+        last = self.forward.levels
 
         def draw(rows: slice) -> torch.Tensor:
-            u = self.prior.draw(start[rows], corruption, self.device, flow[rows])
-            parts = noise_of_parts(seeded_noise(start[rows], corruption, u), seeded_noise(noise[rows], corruption, u), last)
-            return self.reverse(self.predictor(None, 1.0), u, parts, flow[rows], corruption, last, levels, None)
+            u = self._start(start[rows], self.method, flow[rows])
+            parts = noise_of_parts(self._noise(start[rows], u), self._noise(noise[rows], u), last)
+            return self._run(self.method.sampler, self.reverse(flow[rows]), u, parts, last, steps, None)
 
         return self.batched(len(start), draw)
 
     def posterior(
-        self, images: torch.Tensor, level: int, seed: torch.Tensor, draw: torch.Tensor, levels: int | None = None
+        self, images: torch.Tensor, level: int, seed: torch.Tensor, draw: torch.Tensor, steps: int | None = None
     ) -> torch.Tensor:
         """Corrupt every image to a level, flow and noise included, and sample what it may have been: draws from p(u_0 | u_k).
 
@@ -381,23 +378,22 @@ class Pipeline(
             level: k, 1 to K.
             seed: seeds of flow and noise of the corruption, int64 [N].
             draw: seeds of the sampler's noise, int64 [N].
-            levels: number of steps, at most k.
+            steps: number of steps, at most k.
 
         Returns:
             float32 [N, C, H, W] on the CPU.
 
         Raises:
-            InputError: if ``level`` or ``levels`` is out of its range.
+            InputError: if ``level`` or ``steps`` is out of its range.
         """
-        corruption = self.corruption
-        visited_levels(corruption, level, levels)
+        self.method.sampler.visited(self.forward, level, steps)
 
         def restored(rows: slice) -> torch.Tensor:
-            u = corruption.mean(images[rows].to(self.device), level, seed[rows])
+            u = self.forward.mean(images[rows].to(self.device), level, seed[rows])
             # The sampler adds the noise of its first level: here that of the corruption.
-            given = corruption.unit_noise(seed[rows], u)
-            noise = noise_of_parts(lambda k: given, seeded_noise(draw[rows], corruption, u), level)
-            return self.reverse(self.predictor(None, 1.0), u, noise, seed[rows], corruption, level, levels, None)
+            given = self.forward.unit_noise(seed[rows], u)
+            noise = noise_of_parts(lambda k: given, self._noise(draw[rows], u), level)
+            return self._run(self.method.sampler, self.reverse(seed[rows]), u, noise, level, steps, None)
 
         return self.batched(len(images), restored)
 
@@ -448,15 +444,43 @@ class Pipeline(
             write_json(save_directory / "metrics.json", self.metrics)
         save_config(save_directory, self.config)
 
-    def _corruption(self, delta: float | None) -> Corruption:
-        if delta is None:
-            return self.corruption
-        return Corruption(replace(self.config.process, sampling_noise=delta), self.config.size)
+    def _sampled(self, sampling_noise: float | None, sampler: Sampler | None = None) -> Method:
+        """The method with another sampler, or another amount of its noise."""
+        method = self.method if sampler is None else replace(self.method, sampler=sampler)
+        return method if sampling_noise is None else method.changed(sampling_noise=sampling_noise)
 
-    def predictor(self, label: str | int | None, guidance: float, images: np.ndarray | None = None) -> Predict:
-        """The network as a function of image and level, under a label with guidance.
+    def _start(self, seed: torch.Tensor, method: Method, flow: torch.Tensor | None = None) -> torch.Tensor:
+        return self.prior.draw(seed, method, self.config.size, self.device, flow)
+
+    def _noise(self, seed: torch.Tensor, like: torch.Tensor) -> Noise:
+        return self.forward.seeded_noise(seed, like)
+
+    def _run(
+        self,
+        sampler: Sampler,
+        reverse: Reverse,
+        u: torch.Tensor,
+        noise: Noise,
+        start: int,
+        steps: int | None,
+        callback: Callback | None,
+    ) -> torch.Tensor:
+        """The sampler, from images ``u`` at level ``start`` without their noise, told of from there on."""
+        if callback is not None:
+            callback(start, u)
+        return sampler(reverse, u, noise, callback, start=start, steps=steps)
+
+    def reverse(
+        self,
+        flow: torch.Tensor,
+        label: str | int | None = None,
+        guidance: float = 1.0,
+        images: np.ndarray | None = None,
+    ) -> Reverse:
+        """The network as a denoiser of images in these flows, under a label with guidance.
 
         Args:
+            flow: seeds of the flows that corrupt the images, int64 [N].
             label, guidance: as for :meth:`sample`.
             images: numbers of the images, int64 [N]; the label ``all`` needs them.
 
@@ -465,8 +489,11 @@ class Pipeline(
         """
         check_number("guidance", guidance, 0.0)
         none = len(self.config.classes)
-        every = images is not None and self.config.means_every_class(label)
-        number = torch.as_tensor(images) % none if every else self.config.label_number(label)
+        number: torch.Tensor | int | None = (
+            torch.as_tensor(images) % none
+            if images is not None and self.config.means_every_class(label)
+            else self.config.label_number(label)
+        )
         if guidance != 1.0 and label is None:
             raise InputError(f"guidance {guidance:g} needs a label")
 
@@ -474,60 +501,20 @@ class Pipeline(
             with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return self.network(u, *conditions).float()
 
+        def labels_of(level: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(number, device=level.device).expand(len(level))
+
         def labelled(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-            return network(u, level, torch.as_tensor(number, device=level.device).expand(len(u)))
+            return network(u, level, labels_of(level))
 
         def guided(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-            labels = torch.as_tensor(number, device=level.device).expand(len(u))
+            labels = labels_of(level)
             labels = torch.cat([torch.full_like(labels, none), labels])
             open_, closed = network(torch.cat([u, u]), torch.cat([level, level]), labels).chunk(2)
             return open_ + guidance * (closed - open_)
 
-        return network if number is None else labelled if guidance == 1.0 else guided
-
-    def denoise(self, u: torch.Tensor, level: int | torch.Tensor, flow: torch.Tensor, predict: Predict) -> torch.Tensor:
-        """The clean images that the network predicts, for any target but ``step``.
-
-        Args:
-            u: images u_k, float32 [N, C, H, W].
-            level: k, one for all or int64 [N] on the CPU.
-            flow: seeds of the flows that corrupted them, int64 [N].
-            predict: what :meth:`predictor` gives.
-        """
-        inputs = self.corruption.tell(self.parametrisation.inputs(u, level), level, flow)
-        prediction = predict(inputs, torch.as_tensor(level).expand(len(u)).to(u.device))
-        clean = self.parametrisation.clean(prediction, u, level)
-        return clean.clamp(0.0, 1.0) if self.corruption.process.clip_clean else clean
-
-    def reverse(
-        self,
-        predict: Predict,
-        u: torch.Tensor,
-        seed: torch.Tensor | Noise,
-        flow: torch.Tensor,
-        corruption: Corruption,
-        start: int,
-        levels: int | None,
-        callback: Callback | None,
-    ) -> torch.Tensor:
-        """The reverse process by the run's sampler, from images ``u`` at level ``start`` to level 0.
-
-        Args:
-            predict: what :meth:`predictor` gives.
-            u: images without the noise of level ``start``, float32 [N, C, H, W].
-            seed: seeds of the noise, int64 [N], or the noise itself; the sampler adds it at ``start`` and below.
-            flow: seeds of the flows, int64 [N].
-            corruption: the forward process.
-            start, levels, callback: as for :meth:`sample`.
-        """
-        if callback is not None:
-            callback(start, u)
-        if corruption.process.sampler == "residual":
-            return residual_sampler(predict, u, corruption, seed, callback, start=start, levels=levels)
-        denoise = partial(self.denoise, flow=flow, predict=predict)
-        if corruption.process.sampler == "posterior":
-            return posterior_sampler(denoise, u, corruption, seed, callback, start=start, levels=levels)
-        return resampling_sampler(denoise, u, corruption, seed, callback, flow=flow, start=start, levels=levels)
+        chosen = network if number is None else labelled if guidance == 1.0 else guided
+        return Reverse(self.forward, self.method.denoiser, chosen, flow)
 
     def batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """Call ``draw`` for the rows of ``count`` images batch by batch; halve a batch that does not fit into a GPU's memory."""
@@ -548,6 +535,15 @@ class Pipeline(
             torch.cuda.empty_cache()
             self.batch = taken // 2
         return torch.cat(done)
+
+
+def default_batch(config: RunConfig, device: torch.device) -> int:
+    """Images at a time: as many as fit into half of a GPU's free memory, or into 1 GiB on a CPU; 1 to 256 (64 on a CPU)."""
+    if device.type == "cuda":
+        budget, most = CUDA_SHARE * torch.cuda.mem_get_info(device)[0], 256
+    else:
+        budget, most = CPU_BYTES, 64
+    return int(min(max(budget // config.network.activation_bytes(config.size), 1), most))
 
 
 def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -> dict[str, torch.Tensor]:

@@ -7,17 +7,16 @@ thumbnails, so it samples without its training data. Each sample corrupts one of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffusion.config import RunConfig
-from diffusion.corruption import Corruption
 from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors
+from diffusion.methods import Method
 from diffusion.rng import below, seeds
 from diffusion.size import Size
 from lbm_warp.checks import InputError
@@ -37,7 +36,7 @@ class Prior:
     thumbnails: torch.Tensor
 
     @classmethod
-    def build(cls, dataset: Sequence[np.ndarray], corruption: Corruption, device: torch.device) -> Prior:
+    def build(cls, dataset: Sequence[np.ndarray], method: Method, device: torch.device) -> Prior:
         """The smallest thumbnails that level K cannot tell from the pictures.
 
         That is measured on a few pictures spread over the data set, for the best possible detector: one that knows both images, and
@@ -46,32 +45,36 @@ class Prior:
 
         Args:
             dataset: pictures, float32 [C, H, W]; of a large set ten thousand are kept.
-            corruption: the forward process.
+            method: its level K is what sampling starts from, and its sampler says how.
             device: where to compute.
         """
-        count, size = len(dataset), corruption.size
-        if corruption.process.start == "mean-colour":
-            colours = [torch.from_numpy(dataset[i]).mean(dim=(1, 2)) for i in evenly_spaced(count, MOST).tolist()]
+        count, forward = len(dataset), method.forward
+        size = Size(*dataset[0].shape[1:])
+        kept = evenly_spaced(count, MOST).tolist()
+        if method.sampler.start.colours:
+            colours = [torch.from_numpy(dataset[i]).mean(dim=(1, 2)) for i in kept]
             return cls(torch.stack(colours)[:, :, None, None])
         probe = torch.stack([torch.from_numpy(dataset[i]) for i in evenly_spaced(count, PROBES).tolist()]).to(device)
-        noise = max(corruption.noise[-1], QUANTUM)
-        # The background is left out: the difference of two images has none.
-        linear = Corruption(replace(corruption.process, offset=0.0), size)
+        noise = max(forward.noise[-1], QUANTUM)
+        seed = torch.arange(len(probe))
+        at_last = forward.operator(probe, forward.levels, seed)
 
-        def hidden(difference: torch.Tensor) -> bool:
-            at_last = linear.operator(difference, linear.levels, torch.arange(len(difference)))
-            return float((float(linear.signal[-1]) * at_last.flatten(1).norm(dim=1)).amax()) < noise
+        def hidden(other: torch.Tensor) -> bool:
+            difference = at_last - forward.operator(other, forward.levels, seed)
+            return float((float(forward.signal[-1]) * difference.flatten(1).norm(dim=1)).amax()) < noise
 
-        kept = evenly_spaced(count, MOST).tolist()
-        mean = sum(torch.from_numpy(dataset[i]).double() for i in kept)[None] / len(kept)
-        if hidden(probe - mean.to(probe)):
+        mean = torch.zeros((1, *dataset[0].shape), dtype=torch.float64)
+        for i in kept:
+            mean += torch.from_numpy(dataset[i])
+        mean /= len(kept)
+        if hidden(mean.to(probe).expand_as(probe)):
             return cls(mean.float())
         for side in range(1, size.shorter + 1):
             small = _thumbnail_size(size, side)
-            if hidden(probe - _resized(_resized(probe, small), size)):
+            if hidden(_resized(_resized(probe, small), size)):
                 break
-        kept = tqdm(kept, desc="prior", unit="img", leave=False)
-        return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in kept]))
+        bar = tqdm(kept, desc="prior", unit="img", leave=False)
+        return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in bar]))
 
     def describe(self) -> str:
         """What of the training pictures it holds, in a sentence for people who publish a run."""
@@ -81,27 +84,25 @@ class Prior:
         return f"It holds {count:,} training pictures as thumbnails of {height} x {width} pixels: whoever has the model has these."
 
     def draw(
-        self, seed: torch.Tensor, corruption: Corruption, device: torch.device, flow: torch.Tensor | None = None
+        self, seed: torch.Tensor, method: Method, size: Size, device: torch.device, flow: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Images at level K without its noise, for every seed another: a random thumbnail, or a random colour from a Gaussian that
-        is fitted to the mean colours, corrupted by a flow of its own, with the process's ``start_noise``.
+        is fitted to the mean colours, corrupted by a flow of its own, with the noise of the sampler's start.
 
         Args:
             seed: one integer a sample, int64 [N].
-            corruption: the forward process.
+            method: what corrupts, and how sampling starts.
+            size: of the images.
             device: where to compute.
             flow: seeds of the flows, int64 [N]; by default ``seed``.
 
         Returns:
             float32 [N, C, H, W].
         """
-        if corruption.process.start == "mean-colour":
-            chosen = self._colours(seed).to(device)
-        else:
-            chosen = self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")].to(device)
-        u = corruption.mean(_resized(chosen, corruption.size), corruption.levels, seed if flow is None else flow)
-        scale = corruption.process.start_noise
-        return u + scale * normal(seeds(seed, "start"), u.shape, u.device) if scale > 0.0 else u
+        start = method.sampler.start
+        chosen = self._colours(seed) if start.colours else self.thumbnails[below(len(self.thumbnails), seed, "thumbnail")]
+        pictures = _resized(chosen.to(device), size)
+        return start.noised(method.forward.mean(pictures, method.levels, seed if flow is None else flow), seed)
 
     def pictures(self, size: Size) -> torch.Tensor:
         """The thumbnails at the size of the images, float32 [M, C, height, width]."""
@@ -116,16 +117,20 @@ class Prior:
         return drawn.float()[:, :, None, None]
 
 
-def load_prior(folder: Path, config: RunConfig) -> Prior:
+def load_prior(folder: Path, shape: tuple[int, int, int]) -> Prior:
     """Read prior.safetensors.
+
+    Args:
+        folder: the run.
+        shape: [C, H, W] of its images.
 
     Raises:
         InputError: if it is missing, damaged, or holds thumbnails of other images.
     """
     path = folder / "prior.safetensors"
     thumbnails = load_tensors(path).get("thumbnails")
-    if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != config.channels or not thumbnails.numel():
-        channels, height, width = config.shape
+    if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != shape[0] or not thumbnails.numel():
+        channels, height, width = shape
         raise InputError(f"{path}: holds no thumbnails for {channels} x {height} x {width} images")
     return Prior(thumbnails.float())
 

@@ -8,18 +8,17 @@ and a covariance for every level; Bayes' rule with equal prior probabilities giv
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from diffusion.corruption import Corruption
 from diffusion.data.dataset import evenly_spaced
 from diffusion.rng import seeds
+from diffusion.samplers.base import Callback, noise_of_parts
 from diffusion.sampling.pipeline import Pipeline
-from diffusion.sampling.samplers import Callback, noise_of_parts, seeded_noise, visited_levels
 from lbm_warp.checks import InputError, check_integer
-from lbm_warp.heat import cosines
+from lbm_warp.heat import cosines, to_modes
 
 # Bands of the spectrum, and levels that are compared at most.
 BANDS, MOST = 8, 200
@@ -45,7 +44,7 @@ class LevelEstimate:
 
     def quantile(self, share: float) -> int:
         """The level that the picture's own does not exceed with this probability; 0.5 gives the median."""
-        return int(self.level[min(np.searchsorted(self.probability.cumsum(), share), len(self.level) - 1)])
+        return int(self.level[min(int(np.searchsorted(self.probability.cumsum(), share)), len(self.level) - 1)])
 
     def spread(self, values: np.ndarray) -> tuple[float, float]:
         """Mean and standard deviation of a number that every level has."""
@@ -64,15 +63,16 @@ class LevelEstimator:
     """
 
     def __init__(self, pipeline: Pipeline, *, stored: bool = True, images: int = 64, seed: int = 0) -> None:
-        corruption = pipeline.corruption
+        forward = pipeline.forward
         self.stored = stored
-        self.level = 1 + evenly_spaced(corruption.levels, MOST)
-        self.sigma, self.noise = corruption.sigma[self.level], (corruption.noise / corruption.signal)[self.level]
+        self.level = 1 + evenly_spaced(forward.levels, MOST)
+        self.sigma, self.noise = forward.operator.widths(pipeline.config.size)[self.level], forward.ratio[self.level]
         clean = pipeline.sample(images, seed).clamp(0.0, 1.0).to(pipeline.device)
-        wanted, self._seen = set(self.level.tolist()), []
-        for level, u in corruption.trajectory(clean, seeds(seed, "degraded", np.arange(images))):
+        wanted = set(self.level.tolist())
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for level, u in forward.trajectory(clean, seeds(seed, "degraded", np.arange(images))):
             if level in wanted:
-                z = 0.5 + (u - 0.5) / float(corruption.signal[level])
+                z = 0.5 + (u - 0.5) / float(forward.signal[level])
                 features = _features(as_stored(z) if stored else z, stored)
                 covariance = torch.cov(features.T) + 1e-3 * torch.eye(features.shape[1], dtype=features.dtype)
                 self._seen.append((features.mean(dim=0), torch.linalg.cholesky(covariance)))
@@ -102,7 +102,7 @@ def restore(
     images: int = 1,
     seed: int = 0,
     *,
-    levels: int | None = None,
+    steps: int | None = None,
     callback: Callback | None = None,
 ) -> torch.Tensor:
     """Draw clean pictures that may have become a degraded one, by the reverse process from its level.
@@ -116,7 +116,7 @@ def restore(
         level: k, 1 to K.
         images: how many.
         seed: of flows and noise.
-        levels: number of steps, at most k.
+        steps: number of steps, at most k.
         callback: called as ``callback(level, u)`` at the start and after every step.
 
     Returns:
@@ -126,28 +126,28 @@ def restore(
         InputError: if an argument has the wrong shape or range.
     """
     _check(pipeline, picture)
-    corruption = pipeline.corruption
-    check_integer("level", level, 1, corruption.levels)
-    visited_levels(corruption, level, levels)
-    predict = pipeline.predictor(None, 1.0)
+    forward, sampler = pipeline.forward, pipeline.method.sampler
+    check_integer("level", level, 1, forward.levels)
+    sampler.visited(forward, level, steps)
     own = seeds(seed, "restoration", np.arange(images))
 
     def draw(rows: slice) -> torch.Tensor:
         z = picture.to(pipeline.device, torch.float32).expand(len(own[rows]), -1, -1, -1)
-        if corruption.process.target != "step":
+        if pipeline.method.denoiser.gives_clean:
             z = _uncut(pipeline, z, level, own[rows])
-        u = 0.5 + float(corruption.signal[level]) * (z - 0.5)
+        u = 0.5 + float(forward.signal[level]) * (z - 0.5)
         # The picture has its noise already; the sampler adds some below its level.
-        noise = noise_of_parts(lambda k: torch.zeros_like(u), seeded_noise(own[rows], corruption, u), level)
-        return pipeline.reverse(predict, u, noise, own[rows], corruption, level, levels, callback)
+        noise = noise_of_parts(lambda k: torch.zeros_like(u), forward.seeded_noise(own[rows], u), level)
+        if callback is not None:
+            callback(level, u)
+        return sampler(pipeline.reverse(own[rows]), u, noise, callback, start=level, steps=steps)
 
     return pipeline.batched(images, draw)
 
 
 def best(pipeline: Pipeline, picture: torch.Tensor, level: int, restored: torch.Tensor) -> int:
     """Which of the restored pictures [N, C, H, W] is nearest to the picture if it is degraded again, without flow and noise."""
-    still = Corruption(replace(pipeline.config.process, peclet=0.0, offset=0.0), pipeline.config.size)
-    again = still.operator(restored, level, torch.zeros(len(restored), dtype=torch.int64))
+    again = pipeline.method.operator.still()(restored, level, 0)
     return int((again.clamp(0.0, 1.0) - picture).flatten(1).norm(dim=1).argmin())
 
 
@@ -158,9 +158,9 @@ def _check(pipeline: Pipeline, picture: torch.Tensor) -> None:
 
 def _features(z: torch.Tensor, stored: bool) -> torch.Tensor:
     """Numbers that tell the level of pictures [N, C, H, W]: logarithms of powers in bands and of shares of cut pixels, [N, F]."""
-    (ky, rows), (kx, columns) = (cosines(side) for side in z.shape[2:])
+    (ky, _), (kx, _) = (cosines(side) for side in z.shape[2:])
     z = z.double().cpu()
-    power = (rows @ z @ columns.T).square().mean(dim=1)
+    power = to_modes(z).square().mean(dim=1)
     k = torch.sqrt(ky[:, None] ** 2 + kx**2)
     band = torch.clamp(k * (BANDS / torch.pi), max=BANDS - 1).long()
     band[0, 0] = BANDS  # the mean brightness says nothing
@@ -172,15 +172,15 @@ def _features(z: torch.Tensor, stored: bool) -> torch.Tensor:
 
 def _uncut(pipeline: Pipeline, z: torch.Tensor, level: int, seed: torch.Tensor) -> torch.Tensor:
     """Pictures [N, C, H, W] whose pixels at 0 and 1 are drawn from beyond: Gaussian about what the network makes of the others."""
-    corruption = pipeline.corruption
-    signal, scale = float(corruption.signal[level]), float(corruption.noise[level] / corruption.signal[level])
-    low, high, predict = z <= 0.0, z >= 1.0, pipeline.predictor(None, 1.0)
+    forward, reverse = pipeline.forward, pipeline.reverse(seed)
+    signal, scale = float(forward.signal[level]), float(forward.ratio[level])
+    low, high = z <= 0.0, z >= 1.0
     if scale < 1.0 / 255.0 or not bool((low | high).any()):
         return z
-    draw = seeded_noise(seeds(seed, "uncut"), corruption, z)
+    draw = forward.seeded_noise(seeds(seed, "uncut"), z)
     for number in range(ROUNDS):
-        clean = pipeline.denoise(0.5 + signal * (z - 0.5), level, seed, predict).clamp(0.0, 1.0)
-        mean = corruption.operator(clean, level, seeds(seed, "flow"))
+        clean = reverse.clean(0.5 + signal * (z - 0.5), level).clamp(0.0, 1.0)
+        mean = forward.operator(clean, level, seeds(seed, "flow"))
         share = torch.special.ndtr(draw(number))
         # Quantiles of the Gaussian below 0 and above 1.
         below = mean + scale * torch.special.ndtri((share * torch.special.ndtr(-mean / scale)).clamp_min(1e-30))

@@ -1,6 +1,11 @@
 from .checkpoint import Checkpoints as Checkpoints
 from .estimate import memory as memory
+from .loop import ExecutionConfig as ExecutionConfig
 from .loop import Trainer as Trainer
-from .loop import TrainingState as TrainingState
 from .loop import train as train
+from .observers import EarlyStop as EarlyStop
+from .observers import Observer as Observer
+from .observers import SampleGrids as SampleGrids
+from .observers import TensorBoard as TensorBoard
 from .ranks import Ranks as Ranks
+from .state import TrainingState as TrainingState

@@ -1,6 +1,7 @@
 """Checkpoints. A run folder holds:
 
-    config.json               the configuration: process, network, image size, training
+    config.json               the configuration: method, network, image size, training
+    init.json                 the run or model that its weights began from, where it began from one
     ema.safetensors           averaged weights, for sampling
     model.safetensors         weights
     prior.safetensors         thumbnails that sampling starts from
@@ -140,5 +141,5 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     """CRC-32 of the tensors' values, in the order of their names."""
     value = 0
     for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from diffusion.config import RunConfig
 from diffusion.network import MixedPrecision
+from diffusion.run import RunConfig
+from diffusion.training.ranks import one_line
+from lbm_warp.checks import InputError
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,26 @@ def memory(config: RunConfig, device: torch.device, precision: str = "fp32") -> 
         config: the run.
         device: the training device; which tensors the backward pass keeps depends on its kernels.
         precision: of the network, ``fp32`` or ``bf16``; weights, gradients, moments and averages are float32 in both.
+
+    Raises:
+        InputError: if the network does not run on tensors without values, as one of a user's own may not.
     """
-    network = meta_network(config)
+    network = config.build_network(empty=True)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     model = MixedPrecision(network) if precision == "bf16" else network
-    batches = ((torch.empty((n, *config.input_shape)), torch.empty(n, dtype=torch.int64)) for n in (1, 2))
-    one, two = (saved_bytes(model, device, *(tensor.to("meta") for tensor in batch)) for batch in batches)
+    conditions, meta = 2 if config.classes else 1, partial(torch.empty, device="meta")
+    try:
+        one, two = (
+            saved_bytes(model, device, meta((n, *config.input_shape)), *[meta(n, dtype=torch.int64)] * conditions) for n in (1, 2)
+        )
+    except Exception as error:
+        reason = f"it does not run on tensors without values: {one_line(error)[:200]}"
+        raise InputError(f"the memory of {type(network).__name__} cannot be estimated; {reason}") from error
     return Memory(weights, weights, 2 * weights, weights, 2 * one - two, two - one)
 
 
-def meta_network(config: RunConfig) -> nn.Module:
-    """The network of a run on the meta device: shapes without values."""
-    with torch.device("meta"):
-        return config.build_network()
-
-
 def saved_bytes(model: nn.Module, device: torch.device, *inputs: torch.Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass of ``model(*inputs)``, without its parameters.
+    """Bytes that autograd keeps for the backward pass of ``model(*inputs)``, without its parameters and buffers.
 
     Uses FakeTensorMode, so nothing is allocated. Model and inputs may be on the meta device.
     """
@@ -66,12 +72,13 @@ def saved_bytes(model: nn.Module, device: torch.device, *inputs: torch.Tensor) -
         kept[storage._cdata] = storage
         return tensor
 
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+
     with FakeTensorMode(), device:
-        weights, inputs = (
-            {name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, requires_grad=t.requires_grad) for name, t in tensors}
-            for tensors in (model.named_parameters(), enumerate(inputs))
-        )
+        weights = {name: fake(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        given = tuple(map(fake, inputs))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            functional_call(model, weights, tuple(inputs.values()))
+            functional_call(model, weights, given)
         own = {weight.untyped_storage()._cdata for weight in weights.values()}
         return sum(storage.nbytes() for key, storage in kept.items() if key not in own)

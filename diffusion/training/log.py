@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from diffusion.files import whole_file
 from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError
 
 
-class MetricsLog:
-    """metrics.jsonl: one line every few steps. Lines after the checkpoint that a run resumes from are dropped.
-
-    Every rank keeps the log, because the loss is summed over the ranks; rank 0 writes it.
+class StepLog:
+    """Losses, gradients and times of the steps since the last line of the log. Every rank keeps it: losses are summed over ranks.
 
     Args:
-        path: the file.
-        images: images seen before the first step that is logged.
+        images: images seen before the first step.
         ranks: the processes of the run.
     """
 
-    def __init__(self, path: Path, images: int, ranks: Ranks) -> None:
-        self.path = path
+    def __init__(self, images: int, ranks: Ranks) -> None:
         self.images = images
         self.ranks = ranks
         self.watch = Stopwatch(ranks.device)
         self.restart()
-        if ranks.main:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            kept = [line for line in lines if _images(line) <= images]
-            with whole_file(path) as aside:
-                aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def restart(self) -> None:
         """Discard the steps since the last line, and restart the clock."""
@@ -87,19 +76,6 @@ class MetricsLog:
         self.restart()
         return line
 
-    def write(self, line: dict[str, float]) -> None:
-        """Append the line to the file; for rank 0."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def _images(line: str) -> float:
-    """Images seen at a line of the file; infinity for a line that a killed run left incomplete."""
-    try:
-        return json.loads(line)["images"]
-    except ValueError:
-        return math.inf
-
 
 class Stopwatch:
     """Time of the parts of a step on a device. On CUDA it records events, and reads them only in :meth:`read`.
@@ -110,7 +86,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._spans: list[tuple[str, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+        self._spans: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -129,7 +105,8 @@ class Stopwatch:
         self._spans = []
         return dict(spent)
 
-    def _now(self) -> float | torch.cuda.Event:
+    def _now(self) -> Any:
+        """Seconds, or an event on CUDA."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from diffusion.config import RunConfig, check_same_run, save_config
+from diffusion.data.adapters import OwnPictures, as_dataset
 from diffusion.data.loader import batches, default_workers, labels_of
-from diffusion.files import save_tensors
+from diffusion.files import read_json, save_tensors, write_json
+from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.network import MixedPrecision
-from diffusion.parametrisation import parametrisation, prediction_loss
 from diffusion.rng import seeds, uniform
+from diffusion.run import RunConfig, check_same_run, save_config
 from diffusion.sampling.prior import Prior, load_prior
-from diffusion.statistics import Statistics, load_statistics
+from diffusion.specs import classes
 from diffusion.training.checkpoint import Checkpoints
-from diffusion.training.log import MetricsLog, Stopwatch
+from diffusion.training.log import StepLog, Stopwatch
+from diffusion.training.observers import SCORE, MetricsFile, Observer, Progress
 from diffusion.training.ranks import Ranks, one_line
 from diffusion.training.state import TrainingState
 from lbm_warp.checks import InputError, check_integer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 LOG_STEPS = 25
 # Share of the labels that are dropped.
 DROPPED = 0.1
+INIT = "init.json"
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,14 @@ class ExecutionConfig:
 
 def train(
     config: RunConfig,
-    dataset: Sequence[np.ndarray],
+    dataset: Any,
     folder: Path | str,
     device: torch.device | str | None = None,
     execution: ExecutionConfig | None = None,
     *,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_log: Callable[[dict[str, float]], None] = lambda line: None,
-    on_checkpoint: Callable[[int, Pipeline], None] = lambda images, pipeline: None,
-    on_resume: Callable[[int, Pipeline], None] = lambda images, pipeline: None,
-    score: Callable[[Pipeline], float | None] = lambda pipeline: None,
+    init: str | Path | Pipeline | None = None,
+    observers: Sequence[Observer] = (),
+    score: Callable[[Pipeline], float | None] | None = None,
 ) -> bool:
     """Train a run, or resume it from its last checkpoint.
 
@@ -88,15 +88,14 @@ def train(
 
     Args:
         config: the run. A folder that holds another run is refused; only the length of the training may differ.
-        dataset: pictures, float32 [C, H, W] in [0, 1]; an ImageDataset with labels where ``config.classes`` names classes.
+        dataset: pictures of the run's size, as :func:`diffusion.data.as_dataset` takes them: with labels where ``config.classes``
+            names classes.
         folder: run folder, made if missing; on several machines one that all of them see.
         device: where to corrupt and to train; None is CUDA where there is one. Launched processes take a device each.
         execution: how the training is carried out.
-        should_stop: asked after every step, on every rank; on True the run is checkpointed and left.
-        on_log: called with every line of metrics.jsonl, on rank 0.
-        on_checkpoint: called as ``on_checkpoint(images_seen, pipeline)`` after every checkpoint, on rank 0; the pipeline has the
-            averaged weights.
-        on_resume: called in the same way when a run goes on from a checkpoint. It may have been killed before ``on_checkpoint``.
+        init: averaged weights that a new run begins from: a run folder, the name of a model, or a pipeline. Weights of another
+            name or shape begin anew, and are named in a line. A run that is resumed goes on from its checkpoint instead.
+        observers: told what happens, after the progress bar and metrics.jsonl; see :class:`Observer`.
         score: called as ``score(pipeline)`` after every ``execution.score_every`` images, on all ranks; returns on rank 0 the
             Frechet distance of samples. The averaged weights with the smallest one are kept as best.safetensors.
 
@@ -104,135 +103,223 @@ def train(
         Whether the training is complete.
 
     Raises:
-        InputError: if an option is out of its range, the batch cannot be shared out evenly, the folder holds another run or no
-            readable checkpoint, a picture cannot be read, a file cannot be written, or the loss is no longer finite. All ranks
-            raise it, with the same message.
+        InputError: if an option is out of its range, the batch cannot be shared out evenly, network or labels do not fit the run,
+            the folder holds another run or no readable checkpoint, a picture cannot be read, a file cannot be written, or the loss
+            is no longer finite. All ranks raise it, with the same message.
     """
-    # Imported here: it brings the Hub's library, which a Trainer alone does not need.
-    from diffusion.sampling.pipeline import Pipeline
-
     execution = execution or ExecutionConfig()
     execution.validate()
-    folder, ranks, training = Path(folder), Ranks(None if device is None else torch.device(device)), config.training
-    _parts(config, ranks, execution)  # before anything is written
-    state = TrainingState.initial(config, ranks.device)
-    checkpoints = Checkpoints(folder, execution.keep_every)
-    _start(config, dataset, folder, state, checkpoints, ranks)
-    with ranks.together():
-        statistics, prior = load_statistics(folder, config), load_prior(folder, config)
-        log = MetricsLog(folder / "metrics.jsonl", state.images, ranks)
-    labels = partial(labels_of, dataset, training.seed) if config.classes else None
-    trainer = Trainer(config, state, ranks, execution, statistics, labels)
-    pipeline = Pipeline(config, state.average.network, prior, statistics=statistics, precision=trainer.precision)
-
-    def write_log() -> None:
-        line = log.line(state.optimiser.param_groups[0]["lr"])
-        progress.set_postfix(loss=f"{line['loss']:.4g}")
-        with ranks.together():
-            if ranks.main:
-                log.write(line)
-                on_log(line)
-
-    def checkpoint() -> None:
-        with ranks.together():
-            if ranks.main:
-                state.save(checkpoints)
-        checkpoints.good = checkpoints.path(state.images)
-        with ranks.together():
-            if ranks.main:
-                _save_weights(folder, state)
-                on_checkpoint(state.images, pipeline)
-        log.restart()
-
-    def write_score() -> None:
-        distance = score(pipeline)
-        with ranks.together():
-            if ranks.main and distance is not None:
-                line = {"images": state.images, "frechet_distance": distance}
-                log.write(line)
-                on_log(line)
-                checkpoints.keep_best(line, state.average.network.state_dict())
-        log.restart()
-
-    reading = batches(
-        dataset,
-        training.seed,
-        state.images,
-        training.images,
-        training.batch,
-        part=(ranks.rank, ranks.count),
-        workers=default_workers(dataset, ranks.count) if execution.workers is None else execution.workers,
-        flip=training.flip,
-    )
-    progress = tqdm(
-        total=training.images, initial=state.images, desc="training", unit="img", smoothing=0.05, disable=not ranks.main
-    )
+    ranks = Ranks(None if device is None else torch.device(device))
+    run = _Run(config, dataset, Path(folder), ranks, execution, [Progress(), MetricsFile(), *observers], init)
+    state, complete, log = run.state, False, run.log
     try:
-        with ranks.together():
-            if ranks.main and checkpoints.good is not None:
-                on_resume(state.images, pipeline)
+        run.tell(lambda observer: observer.started(run.folder, config, state.images))
+        if run.checkpoints.good is not None:
+            run.tell(lambda observer: observer.resumed(state.images, run.pipeline))
         log.restart()
-        with progress, reading as queue:
-            while state.images < training.images:
+        with run.reading() as queue:
+            stop = run.should_stop()
+            while state.images < config.training.images and not stop:
+                before = state.images
                 with ranks.together():
                     u0 = next(queue)
-                before = state.images
-                trainer.step(u0, log)
-                progress.update(state.images - before)
-                stop = ranks.any(should_stop())
-                every = execution.checkpoint_every
-                due = stop or state.images >= training.images or state.images // every > before // every
-                scored = execution.score_every or training.images + 1
-                score_due = state.images // scored > before // scored
-                # Before a checkpoint the loss is checked: no checkpoint holds weights that are not finite.
+                run.trainer.step(u0, log)
+                run.tell(lambda observer: observer.stepped(state.images))
+                due = state.images >= config.training.images or _passed(execution.checkpoint_every, before, state.images)
+                score_due = score is not None and _passed(execution.score_every, before, state.images)
                 if due or score_due or len(log.steps) == LOG_STEPS:
-                    write_log()
+                    run.write_log()
                 # Before the checkpoint: a run that is killed here scores again.
-                if score_due:
-                    write_score()
-                if due:
-                    checkpoint()
-                if stop:
-                    break
+                if score is not None and score_due:
+                    run.write_score(score(run.pipeline))
+                stop = run.should_stop()
+                if due or stop:
+                    run.write_log()  # checks the loss: no checkpoint holds weights that are not finite
+                    run.write_checkpoint()
+        complete = state.images >= config.training.images
     except (InputError, OSError) as error:
-        raise InputError(f"{one_line(error)}; {checkpoints.last()}") from error
-    return state.images >= training.images
+        raise InputError(f"{one_line(error)}; {run.checkpoints.last()}") from error
+    finally:
+        run.end(complete)
+    return complete
 
 
-def _start(
-    config: RunConfig,
-    dataset: Sequence[np.ndarray],
-    folder: Path,
-    state: TrainingState,
-    checkpoints: Checkpoints,
-    ranks: Ranks,
-) -> None:
-    """Begin a run, or bring ``state`` to its last good checkpoint."""
-    with ranks.together():
-        if (folder / "config.json").exists():
-            check_same_run(folder, config)
-        problems = checkpoints.resume(state.load)
-    if not ranks.agree(state.images):
-        raise InputError(f"{folder}: the processes see different checkpoints; put it where all machines see the same files")
-    with ranks.together():
-        if ranks.main:
-            checkpoints.tidy()
-            if checkpoints.good is None:
-                prior = Prior.build(dataset, config.corruption(), ranks.device)
-                save_tensors(folder / "prior.safetensors", {"thumbnails": prior.thumbnails})
-                if config.process.target == "remainder":
-                    Statistics.measure(dataset, config.corruption(), ranks.device).save(folder)
-            else:
-                for problem in problems:
-                    print(f"{problem}; going on from {checkpoints.good}")
-                _save_weights(folder, state)
-            save_config(folder, config)
+def _passed(every: int | None, before: int, images: int) -> bool:
+    """Whether a multiple of ``every`` images lies in a step."""
+    return every is not None and images // every > before // every
 
 
-def _save_weights(folder: Path, state: TrainingState) -> None:
-    """Write the weights, and the averaged ones that sampling reads."""
-    save_tensors(folder / "model.safetensors", state.network.state_dict())
-    save_tensors(folder / "ema.safetensors", state.average.network.state_dict())
+class _Run:
+    """A training in its run folder: what is read, written and told, on rank 0 while the other ranks wait.
+
+    Nothing is written before it is known that the parts fit.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Any,
+        folder: Path,
+        ranks: Ranks,
+        execution: ExecutionConfig,
+        observers: Sequence[Observer],
+        init: str | Path | Pipeline | None,
+    ) -> None:
+        # Imported here: it brings the Hub's library, which a Trainer alone does not need.
+        from diffusion.sampling.pipeline import Pipeline
+
+        self.config, self.folder, self.ranks, self.execution, self.observers = config, folder, ranks, execution, observers
+        _parts(config, ranks, execution)
+        with ranks.together():
+            self.dataset = as_dataset(dataset, channels=config.channels, size=config.size)
+            if config.classes:
+                self.dataset.classes(config.classes)
+            self.state = TrainingState.initial(config, ranks.device)
+            _check_network(config, self.state.network, ranks.device)
+        self.checkpoints = Checkpoints(folder, execution.keep_every)
+        self._begin_or_resume(init)
+        with ranks.together():
+            prior = load_prior(folder, config.shape)
+            statistics = load_statistics(folder, config.shape) if config.method.denoiser.needs_statistics else None
+        labels = partial(labels_of, self.dataset, config.training.seed) if config.classes else None
+        self.log = StepLog(self.state.images, ranks)
+        self.trainer = Trainer(config, self.state, ranks, execution, statistics, labels)
+        average, precision = self.state.average.network, self.trainer.precision
+        self.pipeline = Pipeline(config, average, prior, statistics=statistics, precision=precision)
+
+    def _begin_or_resume(self, init: str | Path | Pipeline | None) -> None:
+        """Begin the run, or bring the state to its last good checkpoint."""
+        config, folder, ranks, note = self.config, self.folder, self.ranks, None
+        with ranks.together():
+            if (folder / "config.json").exists():
+                check_same_run(folder, config)
+            problems = self.checkpoints.resume(self.state.load)
+            if self.checkpoints.good is None and init is not None:
+                note = _begin_from(init, config, self.state)
+        if not ranks.agree(self.state.images):
+            raise InputError(f"{folder}: the processes see different checkpoints; put it where all machines see the same files")
+        with ranks.together():
+            if ranks.main:
+                self.checkpoints.tidy()
+                if self.checkpoints.good is None:
+                    self._begin(note)
+                else:
+                    for problem in problems:
+                        print(f"{problem}; going on from {self.checkpoints.good}")
+                    before = read_json(folder / INIT)["init"] if (folder / INIT).is_file() else "random weights"
+                    if init is not None and _name(init) != before:
+                        print(f"{folder} began from {before} and goes on; {_name(init)} is left aside")
+                    self._save_weights()
+                save_config(folder, config)
+
+    def _begin(self, note: dict[str, Any] | None) -> None:
+        """Write what sampling needs beside the weights, and what the weights are from."""
+        dataset, method, folder, device = self.dataset, self.config.method, self.folder, self.ranks.device
+        save_tensors(folder / "prior.safetensors", {"thumbnails": Prior.build(dataset, method, device).thumbnails})
+        if method.denoiser.needs_statistics:
+            method.denoiser.measure(dataset, method.forward, device).save(folder)
+        if isinstance(dataset, OwnPictures) and dataset.labelled and not self.config.classes:
+            print(f"{dataset.name}: the labels are not learned; name their classes in RunConfig(classes=...) to learn them")
+        (folder / INIT).unlink(missing_ok=True)
+        if note is not None:
+            write_json(folder / INIT, note)
+            new = [*note["new"][:4], *([f"{len(note['new']) - 4} more"] if len(note["new"]) > 4 else [])]
+            print(f"the weights are those of {note['init']}" + (f", except {', '.join(new)}" if new else ""))
+
+    def reading(self) -> AbstractContextManager[Iterator[torch.Tensor]]:
+        """This rank's share of every batch from here on, as :func:`batches` gives it."""
+        training, workers = self.config.training, self.execution.workers
+        return batches(
+            self.dataset,
+            training.seed,
+            self.state.images,
+            training.images,
+            training.batch,
+            part=(self.ranks.rank, self.ranks.count),
+            workers=default_workers(self.dataset, self.ranks.count) if workers is None else workers,
+            flip=training.flip,
+        )
+
+    def tell(self, what: Callable[[Observer], None]) -> None:
+        """Tell every observer, on rank 0."""
+        with self.ranks.together():
+            for observer in self.observers if self.ranks.main else ():
+                what(observer)
+
+    def should_stop(self) -> bool:
+        """Whether an observer on any rank asks to stop."""
+        with self.ranks.together():
+            stop = any([observer.should_stop() for observer in self.observers])
+        return self.ranks.any(stop)
+
+    def end(self, complete: bool) -> None:
+        """Tell every observer that the training ends; after an error of one rank the others cannot be waited for."""
+        for observer in self.observers if self.ranks.main else ():
+            observer.ended(complete)
+
+    def write_log(self) -> None:
+        """A line for the steps since the last one, if there are any."""
+        if self.log.steps:
+            line = self.log.line(self.state.optimiser.param_groups[0]["lr"])
+            self.tell(lambda observer: observer.logged(line))
+
+    def write_score(self, score: float | None) -> None:
+        """The score of the averaged weights, which are kept if it is the best; None on ranks other than 0."""
+        with self.ranks.together():
+            if score is not None and self.ranks.main:
+                self.checkpoints.keep_best({"images": self.state.images, SCORE: score}, self.state.average.network.state_dict())
+                for observer in self.observers:
+                    observer.scored(self.state.images, score)
+        self.log.restart()
+
+    def write_checkpoint(self) -> None:
+        """A checkpoint, and the weights for sampling."""
+        with self.ranks.together():
+            if self.ranks.main:
+                self.state.save(self.checkpoints)
+        self.checkpoints.good = self.checkpoints.path(self.state.images)
+        with self.ranks.together():
+            if self.ranks.main:
+                self._save_weights()
+        self.tell(lambda observer: observer.checkpointed(self.state.images, self.pipeline))
+        self.log.restart()
+
+    def _save_weights(self) -> None:
+        """Write the weights, and the averaged ones that sampling reads."""
+        save_tensors(self.folder / "model.safetensors", self.state.network.state_dict())
+        save_tensors(self.folder / "ema.safetensors", self.state.average.network.state_dict())
+
+
+def _begin_from(init: str | Path | Pipeline, config: RunConfig, state: TrainingState) -> dict[str, Any]:
+    """Take over the averaged weights of a run; returns what init.json records."""
+    from diffusion.sampling.pipeline import Pipeline
+
+    known = classes(config)
+    source = init if isinstance(init, Pipeline) else Pipeline.from_pretrained(init, types=known)
+    try:
+        return {"init": _name(init), "new": state.begin_from(source.network.state_dict())}
+    except InputError as error:
+        raise InputError(f"{_name(init)}: {error}") from None
+
+
+def _name(init: str | Path | Pipeline) -> str:
+    """What weights begin from, in words."""
+    return str(init) if isinstance(init, (str, Path)) else f"a pipeline of {init.config.process_name} on {init.config.data}"
+
+
+def _check_network(config: RunConfig, network: nn.Module, device: torch.device) -> None:
+    """Raise InputError unless the network takes what it will see, and returns what it has to predict."""
+    inputs, expected, name = (2, *config.input_shape), [2, *config.shape], type(network).__name__
+    numbers = torch.ones((1 + bool(config.classes), 2), dtype=torch.int64, device=device)
+    try:
+        with torch.no_grad():
+            found = network.eval()(torch.zeros(inputs, device=device), *numbers)
+    except Exception as error:
+        called = "(images, levels, labels)" if config.classes else "(images, levels)"
+        raise InputError(f"{name} called as {called} with images of shape {list(inputs)} fails: {one_line(error)[:300]}") from error
+    shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape != expected:
+        raise InputError(f"{name} returns {shape} for images of shape {list(inputs)}; expected a tensor of shape {expected}")
 
 
 class Trainer:
@@ -246,7 +333,7 @@ class Trainer:
         state: the state that steps change, the same on all ranks: equal gradients give equal weights.
         ranks: the processes of the run.
         execution: how steps are carried out (precision, accumulate, compile).
-        statistics: moments of the training pictures, for the target ``remainder``.
+        statistics: moments of the training pictures, for a denoiser that needs them.
         labels: called with numbers of images in the run, int64 [n]; gives their classes, int64 [n], where the run has classes.
 
     Raises:
@@ -263,8 +350,7 @@ class Trainer:
         labels: Callable[[np.ndarray], torch.Tensor] | None = None,
     ) -> None:
         self.config = config
-        self.corruption = config.corruption()
-        self.parametrisation = parametrisation(self.corruption, statistics)
+        self.forward = config.method.forward.measured(statistics)
         self.labels = labels
         self.state = state
         self.ranks = ranks
@@ -274,7 +360,7 @@ class Trainer:
             state.network.compile()
         self.model = ranks.prepare(MixedPrecision(state.network) if self.precision == "bf16" else state.network)
 
-    def step(self, u0: torch.Tensor, log: MetricsLog) -> None:
+    def step(self, u0: torch.Tensor, log: StepLog) -> None:
         """One step on this rank's share of a batch, float32 [n, C, H, W] on the CPU; n may be 0 in the last batch of a run."""
         state, training = self.state, self.config.training
         batch = min(training.batch, training.images - state.images)
@@ -293,11 +379,11 @@ class Trainer:
         with log.watch.part("network"):
             norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
             for group in state.optimiser.param_groups:
-                group["lr"] = training.learning_rate_at(state.images, batch)
+                group["lr"] = training.schedule.at(state.images, state.images + batch, training.images)
             state.images += batch
             state.optimiser.step()
             state.average.update()
-        log.add(state.average.updates, state.images, sum(losses), norm.detach())
+        log.add(state.average.updates, state.images, sum(losses[1:], losses[0]), norm.detach())
 
     def _accumulate(self, part: torch.Tensor, first: int, weight: float, watch: Stopwatch) -> torch.Tensor:
         """Corrupt a part of a batch that starts at the run's image number ``first``, and add its gradients; returns its loss.
@@ -306,17 +392,16 @@ class Trainer:
         """
         seed = self.config.training.seed
         sample = seeds(seed, "image", np.arange(first, first + len(part)))
-        level = self.corruption.draw_levels(sample)
-        device = self.ranks.device
+        forward, denoiser, device = self.forward, self.config.method.denoiser, self.ranks.device
+        level = self.config.method.density.draw(forward, sample)
         try:
             with watch.part("corruption"):
-                inputs, target = self.parametrisation.example(_to(device, part), level, sample)
-                inputs = self.corruption.tell(inputs, level, sample)
+                inputs, target = denoiser.example(forward, _to(device, part), level, sample)
             torch.manual_seed(int(seeds(seed, "dropout", first)))
             with watch.part("network"):
                 conditions = (level, self._label(first, sample)) if self.labels else (level,)
                 prediction = self.model(inputs, *(_to(device, condition) for condition in conditions))
-                loss = weight * prediction_loss(self.corruption, prediction, target, level, sample)
+                loss = weight * denoiser.loss(forward, prediction, target, level, sample)
                 # The backward pass averages gradients over the ranks; their sum is wanted.
                 (self.ranks.count * loss).backward()
         # Named here, where torch loads it on demand: to import it above takes as long as to import torch.
@@ -332,11 +417,12 @@ class Trainer:
 
     def _label(self, first: int, sample: torch.Tensor) -> torch.Tensor:
         """Classes of the images from number ``first`` on; a tenth of them dropped, for guidance (Ho and Salimans 2022)."""
+        assert self.labels is not None
         label = self.labels(np.arange(first, first + len(sample)))
         return torch.where(uniform(sample, "label") < DROPPED, len(self.config.classes), label)
 
 
-def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple[int, str]:
+def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple[int, Literal["fp32", "bf16"]]:
     """Images that a rank processes at a time, and the precision.
 
     Raises:
@@ -355,7 +441,7 @@ def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple
     if execution.compile and precision == "bf16" and ranks.device.type == "cpu":
         # Seen with torch 2.13: the gradients of the last blocks are zero. Either alone is right.
         raise InputError("--compile with bf16 gives wrong gradients on a CPU (torch 2.13); leave one of the two out")
-    return batch // parts, precision
+    return batch // parts, "bf16" if precision == "bf16" else "fp32"
 
 
 def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:

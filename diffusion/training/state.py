@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from diffusion.config import RunConfig
 from diffusion.rng import seeds
+from diffusion.run import RunConfig
 from diffusion.training.checkpoint import Checkpoints, load_checkpoint
 from lbm_warp.checks import InputError
 
@@ -35,8 +35,11 @@ class EMA:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
-        # Collected once: to walk through the modules in every step costs milliseconds.
-        self._averages, self._weights = (list(module.state_dict().values()) for module in (self.network, network))
+        # Collected once: to walk through the modules in every step costs milliseconds. Tied weights are one.
+        both = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        pairs = {average.data_ptr(): (average, weight) for average, weight in both}.values()
+        self._averages, self._weights = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -44,6 +47,8 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
+        for average, weight in self._counts:
+            average.copy_(weight)
 
 
 class TrainingState:
@@ -66,8 +71,26 @@ class TrainingState:
         """The state before the first step: weights from the run's seed, on a device."""
         torch.manual_seed(int(seeds(config.training.seed, "weights")))
         network = config.build_network().to(device)
-        optimiser = torch.optim.Adam(network.parameters(), lr=config.training.learning_rate, fused=True)
-        return cls(network, EMA(network, config.training.ema), optimiser)
+        # The learning rate is set in every step.
+        return cls(network, EMA(network, config.training.ema), torch.optim.Adam(network.parameters(), fused=True))
+
+    def begin_from(self, weights: dict[str, torch.Tensor]) -> list[str]:
+        """Take over weights, where names and shapes fit, into the network and its average.
+
+        Returns:
+            What does not fit, in words, one tensor each.
+
+        Raises:
+            InputError: if nothing fits.
+        """
+        own = self.network.state_dict()
+        fitting = {name: tensor for name, tensor in weights.items() if name in own and tensor.shape == own[name].shape}
+        if not fitting:
+            raise InputError("none of its weights fit this network in name and shape; choose a run with a network like this one")
+        self.network.load_state_dict(fitting, strict=False)
+        self.average.network.load_state_dict(self.network.state_dict())
+        there = {name: str(list(weights[name].shape)) if name in weights else "missing" for name in own.keys() - fitting.keys()}
+        return [f"{name} ({there[name]} there, {list(own[name].shape)} here)" for name in own if name in there]
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Write the state as one file, so a run that is killed never mixes two moments.
@@ -78,6 +101,7 @@ class TrainingState:
         moments = {
             f"adam.{name}.{key}": self.optimiser.state[parameter][key]
             for name, parameter in self.network.named_parameters()
+            if parameter in self.optimiser.state
             for key in ADAM
         }
         weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
@@ -96,6 +120,8 @@ class TrainingState:
             for module, prefix in ((self.network, "network."), (self.average.network, "average.")):
                 module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
             for name, parameter in self.network.named_parameters():
+                if f"adam.{name}.step" not in tensors:
+                    continue  # a frozen weight
                 found = {key: tensors[f"adam.{name}.{key}"].to(parameter.device) for key in ADAM}
                 # The fused update needs moments that lie in memory like the weights.
                 alike = {key: torch.empty_like(parameter).copy_(found[key]) for key in ADAM[1:]}

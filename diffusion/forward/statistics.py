@@ -14,14 +14,13 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from diffusion.config import RunConfig
-from diffusion.corruption import Corruption
 from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors, save_tensors
+from diffusion.forward.operators import Operator
 from diffusion.rng import seeds
 from diffusion.size import Size
 from lbm_warp.checks import InputError
-from lbm_warp.heat import cosines
+from lbm_warp.heat import from_modes, to_modes
 
 FILE = "statistics.safetensors"
 # Levels at which the moments are measured (between them they are interpolated), pictures, and pictures at a time.
@@ -34,8 +33,7 @@ BATCH = 64
 class Statistics:
     """Moments of clean pictures x and of corrupted ones y = A_k(x), without signal scale and noise.
 
-    Variances and covariances are those of the amplitudes of the orthonormal cosine modes (DCT-II). For ``spectrum`` flat, all means
-    are 1/2 and all variances the mean square about 1/2. All are float32 [C, H, W], or
+    Variances and covariances are those of the amplitudes of the orthonormal cosine modes (DCT-II). All are float32 [C, H, W], or
     [L, C, H, W] for L levels spaced evenly from 0 to K.
     """
 
@@ -51,38 +49,52 @@ class Statistics:
     """Covariance of x and y, [L, C, H, W]."""
 
     @classmethod
-    def measure(cls, dataset: Sequence[np.ndarray], corruption: Corruption, device: torch.device) -> Statistics:
-        """The moments of a data set under a process.
+    def measure(cls, dataset: Sequence[np.ndarray], operator: Operator, device: torch.device, *, flat: bool = False) -> Statistics:
+        """The moments of a data set under an operator.
 
         Args:
             dataset: pictures, float32 [C, H, W]; of a large set 4,096 are taken, spread over it. Picture i has the flow of seed i.
-            corruption: the forward process.
+            operator: what corrupts them.
             device: where to compute.
+            flat: for an operator that leaves pictures as they are, whether all modes get one number, the mean square about the
+                middle of the range, and all means are that middle: sigma_data^2 of EDM.
         """
         chosen = evenly_spaced(len(dataset), MOST)
-        knots = min(KNOTS, corruption.levels + 1)
-        levels = np.linspace(0, corruption.levels, knots).round().astype(int).tolist()
-        rows, columns = (cosines(side)[1].to(device) for side in corruption.size)
-        first = second = cross = 0.0
+        knots = min(KNOTS, operator.levels + 1)
+        levels = np.linspace(0, operator.levels, knots).round().astype(int).tolist()
+        first = second = cross = torch.zeros((), dtype=torch.float64, device=device)
         for numbers in tqdm(np.array_split(chosen, -(-len(chosen) // BATCH)), desc="statistics", unit="batch", leave=False):
             x = torch.stack([torch.from_numpy(dataset[i]) for i in numbers.tolist()]).to(device)
-            flow = seeds(numbers, "statistics")
+            flow, of_all = seeds(numbers, "statistics"), [torch.full((len(x),), level) for level in levels]
             # [L, N, C, H, W]; level 0 is the clean picture.
-            y = torch.stack([corruption.operator(x, level, flow) for level in levels]).double()
-            modes = rows @ y @ columns.T
-            first += modes.sum(dim=1)
-            second += modes.square().sum(dim=1)
-            cross += (modes * modes[:1]).sum(dim=1)
+            y = torch.stack(operator.at(x, of_all, flow)).double()
+            modes = to_modes(y)
+            first = first + modes.sum(dim=1)
+            second = second + modes.square().sum(dim=1)
+            cross = cross + (modes * modes[:1]).sum(dim=1)
         mean = first / len(chosen)
         variance = second / len(chosen) - mean.square()
         covariance = cross / len(chosen) - mean * mean[0]
-        pictures = rows.T @ mean @ columns
-        if corruption.process.spectrum == "flat":
-            # One number for all modes: the mean square about the middle of the range, sigma_data^2 of EDM.
+        pictures = from_modes(mean)
+        if flat:
             power = (variance[0].mean() + (pictures[0] - 0.5).square().mean()).expand_as(variance)
             pictures, variance, covariance = torch.full_like(pictures, 0.5), power, power
         moments = (pictures[0], variance[0], pictures, variance, covariance)
         return cls(*(moment.float().cpu() for moment in moments))
+
+    def interpolated(self, moment: torch.Tensor, level: int | torch.Tensor, levels: int, like: torch.Tensor) -> torch.Tensor:
+        """A moment [L, C, H, W] between the levels at which it was measured, [N, C, H, W] or, for one level, [1, C, H, W].
+
+        Args:
+            level: one for all images, or int64 [N] on the CPU, 0 to ``levels``.
+            levels: K.
+            like: gives device and dtype.
+        """
+        place = torch.as_tensor(level).reshape(-1).double() * ((len(moment) - 1) / levels)
+        lower = place.floor().long().clamp(max=len(moment) - 2)
+        weight = (place - lower).to(like.dtype)[:, None, None, None].to(like.device)
+        moment = moment.to(like)
+        return torch.lerp(moment[lower], moment[lower + 1], weight)
 
     def at_size(self, size: Size) -> Statistics:
         """The moments for images of another size whose pixels show as much: mode m of W is mode m W' / W of W'."""
@@ -105,20 +117,20 @@ class Statistics:
         save_tensors(folder / FILE, {field.name: getattr(self, field.name) for field in fields(self)})
 
 
-def load_statistics(folder: Path, config: RunConfig) -> Statistics | None:
-    """Read a run's statistics.safetensors; None for a process that needs none.
+def load_statistics(folder: Path, shape: tuple[int, int, int]) -> Statistics:
+    """Read a run's statistics.safetensors.
+
+    Args:
+        folder: the run.
+        shape: [C, H, W] of its images.
 
     Raises:
         InputError: if the file is missing, damaged, or of images of another shape.
     """
-    if config.process.target != "remainder":
-        return None
     tensors = load_tensors(folder / FILE)
     knots = len(tensors.get("covariance", ()))
-    expected = {
-        field.name: config.shape if field.name in ("mean", "variance") else (knots, *config.shape) for field in fields(Statistics)
-    }
+    expected = {field.name: shape if field.name in ("mean", "variance") else (knots, *shape) for field in fields(Statistics)}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected or not knots:
-        channels, height, width = config.shape
+        channels, height, width = shape
         raise InputError(f"{folder / FILE}: not the statistics of {channels} x {height} x {width} images; train the run again")
     return Statistics(**{name: tensor.float() for name, tensor in tensors.items()})

@@ -1,9 +1,9 @@
-"""Read the CUDA kernels' binaries: registers, stack, shared memory, instructions and bytes an update. Needs no GPU."""
+"""Read registers, memory and instructions of the CUDA kernels from their binaries: needs no GPU, but CUDA's disassembler."""
 
 from __future__ import annotations
 
-import functools
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -11,18 +11,32 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import tyro
 import warp as wp
 
+from cli import console
 from cli.benchmark import measure
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.kernels import cuda, onchip
 from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
 
 TOOLS = ("cuobjdump", "nvdisasm")
+# As those of the benchmarks: head, width, and unit of the numbers.
+COLUMNS = {
+    "name": ("name", 22, 1.0),
+    "registers": ("registers", 11, 1.0),
+    "stack": ("stack B", 9, 1.0),
+    "shared": ("shared B", 10, 1.0),
+    "instructions": ("instructions", 14, 1.0),
+    "per_update": ("an update", 11, 1.0),
+    "spills_per_update": ("spills", 8, 1.0),
+    "bytes_per_update": ("bytes", 7, 1.0),
+}
 
 
 class Binary(NamedTuple):
@@ -36,8 +50,9 @@ class Binary(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernels(measure.Report):
-    """Registers, memory and instructions of the CUDA kernels, from their binaries; needs no GPU, but CUDA's disassembler."""
+    """Options of ``python -m tools.kernels``."""
 
+    columns = COLUMNS
     arch: int = 90
     """Architecture to compile for: 80 (A100), 86, 89, 90 (H100, H200), 100, 120."""
 
@@ -52,7 +67,7 @@ class Kernels(measure.Report):
     def rows(self, tools: dict[str, str], folder: Path) -> Iterator[measure.Row]:
         """What each kernel takes."""
 
-        @functools.cache
+        @cache
         def read(module: wp.Module) -> tuple[str, str]:
             """What the tools say of a module, which may hold several kernels."""
             place = folder / module.name
@@ -64,18 +79,13 @@ class Kernels(measure.Report):
         for binary in binaries():
             listed, listing = read(binary.kernel.module)
             symbol = rf"(\b{binary.kernel.key}\w*_cuda_kernel_forward)"
-            usage = re.search(rf"{symbol}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", listed)
-            path = hot_path(instructions(listing, usage[1]))
-            registers, stack, shared = map(int, usage.groups()[1:])
-            row = {
+            name, *numbers = re.findall(rf"{symbol}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", listed)[0]
+            path = hot_path(instructions(listing, name))
+            yield {
                 "name": binary.name,
-                "registers": registers,
-                "stack": stack,
-                "shared": shared,
+                **dict(zip(("registers", "stack", "shared"), map(int, numbers), strict=True)),
                 "instructions": sum(path.values()),
-            }
-            yield row | {
-                "per_update": binary.updates and row["instructions"] / binary.updates,
+                "per_update": binary.updates and sum(path.values()) / binary.updates,
                 "spills_per_update": binary.updates and (path["LDL"] + path["STL"]) / binary.updates,
                 "bytes_per_update": binary.updates and bytes_of(path) / binary.updates,
             }
@@ -104,9 +114,10 @@ def find_tools() -> dict[str, str]:
         InputError: if one is missing.
     """
     triton = find_spec("triton")
-    beside = Path(triton.submodule_search_locations[0]) / "backends" / "nvidia" / "bin" if triton else None
-    found = {tool: shutil.which(tool) or (beside and shutil.which(tool, path=str(beside))) for tool in TOOLS}
-    if missing := [tool for tool, path in found.items() if not path]:
+    beside = [str(Path(place) / "backends" / "nvidia" / "bin") for place in (triton and triton.submodule_search_locations) or ()]
+    places = os.pathsep.join([os.environ.get("PATH", ""), *beside])
+    found = {tool: path for tool in TOOLS if (path := shutil.which(tool, path=places))}
+    if missing := [tool for tool in TOOLS if tool not in found]:
         raise InputError(f"{' and '.join(missing)} not found: pip install triton (its wheel has them), or install CUDA's toolkit")
     return found
 
@@ -160,3 +171,10 @@ def operations(lines: list[str | tuple[str, str]]) -> Counter[str]:
 def bytes_of(path: Counter[str]) -> int:
     """Bytes that loads and stores of global memory name, before caches."""
     return sum(count * int(name.split()[1]) // 8 for name, count in path.items() if " " in name)
+
+
+main = partial(console.run, "kernels", Kernels.run, partial(tyro.cli, Kernels), package="tools")
+
+
+if __name__ == "__main__":
+    main()

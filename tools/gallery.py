@@ -145,7 +145,7 @@ nav a {{ margin-right: 0.8rem; white-space: nowrap; }}
 
 @dataclass(frozen=True)
 class Gallery:
-    """Options of ``python -m cli.gallery``."""
+    """Options of ``python -m tools.gallery``."""
 
     out: Path = Path("outputs/gallery")
     """Folder of the page, index.html, with its pictures and films."""
@@ -205,7 +205,7 @@ def section(name: str, entry: Entry) -> str:
 </section>"""
 
 
-main = partial(console.run, "gallery", gallery, partial(tyro.cli, Gallery))
+main = partial(console.run, "gallery", gallery, partial(tyro.cli, Gallery), package="tools")
 
 
 if __name__ == "__main__":

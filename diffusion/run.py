@@ -1,51 +1,27 @@
-"""The configuration of a run: process, network, image size and training, as frozen numbers and as config.json."""
+"""The configuration of a run: method, network, image size and training, as frozen objects of numbers and as config.json."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from torch import nn
 
-from diffusion.corruption import Corruption
+from diffusion import specs
 from diffusion.files import read_json, write_json
-from diffusion.network import NetworkConfig, UNet
-from diffusion.process import ForwardProcess
+from diffusion.forward.process import ForwardProcess
+from diffusion.learning_rate import LearningRate, WarmUpAndDecay
+from diffusion.methods import Method, known_classes
+from diffusion.network import GivenNetwork, NetworkConfig, NetworkShape, NetworkSpec
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_name, check_number
 
-FORMAT = 1
-# Entries that runs of earlier versions lack, with the values that they were made with.
-ADDED = {
-    "process": {
-        "wave_speed": 0.0,
-        "turbulence_time": 0.0,
-        "tell_flow": False,
-        "noise_exponent": 0.0,
-        "by_channel": False,
-        "blur_floor": 0.0,
-        "spectrum": "measured",
-        "network_input": "image",
-        "loss": "squared",
-        "level_density": "uniform",
-        "log_mean": -1.2,
-        "log_deviation": 1.2,
-        "fresh": 1.0,
-        "variance": "fixedsmall",
-        "clip_clean": False,
-        "second_order_above": None,
-        "start": "pictures",
-        "start_noise": 0.0,
-        "spacing": "even",
-        "steps": None,
-    },
-    "training": {"decay": 0.0},
-}
-Part = TypeVar("Part")
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -56,12 +32,8 @@ class TrainingConfig:
     """Length of the training in images."""
     batch: int = 64
     """Images in a step, over all ranks."""
-    learning_rate: float = 1e-3
-    """Adam's step size, > 0."""
-    warmup: int = 6_400
-    """Images over which the learning rate grows linearly from zero."""
-    decay: float = 0.0
-    """Share of the training, at its end, over which the learning rate falls linearly to zero, 0 to 1."""
+    schedule: LearningRate = WarmUpAndDecay()
+    """Learning rate over the training."""
     ema: float = 0.999
     """Decay of the averaged weights (EMA) in a step."""
     clip: float = 1.0
@@ -75,20 +47,14 @@ class TrainingConfig:
         """Raise InputError if a value is out of its range."""
         check_integer("images", self.images, 1)
         check_integer("batch", self.batch, 1)
-        check_number("learning rate", self.learning_rate, 1e-12, 10.0)
-        check_integer("warmup", self.warmup, 0)
-        check_number("decay", self.decay, 0.0, 1.0)
+        if not isinstance(self.schedule, LearningRate):
+            raise InputError(f"schedule must be a diffusion.LearningRate (subclass it), got {type(self.schedule).__name__}")
+        self.schedule.validate()
         check_number("ema", self.ema, 0.0, 0.999999)
         check_number("clip", self.clip, 1e-12)
         if not isinstance(self.flip, bool):
             raise InputError(f"flip must be true or false, got {self.flip!r}")
         check_integer("seed", self.seed, 0, 2**63 - 1)
-
-    def learning_rate_at(self, first: int, count: int) -> float:
-        """Learning rate of the step on ``count`` images, from the run's image number ``first`` on."""
-        rising = min(1.0, (first + count) / max(self.warmup, 1))
-        falling = min(1.0, (self.images - first) / max(self.decay * self.images, 1.0))
-        return self.learning_rate * min(rising, falling)
 
 
 @dataclass(frozen=True)
@@ -100,26 +66,33 @@ class RunConfig:
     """
 
     process_name: str
-    """Name of the process, for people; its numbers are in ``process``."""
+    """Name of the method, for people; its numbers are in ``method``."""
     data: str
     """Name of the data set, for people."""
     channels: int
     """Channels of the images: 1 grey, 3 colour."""
     size: Size
     """Height and width of the images [pixels]; also given as one number for a square, or as text such as 96x128."""
-    process: ForwardProcess
-    network: NetworkConfig
-    training: TrainingConfig
+    method: Method
+    network: NetworkSpec = NetworkConfig()
+    """What builds the network; also given as a module, ``GivenNetwork.of(module)``, which is then trained."""
+    training: TrainingConfig = TrainingConfig()
     classes: tuple[str, ...] = ()
     """Names of the classes that the network learns; none for a run without labels."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", Size.of(self.size))
+        if isinstance(self.network, nn.Module):
+            object.__setattr__(self, "network", GivenNetwork.of(self.network))
         check_integer("channels", self.channels, 1)
-        self.corruption()
+        for name, kind in {"method": Method, "network": NetworkSpec, "training": TrainingConfig}.items():
+            if not isinstance(part := getattr(self, name), kind):
+                raise InputError(f"{name} must be a diffusion.{kind.__name__}, got {type(part).__name__}")
+        self.method.operator.check(self.size)
         self.network.validate()
         self.network.check_size(self.size)
         self.training.validate()
+        self.to_json()  # refuses what config.json cannot keep
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -128,17 +101,18 @@ class RunConfig:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of what the network sees of an image: its channels, or two estimates of them, and the flow if it is told."""
-        seen = self.channels * (2 if self.process.network_input == "estimates" else 1)
-        return seen + (2 if self.process.tell_flow else 0), *self.size
+        """Shape of what the network sees of an image: its channels, or two estimates of them, and what it is told."""
+        return self.method.denoiser.channels(self.channels, self.forward), *self.size
 
-    def corruption(self) -> Corruption:
-        """The forward process at the size of the run's images."""
-        return Corruption(self.process, self.size)
+    @property
+    def forward(self) -> ForwardProcess:
+        """The forward process."""
+        return self.method.forward
 
-    def build_network(self) -> UNet:
-        """The network with fresh weights, which depend on torch's global seed."""
-        return UNet(self.channels, self.network, self.process.levels, len(self.classes), self.input_shape[0])
+    def build_network(self, empty: bool = False) -> nn.Module:
+        """The network with fresh weights, which depend on torch's global seed; or ``empty``, with weights to be replaced."""
+        shape = NetworkShape(self.input_shape[0], self.channels, self.method.levels, len(self.classes), self.size)
+        return self.network.build_empty(shape) if empty else self.network.build(shape)
 
     def means_every_class(self, label: str | int | None) -> bool:
         """Whether a label is ``all``, and not the name of one class."""
@@ -163,12 +137,12 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds, but for its format number."""
-        return asdict(self) | {"size": self.size.to_json()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: specs.to_json(value) for name, value in values.items()} | {"size": self.size.to_json()}
 
     def difference(self, other: RunConfig) -> str | None:
         """The first value in which ``other`` differs, in words; None if the two are equal."""
-        here, there = _flat(self.to_json()), _flat(other.to_json())
-        return next((f"{name} is {there[name]}, not {value}" for name, value in here.items() if there[name] != value), None)
+        return differing(self.to_json(), other.to_json())
 
 
 def save_config(folder: Path, config: RunConfig) -> None:
@@ -176,11 +150,16 @@ def save_config(folder: Path, config: RunConfig) -> None:
     write_json(folder / "config.json", {"format": FORMAT} | config.to_json())
 
 
-def load_config(folder: Path) -> RunConfig:
+def load_config(folder: Path, types: Iterable[type] = (), network: nn.Module | None = None) -> RunConfig:
     """Read config.json.
 
+    Args:
+        folder: the run.
+        types: classes that it may name beside the library's.
+        network: the module of a run that was trained with a module.
+
     Raises:
-        InputError: if the folder holds no run, or one that this version cannot read.
+        InputError: if the folder holds no run, or one that this version cannot read, or names a class that is not known.
     """
     path = folder / "config.json"
     if not folder.is_dir():
@@ -190,20 +169,34 @@ def load_config(folder: Path) -> RunConfig:
     values = read_json(path)
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{path}: not a run of format {FORMAT}, the one this version reads")
-    parts = {"process": ForwardProcess, "network": NetworkConfig, "training": TrainingConfig}
-    for name, added in ADDED.items():
-        if isinstance(values.get(name), dict):
-            values[name] = added | values[name]
-    built = {name: _build(kind, values.get(name), path) for name, kind in parts.items()}
-    return _build(RunConfig, {"classes": ()} | values | built, path)
+    known = known_classes((*types, RunConfig, TrainingConfig, NetworkConfig, GivenNetwork))
+    if not isinstance(values.get("network"), dict):
+        raise InputError(f"{path}: it names no network")
+    config = specs.from_json({specs.CLASS: RunConfig.__name__} | values, known, str(path))
+    if network is not None:
+        config = replace(config, network=config.network.filled(network))
+    return config
 
 
 def check_same_run(folder: Path, config: RunConfig) -> None:
     """Raise InputError unless the folder holds this run; only the length of the training may differ."""
-    there = load_config(folder)
-    here = replace(config, training=replace(config.training, images=there.training.images))
-    if difference := here.difference(there):
+    if not (folder / "config.json").is_file():
+        load_config(folder)
+    there = read_json(folder / "config.json")
+    here = {"format": FORMAT} | config.to_json()
+    if isinstance(there.get("training"), dict) and "images" in there["training"]:
+        here["training"]["images"] = there["training"]["images"]
+    if difference := differing(here, there):
         raise InputError(f"{folder} holds another run ({difference}); choose another --out")
+
+
+def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
+    """The first value of JSON in which another one differs, in words; None if the two are equal."""
+    ours, theirs = _flat(here), _flat(there)
+    names = dict.fromkeys((*ours, *theirs))
+    return next(
+        (f"{n} is {theirs.get(n, 'not there')}, not {ours.get(n, 'there')}" for n in names if ours.get(n) != theirs.get(n)), None
+    )
 
 
 def fingerprint(config: RunConfig, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -213,20 +206,6 @@ def fingerprint(config: RunConfig, tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _build(kind: type[Part], values: Any, path: Path) -> Part:
-    """A config dataclass from JSON values."""
-    names = {field.name for field in fields(kind)}
-    if not isinstance(values, dict) or values.keys() != names:
-        given = set(values) if isinstance(values, dict) else set()
-        raise InputError(f"{path}: {kind.__name__} has unknown entries {sorted(given - names)} or lacks {sorted(names - given)}")
-    try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except TypeError as error:
-        raise InputError(f"{path}: {kind.__name__} has an entry of the wrong type ({error})") from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

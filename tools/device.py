@@ -1,4 +1,7 @@
-"""Try everything on a device and write one report: tests, throughput, training steps, a training that is interrupted, sampling."""
+"""Try everything on a device: tests, throughput, training steps, a training that is interrupted, sampling.
+
+The result is one report in Markdown, whole even if a step fails.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import tyro
 import warp as wp
 from tqdm import tqdm
 
@@ -25,7 +30,7 @@ from lbm_warp.interop import warp_device
 
 ABOUT = """# Report of a device
 
-Made by `python -m cli.benchmark device` (`make cuda`). Please attach this file to an issue of the repository; it holds nothing but
+Made by `python -m tools.device` (`make cuda`). Please attach this file to an issue of the repository; it holds nothing but
 what is printed below."""
 # Lines of a step's output that the report keeps.
 LINES = 60
@@ -61,7 +66,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Device:
-    """Try everything on a device; one report in Markdown, whole even if a step fails."""
+    """Options of ``python -m tools.device``."""
 
     device: str = "cuda"
     """cuda, cuda:N, or cpu."""
@@ -92,7 +97,7 @@ class Device:
 
 def facts(device: torch.device) -> str:
     """Device, driver and versions, as a list."""
-    lines = {
+    lines: dict[str, object] = {
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -103,7 +108,7 @@ def facts(device: torch.device) -> str:
         lines |= {"device": properties.name, "memory": f"{properties.total_memory / 2**30:.0f} GiB"}
         lines |= {"multiprocessors": properties.multi_processor_count, "CUDA of torch": torch.version.cuda}
         versions = {"driver": wp.get_cuda_driver_version(), "CUDA of Warp": wp.get_cuda_toolkit_version()}
-        lines |= {name: ".".join(map(str, version)) for name, version in versions.items()}
+        lines |= {name: ".".join(map(str, version or ())) for name, version in versions.items()}
     return "\n".join(f"- {name}: {value}" for name, value in lines.items())
 
 
@@ -128,3 +133,10 @@ def carry_out(step: Step, command: str, seconds: float) -> tuple[str, str]:
     ended = f"{ended}done in {taken}" if process.returncode == 0 else f"{ended}exit code {process.returncode} after {taken}"
     shown = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
     return ended, "\n".join(shown[-LINES:])
+
+
+main = partial(console.run, "device", Device.run, partial(tyro.cli, Device), package="tools")
+
+
+if __name__ == "__main__":
+    main()

@@ -198,7 +198,7 @@ STUDIES = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """Options of ``python -m cli.evidence``."""
+    """Options of ``python -m tools.evidence``."""
 
     only: tuple[str, ...] = ()
     """Studies to carry out, by name; all by default."""
@@ -376,7 +376,7 @@ def shrink(picture: Path, copied: Path) -> None:
         image.quantize(256).save(aside, optimize=True)
 
 
-main = partial(console.run, "evidence", run, partial(tyro.cli, Evidence))
+main = partial(console.run, "evidence", run, partial(tyro.cli, Evidence), package="tools")
 
 
 if __name__ == "__main__":

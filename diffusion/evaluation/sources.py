@@ -1,0 +1,161 @@
+"""What is scored, and what it is compared with, as images by number: a run, a data set, a file of samples, arrays."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from tqdm import tqdm
+
+from diffusion.data.adapters import as_dataset
+from diffusion.data.dataset import OTHER_HALF, Pictures, Split, as_floats, open_dataset, whole_and_half
+from diffusion.data.images import DataError, fit, with_channels
+from diffusion.evaluation.config import EvaluationConfig
+from diffusion.evaluation.features import FeatureExtractor, to_uint8
+from diffusion.evaluation.metrics import Measurement, check_features
+from diffusion.sampling.pipeline import Pipeline, is_model_id
+from diffusion.size import Size
+from lbm_warp.checks import InputError
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images by number."""
+
+    name: str
+    size: Size
+    channels: int
+    count: int
+    """Number of images; 0 for a run, which makes any number."""
+    read: Callable[[np.ndarray], torch.Tensor]
+    """Called as ``read(index)``: the images of these numbers, uint8 [len(index), channels, height, width]."""
+    families: np.ndarray | None = None
+    """As in :class:`Pictures`."""
+    pipeline: Pipeline | None = None
+    """The run."""
+
+    def measure(self, index: np.ndarray, extractor: FeatureExtractor, batch: int, device: torch.device) -> Measurement:
+        """Features and colours of the images number ``index``, on the CPU, in this order whatever the number of ranks.
+
+        Raises:
+            InputError: if an image or its features are not finite.
+        """
+        state = PartialState()
+        # Gathering needs shares of equal length: the last rank goes on with images from the start, which are cut off.
+        share = -(-len(index) // state.num_processes)
+        mine = index[(state.process_index * share + np.arange(share)) % len(index)]
+        features, colours = [], []
+        with tqdm(total=share, desc=self.name, unit="img", leave=False, disable=not state.is_main_process) as progress:
+            for start in range(0, share, batch):
+                try:
+                    images = self.read(mine[start : start + batch]).to(device)
+                    features.append(extractor(images))
+                    check_features(features[-1], 0)
+                except DataError:
+                    raise  # which names the image
+                except InputError as error:
+                    raise InputError(f"{self.name}: {error}") from None
+                colours.append(images.double().mean(dim=(2, 3)))
+                progress.update(len(images))
+        return Measurement(*(gather(torch.cat(parts))[: len(index)].cpu() for parts in (features, colours)))
+
+
+def open_sources(
+    samples: Any, data: Any, config: EvaluationConfig, device: torch.device, types: Sequence[type] = ()
+) -> tuple[ImageSource, ImageSource, EvaluationConfig]:
+    """The samples and the pictures, of one size and number of channels, and the configuration with its split.
+
+    Arguments and errors are those of :func:`diffusion.evaluate`.
+    """
+    source, path = None, Path(samples) if isinstance(samples, (str, Path)) else None
+    split: Split = "all"
+    name = str(samples) if path else "pipeline" if isinstance(samples, Pipeline) else type(samples).__name__
+    if isinstance(samples, Pipeline) or (path and is_run(path)):
+        pipeline = samples if isinstance(samples, Pipeline) else Pipeline.from_pretrained(samples, device=device, types=types)
+        source = open_run(name, pipeline, config)
+        trained_on, trained_half = whole_and_half(pipeline.config.data)
+        data, split = trained_on if data is None else data, OTHER_HALF[trained_half]
+        if config.size is not None and Size.of(config.size) != source.size:
+            raise InputError(f"size {config.size}: the images of {name} have size {source.size}")
+    elif path and not path.exists():
+        raise InputError(f"{name}: no such run folder, folder or .zip of images, or .npz file")
+    elif config.steps is not None or config.sampling_noise is not None:
+        raise InputError(f"{name}: not a run; steps and sampling_noise say how a run makes its samples")
+    elif data is None:
+        raise InputError(f"{name}: not a run, so name the real pictures to compare its images with: --data NAME")
+    elif path is None or path.suffix.lower() == ".npz":
+        source = open_pictures(read_npz(path) if path else samples, config, name=name, clip=True)
+    if isinstance(data, Pictures) and data.split != "all":
+        split = "all"  # of what is a half already
+    config = replace(config, split=config.split or split, size=str(source.size) if source else config.size)
+    pictures = open_pictures(data, config, source.channels if source else None)
+    source = source or open_pictures(name, replace(config, size=str(pictures.size)), pictures.channels)
+    return source, pictures, config
+
+
+def is_run(samples: Path | str) -> bool:
+    """Whether this is a run folder, or owner/name of a run on the Hub."""
+    return (Path(samples) / "config.json").exists() or (not Path(samples).exists() and is_model_id(str(samples)))
+
+
+def open_run(name: str, pipeline: Pipeline, how: EvaluationConfig) -> ImageSource:
+    """The images that a run makes from a seed, in a number of steps, with its sampling noise or another."""
+    pipeline = pipeline if how.sampling_noise is None else pipeline.with_sampling_noise(how.sampling_noise)
+
+    def read(index: np.ndarray) -> torch.Tensor:
+        return to_uint8(pipeline.sample(index, how.seed, steps=how.steps))
+
+    return ImageSource(name, pipeline.config.size, pipeline.config.channels, 0, read, pipeline=pipeline)
+
+
+def open_pictures(
+    data: Any, config: EvaluationConfig, channels: int | None = None, name: str | None = None, clip: bool = False
+) -> ImageSource:
+    """A data set or images, by name or as :func:`diffusion.data.as_dataset` takes them, cropped and resized where they need be.
+
+    Args:
+        data: name, path, or pictures.
+        config: says the size, and where data sets are.
+        channels: 1 or 3; by default those of the pictures.
+        name, clip: as for :func:`diffusion.data.as_dataset`.
+    """
+    pictures: Pictures
+    if isinstance(data, (str, Path)):
+        name, grey = str(data), None if channels is None else channels == 1
+        pictures = open_dataset(name, config.size, config.data_root, grey=grey, cache=config.data_cache)
+    else:
+        pictures = as_dataset(data, name, clip=clip)
+    size = pictures.size if config.size is None else Size.of(config.size)
+    shape = channels or pictures.channels, *size
+
+    def read(index: np.ndarray) -> torch.Tensor:
+        images = as_floats(pictures.read(index))
+        if images.shape[1:] != shape:
+            images = np.stack([with_channels(fit(image, size), shape[0]) for image in images])
+        return to_uint8(torch.from_numpy(images))
+
+    return ImageSource(name or pictures.name, size, shape[0], len(pictures), read, pictures.families)
+
+
+def read_npz(path: Path) -> np.ndarray:
+    """Images in the form that many samplers write, ``arr_0``, uint8 [N, H, W, C], C 1 or 3: as [N, C, H, W].
+
+    Raises:
+        InputError: if the file is damaged, or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images = archive["arr_0"]
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not an .npz file with an array arr_0 ({error})") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or min(images.shape[:3]) < 2:
+        raise InputError(f"{path}: arr_0 is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C], C 1 or 3")
+    return images.transpose(0, 3, 1, 2)

@@ -1,0 +1,133 @@
+"""Objects of numbers, frozen dataclasses, as JSON: the name of the class, and its fields. Reading runs no code from a file.
+
+A class is looked up by its name among those that the reader knows: the library's, and, where its name begins with ``types.``, those
+that the caller passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from lbm_warp.checks import InputError
+
+CLASS = "class"
+OWN = "types."
+PACKAGES = ("diffusion", "lbm_warp")
+Spec = TypeVar("Spec")
+
+
+def to_json(value: object) -> Any:
+    """An object as JSON: numbers, text, tuples of them, and frozen dataclasses (or objects without data) as dictionaries.
+
+    Raises:
+        InputError: if it holds something else, such as a tensor.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    kind = type(value)
+    if is_dataclass(value):
+        return {CLASS: class_name(kind)} | {
+            field.name: to_json(getattr(value, field.name)) for field in fields(value) if field.init
+        }
+    if not getattr(value, "__dict__", True) and not hasattr(value, "__array__"):
+        return {CLASS: class_name(kind)}
+    raise InputError(f"{kind.__name__} cannot be kept in config.json: make it a frozen dataclass of numbers, text and such objects")
+
+
+def class_name(kind: type) -> str:
+    """What JSON calls a class: the library's by their names, others by theirs after ``types.``."""
+    return ("" if kind.__module__.partition(".")[0] in PACKAGES else OWN) + kind.__name__
+
+
+def by_name(kinds: Iterable[type]) -> dict[str, type]:
+    """Classes by what JSON calls them.
+
+    Raises:
+        InputError: if two have one name.
+    """
+    found: dict[str, type] = {}
+    for kind in kinds:
+        if found.setdefault(class_name(kind), kind) is not kind:
+            raise InputError(f"two classes are called {kind.__name__}, and files know them by their names: rename one")
+    return found
+
+
+def from_json(value: Any, known: Mapping[str, type], place: str) -> Any:
+    """The object that :func:`to_json` wrote; fields that it lacks have their defaults.
+
+    Args:
+        value: what JSON holds.
+        known: classes by what JSON calls them (:func:`by_name`).
+        place: where it stands, for messages.
+
+    Raises:
+        InputError: if it names a class that is not known, or its fields are not those of the class.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item, known, place) for item in value)
+    if not isinstance(value, dict):
+        return value
+    name = str(value.get(CLASS))
+    if name not in known:
+        own = name.removeprefix(OWN)
+        raise InputError(f"{place} names the class {own}, which is not the library's: pass the class itself, types=[{own}]")
+    kind = known[name]
+    settable = [field for field in fields(kind) if field.init] if is_dataclass(kind) else []
+    needed = {field.name for field in settable if field.default is MISSING and field.default_factory is MISSING}
+    given = {key: from_json(item, known, place) for key, item in value.items() if key != CLASS}
+    unknown = sorted(given.keys() - {field.name for field in settable})
+    if unknown or needed - given.keys():
+        raise InputError(f"{place}: {name} has unknown entries {unknown} or lacks {sorted(needed - given.keys())}")
+    try:
+        return kind(**given)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place}: {name} has an entry of the wrong type ({error})") from None
+
+
+def classes(value: object) -> list[type]:
+    """The classes of an object and of the objects in its fields."""
+    return list(dict.fromkeys(type(part) for part in parts(value)))
+
+
+def parts(value: object) -> Iterator[object]:
+    """An object of numbers, and those in its fields."""
+    if isinstance(value, (bool, int, float, str, tuple, type(None))):
+        return
+    yield value
+    for field in fields(value) if is_dataclass(value) else ():
+        yield from parts(getattr(value, field.name))
+
+
+def changed(value: Spec, **changes: Any) -> Spec:
+    """The object with other values for some fields, which may be its own or those of objects in its fields.
+
+    Raises:
+        InputError: if it has no such field, or several.
+    """
+    places = {name: _holders(value, name) for name in changes}
+    for name, count in places.items():
+        if count != 1:
+            known = ", ".join(sorted({field.name for part in parts(value) if is_dataclass(part) for field in fields(part)}))
+            raise InputError(f"{'no' if not count else 'more than one'} part has a value called {name}; there are {known}")
+    return _changed(value, changes)
+
+
+def _holders(value: object, name: str) -> int:
+    return sum(1 for part in parts(value) if is_dataclass(part) and name in {field.name for field in fields(part)})
+
+
+def _changed(value: Any, changes: Mapping[str, Any]) -> Any:
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    new = {
+        field.name: changes[field.name] if field.name in changes else _changed(getattr(value, field.name), changes)
+        for field in fields(value)
+        if field.init
+    }
+    return replace(value, **{name: item for name, item in new.items() if item is not getattr(value, name)})

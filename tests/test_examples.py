@@ -1,0 +1,106 @@
+"""The examples, as a reader runs them: in processes of their own, killed and run again, loaded elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from diffusion import Pipeline
+from diffusion.files import load_tensors
+from lbm_warp.checks import InputError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.slow
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+
+
+def run(name: str, *arguments: object) -> str:
+    """Run an example; returns what it prints."""
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(command(name, *arguments), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def module(name: str) -> ModuleType:
+    """An example as a module, with its classes."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 62
+
+
+def test_an_operator_of_ones_own_trains_resumes_after_a_kill_and_samples_masked_pictures(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    process = subprocess.Popen(
+        command("own_operator.py", "--out", killed, "--images", 2560), env=environment, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/*.safetensors")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert list(killed.glob("checkpoints/*.safetensors")) and not (killed / "way.png").exists()
+    said = run("own_operator.py", "--out", killed, "--images", 2560)
+    assert "share of dark pixels" in said and (killed / "way.png").is_file()
+    run("own_operator.py", "--out", whole, "--images", 2560)
+    for name in ("model.safetensors", "ema.safetensors"):
+        one, other = (load_tensors(folder / name) for folder in (killed, whole))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+    with pytest.raises(InputError, match=r"names the class Masking.*types=\[Masking\]"):
+        Pipeline.from_pretrained(killed)
+    masking = module("own_operator").Masking
+    pipeline = Pipeline.from_pretrained(killed, types=[masking])
+    way: dict[int, torch.Tensor] = {}
+    pipeline.sample(4, callback=lambda level, u: way.setdefault(level, u.clone()))
+    levels = pipeline.forward.levels
+    for level, u in way.items():
+        # A masked pixel holds nothing but noise of 0.02: five standard deviations.
+        assert (u.abs() < 0.1).float().mean() >= level / levels - 0.5 / 256
+    middle = way[min(way, key=lambda level: abs(level - levels // 2))]
+    assert (middle > 0.2).float().mean() > 0.05
+
+
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    run("own_network.py", "--out", tmp_path, "--images", 640)
+    images = Pipeline.from_pretrained(tmp_path, types=[module("own_network").EDM2]).sample(2, steps=4)
+    assert images.shape == (2, 1, 16, 16) and images.isfinite().all()
+
+
+def test_data_features_logger_and_learning_rate_of_ones_own(tmp_path: Path) -> None:
+    said = run("own_data.py", "--out", tmp_path, "--images", 1920)
+    assert "loss" in said and "Frechet distance" in said
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_flow_matching(tmp_path: Path) -> None:
+    said = run("flow_matching.py", "--out", tmp_path, "--images", 640, "--scored", 8)
+    assert "bits a dimension" in said
+
+
+def test_inpainting_honours_the_measurement(tmp_path: Path) -> None:
+    said = run("inpainting.py", "--out", tmp_path, "--pictures", 2, "--samples", 2)
+    errors = [float(line.split("measurement by ")[1].split()[0]) for line in said.splitlines() if "off the measurement" in line]
+    # The noise on the measurement is 0.02; the samples keep within twice that.
+    assert len(errors) == 4 and max(errors) < 0.04

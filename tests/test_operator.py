@@ -1,0 +1,388 @@
+"""Operators of one's own: what the base class makes of one method, and what the check finds in right and in wrong ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lbm_warp import (
+    AdvectionDiffusion,
+    CurlNoise,
+    GivenVelocity,
+    Operator,
+    Schedule,
+    SpectralTurbulence,
+    StrokeFlow,
+    TextbookSolver,
+    WaveAdvectionDiffusion,
+    check_operator,
+)
+from lbm_warp.checks import InputError
+
+SCHEDULE = Schedule.geometric(0.5, 6.0, 8)
+
+
+def share(operator: Operator, level: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Level over K, in the shape that multiplies images."""
+    return (level / operator.levels)[:, None, None, None].to(like)
+
+
+@dataclass(frozen=True)
+class Fade(Operator):
+    levels: int = 10
+    linear = True
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0 * (1.0 - share(self, level, u0))
+
+
+@dataclass(frozen=True)
+class Masking(Operator):
+    """Pixels are lost in an order that the seed draws; it accepts no level 0."""
+
+    levels: int = 10
+    linear = random = True
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        assert int(level.min()) > 0 and level.dtype == seed.dtype == torch.int64 and level.shape == seed.shape == (len(u0),)
+        order = [torch.rand(u0.shape[2:], generator=torch.Generator().manual_seed(int(one))) for one in seed]
+        return u0 * (torch.stack(order)[:, None].to(u0) >= share(self, level, u0))
+
+
+@dataclass(frozen=True)
+class Shrink(Operator):
+    """Half the size at the first half of the levels, a quarter at the others."""
+
+    levels: int = 4
+    linear = True
+    keeps_size = False
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        assert len(level.unique()) == 1
+        return functional.avg_pool2d(u0, 2 if 2 * int(level[0]) <= self.levels else 4)
+
+
+class Gamma(Operator, nn.Module):
+    """Not linear, learnable, and not a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = 3
+        self.power = nn.Parameter(torch.tensor(2.0))
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0 ** (1.0 + share(self, level, u0) * self.power)
+
+
+def images(count: int = 4, size: tuple[int, int] = (8, 12), dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand((count, 2, *size), generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+RIGHT = {
+    "fade": Fade(),
+    "masking": Masking(),
+    "shrink": Shrink(),
+    "gamma": Gamma(),
+    "one level": Fade(levels=1),
+    "heat kernel": AdvectionDiffusion(SCHEDULE, peclet=0.0),
+    "curl noise": AdvectionDiffusion(SCHEDULE, peclet=4.0),
+    "periodic, moving": AdvectionDiffusion(SCHEDULE, peclet=4.0, boundary="periodic", turbulence_time=1.0),
+    "compressible": AdvectionDiffusion(SCHEDULE, peclet=1.0, turbulence=SpectralTurbulence(compressible=True)),
+    "with a background": AdvectionDiffusion(SCHEDULE, peclet=1.0, turbulence=SpectralTurbulence(compressible=True), offset=9.5),
+    "given": AdvectionDiffusion(SCHEDULE, peclet=2.0, turbulence=GivenVelocity(CurlNoise().velocity(0, 16, 24))),
+    "painted": AdvectionDiffusion(SCHEDULE, peclet=2.0, turbulence=StrokeFlow((((0.1, 0.5), (0.9, 0.5)),))),
+    "waves": WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=9.0),
+    "waves with a background": WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=9.0, offset=9.5),
+    "textbook": TextbookSolver(SCHEDULE, peclet=2.0),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_operators_pass(name: str, device: torch.device) -> None:
+    operator = RIGHT[name]
+    operator = operator.to(device) if isinstance(operator, nn.Module) else operator
+    report = check_operator(operator, (16, 24), channels=2, device=device)
+    report.raise_if_wrong()
+    assert report.wrong == () and (report.seeds > 0.0) == operator.random and (report.adjoint is not None) == operator.linear
+    assert str(report).startswith(type(operator).__name__) and "WRONG" not in str(report)
+
+
+class Wrong(Fade):
+    """Every mistake is a method of a subclass."""
+
+    levels = 10
+
+
+class Drifting(Wrong):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return super().apply(u0, level, seed) + 0.01 * torch.rand(())
+
+
+class Seeded(Wrong):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return super().apply(u0, level, seed) * (1.0 + 0.01 * (seed % 7)[:, None, None, None].to(u0))
+
+
+class Constant(Wrong):
+    random = True
+
+
+class Affine(Wrong):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return super().apply(u0, level, seed) + 0.3
+
+
+class Transposed(Wrong):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return torch.roll(u0, 1, dims=3)
+
+    def adjoint(self, w: torch.Tensor, level: object, seed: object) -> torch.Tensor:
+        return torch.roll(w, 1, dims=3)
+
+
+class Mixing(Wrong):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return super().apply(u0, level, seed) + 0.1 * u0.mean(dim=0, keepdim=True)
+
+
+class InPlace(Wrong):
+    linear = False
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0.mul_(1.0 - share(self, level, u0))
+
+
+class Clean(Wrong):
+    def at(self, u0: torch.Tensor, levels: Sequence[torch.Tensor], seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(0.9 * u0 for _ in levels)
+
+
+class Forgetful(Wrong):
+    """The second of two levels starts from the first."""
+
+    def at(self, u0: torch.Tensor, levels: Sequence[torch.Tensor], seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        images: list[torch.Tensor] = []
+        for level in levels:
+            images += super().at(images[-1] if images else u0, (level,), seed)
+        return tuple(images)
+
+
+class NotFinite(Wrong):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0 / (level < self.levels)[:, None, None, None].to(u0) - u0
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Drifting, r"two calls with one seed differ by: 0\.00\d+ \(must be 0\)"),
+        (Seeded, r"not random; two seeds differ by: 0\.0\d+ \(must be 0\)"),
+        (Constant, r"random; two seeds differ by: 0 \(must not be 0\)"),
+        (Affine, r"relative error of A\(a u \+ b w\) = a A\(u\) \+ b A\(w\): 0\.\d+ \(at most 0\.0001\)"),
+        (Transposed, r"relative error of <A u, w> = <u, adjoint\(w\)>: 0\.\d+ \(at most 0\.0001\)"),
+        (Mixing, r"an image alone and in a batch differ by: 0\.\d+ \(at most 1e-05\)"),
+        (InPlace, r"the clean images are changed by: 1 \(must be 0\)"),
+        (Clean, r"level 0 differs from the clean image by: 0\.1 \(must be 0\)"),
+        (Forgetful, r"a level alone and after another one differ by: 0\.\d+ \(at most 1e-05\)"),
+        (NotFinite, r"differ by: nan"),
+    ],
+)
+def test_wrong_operators_are_found_and_by_how_much(kind: type[Operator], message: str) -> None:
+    report = check_operator(kind(), 16, channels=1)
+    with pytest.raises(InputError, match=f"^{kind.__name__} is not the operator it says it is: .*{message}") as error:
+        report.raise_if_wrong()
+    assert "\n" not in str(error.value)
+    assert any("WRONG" in line for line in str(report).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [
+        (lambda u: u[:, :1], r"float32 \[4, 1, 8, 12\] on cpu"),
+        (lambda u: u[..., ::2], r"float32 \[4, 2, 8, 6\]"),
+        (lambda u: u.flatten(2), r"float32 \[4, 2, 96\]"),
+        (lambda u: (255 * u).byte(), r"uint8 \[4, 2, 8, 12\]"),
+        (lambda u: u.numpy(), "ndarray"),
+        (lambda u: u.to("meta"), "on meta"),
+    ],
+)
+def test_a_result_that_is_no_image_is_refused_with_the_name_of_the_class(result, got: str) -> None:
+    class Bad(Operator):
+        levels = 3
+
+        def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+            return result(u0)
+
+    with pytest.raises(InputError, match=rf"Bad\.apply must give a floating-point tensor \[4, 2, 8, 12\] on cpu, got .*{got}"):
+        Bad()(images(), 1, 0)
+    with pytest.raises(InputError, match="Nothing needs a method apply"):
+        type("Nothing", (Operator,), {"levels": 3})()(images(), 1, 0)
+
+
+def test_sizes_may_change_but_not_the_number_of_images_and_channels() -> None:
+    class Bad(Shrink):
+        def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+            return u0[:, :1]
+
+    with pytest.raises(InputError, match=r"Bad\.apply must give .* \[4, 2, 'h', 'w'\]"):
+        Bad()(images(), 1, 0)
+
+
+def test_levels_of_several_sizes_in_one_batch(device: torch.device) -> None:
+    """Smaller images are enlarged by repeating pixels, and level 0 is the image itself."""
+    u0 = images().to(device)
+    half, quarter = (functional.avg_pool2d(u0, n).repeat_interleave(n, 2).repeat_interleave(n, 3) for n in (2, 4))
+    u = Shrink()(u0, [0, 2, 3, 1], 0)
+    assert torch.equal(u, torch.stack([u0[0], half[1], quarter[2], half[3]]))
+    for level, whole in zip(range(5), (u0, half, half, quarter, quarter), strict=True):
+        assert torch.equal(Shrink()(u0, level, 0), whole)
+    # Nearest pixels where no whole number of them fits: 8 / 3 and 12 / 3.
+    third = type("Third", (Shrink,), {"apply": lambda self, u, level, seed: functional.avg_pool2d(u, 3)})()
+    assert third(u0, 1, 0).shape == u0.shape and Shrink()(u0.half(), 3, 0).dtype == torch.float16
+
+
+@pytest.mark.parametrize("operator", [Fade(), Masking(), Shrink(), Gamma()], ids=lambda operator: type(operator).__name__)
+def test_one_method_makes_calls_pairs_and_trajectories(operator: Operator) -> None:
+    u0, level, seed = images(), torch.tensor([1, 3, 2, 1]), torch.tensor([5, 6, 7, 2**40])
+    before, after = operator.pair(u0, level, seed)
+    levels = dict(operator.trajectory(u0, seed))
+    assert list(levels) == list(range(operator.levels + 1))
+    assert torch.equal(levels[0], u0) and levels[0] is not u0 and not levels[1].requires_grad
+    for n, k in enumerate(level.tolist()):
+        assert torch.equal(after[n], levels[k][n]) and torch.equal(before[n], levels[k - 1][n])
+        assert torch.equal(operator(u0[n : n + 1], k, int(seed[n]))[0], after[n])
+    mixed = operator(u0, [0, 1, 0, 2], seed)
+    assert torch.equal(mixed[0], u0[0]) and torch.equal(mixed[3], levels[2][3])
+    assert operator(u0, 0, 0) is not u0 and operator(u0.double(), 2, seed).dtype == torch.float64
+    np.testing.assert_array_equal(operator.iterations(8, 12), np.zeros(operator.levels + 1))
+    assert operator.solver == type(operator).__name__ and operator.peclet == 0.0 and not operator.moving and not operator.diagonal
+
+
+@pytest.mark.parametrize("operator", [Masking(), AdvectionDiffusion(SCHEDULE)], ids=["own", "lattice"])
+def test_every_call_refuses_bad_arguments_and_takes_every_layout(operator: Operator) -> None:
+    u0, levels = images(), operator.levels
+    calls = [operator, operator.adjoint, operator.pair, lambda u, _, seed: next(iter(operator.trajectory(u, seed)))[1]]
+    for call in calls:
+        with pytest.raises(InputError, match="torch tensor"):
+            call(u0.numpy(), 1, 0)
+        with pytest.raises(InputError, match="seed must be one integer or one for each of the 4 images"):
+            call(u0, 1, [1, 2])
+    for call, least in ((operator, 0), (operator.adjoint, 0), (operator.pair, 1)):
+        for level in (levels + 1, least - 1):
+            with pytest.raises(InputError, match=f"level must be from {least} to {levels}, got {level}"):
+                call(u0, level, 0)
+    for other in (u0.to(memory_format=torch.channels_last), u0.transpose(2, 3).contiguous().transpose(2, 3)):
+        for call in (*calls[:2], lambda u, level, seed: operator.pair(u, level, seed)[1]):
+            assert torch.equal(call(other, 2, 1), call(u0, 2, 1))
+        for (_, u), (_, expected) in zip(operator.trajectory(other, 1), operator.trajectory(u0, 1), strict=True):
+            assert torch.equal(u, expected)
+
+
+def test_the_adjoint_by_automatic_differentiation(device: torch.device) -> None:
+    """It is the transpose, in the dtype of w, differentiable in w and as often as torch can; also in inference mode."""
+    level, seed = torch.tensor([0, 1, 4, 2]), torch.arange(4)
+    u, w = images(dtype=torch.float64).to(device), images(dtype=torch.float64).flip(0).to(device)
+    waves = WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=9.0)
+    for operator in (Fade(), Masking(), Shrink(), waves):
+        torch.testing.assert_close(
+            (operator(u, level, seed) * w).sum(), (u * operator.adjoint(w, level, seed)).sum(), rtol=1e-9, atol=0
+        )
+        again = w.clone().requires_grad_()
+        transposed = operator.adjoint(again, level, seed)
+        (gradient,) = torch.autograd.grad((transposed * u).sum(), again)
+        torch.testing.assert_close(gradient, operator(u, level, seed))
+        with torch.inference_mode():
+            assert torch.equal(operator.adjoint(w + 0.0, level, seed), transposed)
+        assert not operator.adjoint(w, level, seed).requires_grad and operator.adjoint(w.half(), level, seed).dtype == torch.float16
+
+
+def test_what_has_no_adjoint_says_so() -> None:
+    class Numpy(Fade):
+        def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(u0.detach().numpy() * 0.5)
+
+    with pytest.raises(InputError, match="only a linear operator has an adjoint, and Gamma is not; if it is, it must say: linear"):
+        Gamma().adjoint(images(), 1, 0)
+    for call in (lambda: Numpy().adjoint(images(), 1, 0), lambda: check_operator(Numpy(), 8)):
+        with pytest.raises(InputError, match="Numpy has no gradient, because apply leaves torch: write its method adjoint"):
+            call()
+    background = WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=9.0, offset=9.5)
+    with pytest.raises(InputError, match="WaveAdvectionDiffusion is not"):
+        background.adjoint(images(), 1, 0)
+
+
+def test_learnable_numbers_of_an_operator_have_their_gradient() -> None:
+    gamma, u0 = Gamma(), images()
+    gamma(u0, [0, 1, 2, 3], 0).sum().backward()
+    expected = sum((u * u.log() * u ** (2 * k / 3) * k / 3).sum() for k, u in enumerate(u0))
+    torch.testing.assert_close(gamma.power.grad, expected)
+
+
+@pytest.mark.parametrize(
+    "operator", [AdvectionDiffusion(SCHEDULE, peclet=4.0), WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=3.0)]
+)
+def test_levels_in_any_order_and_number_at_once(operator: Operator) -> None:
+    """In one pass where that is possible, and always the right ones."""
+    u0, seed = images(), torch.arange(4)
+    for levels in (
+        [[1, 2, 3, 4], [5, 5, 5, 5]],
+        [[2, 1, 0, 8], [1, 2, 0, 3]],
+        [[0, 1, 3, 2], [0, 4, 8, 7], [2, 5, 8, 8]],
+        [[8, 0, 1, 2]],
+    ):
+        each = [torch.tensor(level) for level in levels]
+        for u, level in zip(operator.at(u0, each, seed), each, strict=True):
+            torch.testing.assert_close(u, operator(u0, level, seed), rtol=0, atol=1e-6)
+
+
+def test_what_operators_say_of_themselves() -> None:
+    heat, flow, background = (RIGHT[name] for name in ("heat kernel", "curl noise", "with a background"))
+    assert heat.linear and heat.diagonal and not heat.random and heat.solver == "heat kernel" and heat.levels == 8
+    assert flow.linear and flow.random and not flow.diagonal and not flow.moving and flow.solver == "lattice"
+    assert background.random and not background.linear and RIGHT["periodic, moving"].moving
+    assert not AdvectionDiffusion(SCHEDULE, peclet=0.0, boundary="periodic").diagonal
+    assert AdvectionDiffusion(SCHEDULE, peclet=0.0, offset=3.0).linear and not RIGHT["given"].random
+    assert RIGHT["waves"].linear and RIGHT["waves"].moving and not RIGHT["waves with a background"].linear
+
+
+@pytest.mark.slow
+def test_the_solver_needs_numpy_torch_and_warp_only() -> None:
+    """In a process in which every other installed package is missing, but for what these three require themselves."""
+    code = """
+import importlib.metadata as metadata, re, sys
+needed, left = set(), ["numpy", "torch", "warp-lang"]
+while left:
+    needed.add(name := left.pop().lower().replace("_", "-"))
+    try:
+        requires = [line for line in metadata.requires(name) or () if "extra ==" not in line]
+    except metadata.PackageNotFoundError:
+        continue  # of another platform
+    left += {re.match("[A-Za-z0-9._-]+", line)[0] for line in requires} - needed
+others = {
+    module for module, packages in metadata.packages_distributions().items()
+    if not needed & {package.lower().replace("_", "-") for package in packages}
+} - {"lbm_warp"}
+assert {"PIL", "matplotlib", "tqdm", "tyro", "accelerate"} <= others and not {"numpy", "torch", "warp"} & others
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in others:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+import torch, lbm_warp
+u0 = torch.rand((1, 1, 16, 16))
+for operator in (lbm_warp.AdvectionDiffusion(lbm_warp.Schedule.geometric(0.5, 3.0, 3)), lbm_warp.AdvectionDiffusion(
+    lbm_warp.Schedule.geometric(0.5, 3.0, 3), peclet=0.0)):
+    lbm_warp.check_operator(operator, 16).raise_if_wrong()
+assert lbm_warp.RandomTurbulence()(u0).shape == u0.shape
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

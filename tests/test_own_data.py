@@ -1,0 +1,214 @@
+"""Pictures of one's own: arrays, tensors, PIL images, torch and Hugging Face data sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from diffusion.data import ImageDataset, as_dataset, batches, open_dataset
+from diffusion.data.loader import labels_of
+from tests.pictures import fails
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 6), dtype=np.uint8)
+GREY = COLOUR[:, :1]
+LABELS = [2, 0, 1, 1, 0, 2, 2]
+
+
+class Pairs(Dataset):
+    """A map-style set of pictures and labels that notes what is read."""
+
+    def __init__(self, pictures: Any, labels: Any = tuple(LABELS)) -> None:
+        self.pictures, self.labels, self.read = pictures, labels, []
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        self.read.append(number)
+        return self.pictures[number], self.labels[number]
+
+
+def hub(pictures: np.ndarray) -> datasets.Dataset:
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cow"])})
+    images = [Image.fromarray(picture.transpose(1, 2, 0).squeeze()) for picture in pictures]
+    return datasets.Dataset.from_dict({"image": images, "label": LABELS}, features=kinds)
+
+
+KINDS = {
+    "array": lambda x: x,
+    "list": list,
+    "float64": lambda x: x / 255.0,
+    "float32": lambda x: x / np.float32(255),
+    "channels last": lambda x: x.transpose(0, 2, 3, 1),
+    "tensor": torch.from_numpy,
+    "tensor with gradient": lambda x: (torch.from_numpy(x).float() / 255).requires_grad_(),
+    "TensorDataset": lambda x: TensorDataset(torch.from_numpy(x)),
+    "pairs of tensors": lambda x: TensorDataset(torch.from_numpy(x), torch.tensor(LABELS)),
+    "pairs": Pairs,
+    "list of pairs": lambda x: list(zip(x, LABELS, strict=True)),
+    "PIL": lambda x: [Image.fromarray(picture.transpose(1, 2, 0).squeeze()) for picture in x],
+    "hub": hub,
+    "hub, numpy": lambda x: hub(x).with_format("numpy"),
+    "hub, torch": lambda x: hub(x).with_format("torch"),
+    "our own": lambda x: ImageDataset("ours", "", x),
+}
+
+
+@pytest.mark.parametrize("pictures", [COLOUR, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_pictures(kind: str, pictures: np.ndarray) -> None:
+    found = as_dataset(KINDS[kind](pictures), channels=pictures.shape[1], size=(4, 6))
+    assert (len(found), found.channels, found.size) == (7, pictures.shape[1], (4, 6))
+    expected = pictures / np.float32(255)
+    np.testing.assert_allclose(np.stack(list(found)), expected, rtol=0, atol=1e-7)
+    np.testing.assert_array_equal(found.read(np.array([6, 1])) / np.float32(255 if kind == "our own" else 1), expected[[6, 1]])
+    assert found[0].dtype == np.float32 and found.read([]).shape == (0, *pictures.shape[1:])
+    with pytest.raises(IndexError):
+        found[7]
+
+
+def test_pictures_without_channels_are_grey() -> None:
+    found = as_dataset(GREY[:, 0])
+    assert (found.channels, found.size) == (1, (4, 6))
+    np.testing.assert_array_equal(found[3], GREY[3] / np.float32(255))
+
+
+@pytest.mark.parametrize("kind", ["pairs of tensors", "pairs", "list of pairs", "hub", "hub, torch"])
+def test_labels_are_read_when_they_are_asked_for(kind: str) -> None:
+    found = as_dataset(KINDS[kind](COLOUR))
+    assert found.labelled and found.classes() == (("ant", "bee", "cow") if "hub" in kind else ("0", "1", "2"))
+    assert found.labels.dtype == np.int64 and found.labels.tolist() == LABELS
+    assert found.classes(("a", "b", "c", "d")) == ("a", "b", "c", "d")
+    with batches(found, 3, 2, 12, 5) as images:
+        seen = torch.cat(list(images)).numpy()
+    places = [int(np.abs(found.read(slice(None)) - image).sum(axis=(1, 2, 3)).argmin()) for image in seen]
+    assert labels_of(found, 3, np.arange(2, 12)).tolist() == [LABELS[place] for place in places]
+
+
+def test_a_large_set_is_not_read_at_once() -> None:
+    pairs = Pairs(COLOUR)
+    found = as_dataset(pairs)
+    assert set(pairs.read) == {0} and found.labelled and set(pairs.read) == {0}
+    found[5]
+    assert set(pairs.read) == {0, 5} and found.classes() and set(pairs.read) == set(range(7))
+    pairs.read.clear()
+    assert found.labels.tolist() == LABELS and not pairs.read
+
+
+def test_labels_can_be_given_apart() -> None:
+    for labels in (LABELS, np.array(LABELS, np.uint8), torch.tensor(LABELS)):
+        found = as_dataset(COLOUR, "zoo", labels=labels, class_names=("ant", "bee", "cow"))
+        assert (found.name, found.labels.tolist(), found.classes()) == ("zoo", LABELS, ("ant", "bee", "cow"))
+    with fails("digits: 7 labels; expected one for each of the 1797 images"):
+        as_dataset(open_dataset("digits"), labels=LABELS).classes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_our_own_data_sets(workers: int) -> None:
+    """Bit for bit, by this process or by others."""
+
+    def run(dataset: Any, first: int) -> np.ndarray:
+        with batches(dataset, 5, first, 30, 4, flip=True, workers=workers) as queue:
+            return torch.cat(list(queue)).numpy()
+
+    expected = run(ImageDataset("ours", "", COLOUR), 0)
+    for kind in ("pairs", "hub", "float32"):
+        np.testing.assert_array_equal(run(as_dataset(KINDS[kind](COLOUR)), 0), expected)
+        np.testing.assert_array_equal(run(as_dataset(KINDS[kind](COLOUR)), 17), expected[17:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_found_when_it_is_read(workers: int) -> None:
+    pictures = [*COLOUR / np.float32(255), np.full((3, 4, 6), np.nan, np.float32)]
+    with fails("list, picture 7: values that are NaN or infinite; expected 0 to 1"):
+        with batches(as_dataset(pictures), 0, 0, 8, 2, workers=workers) as queue:
+            list(queue)
+
+
+def test_samples_are_clipped() -> None:
+    samples = torch.tensor([-0.4, 0.5, 1.3]).expand(2, 3, 4, 3)
+    assert as_dataset(samples, clip=True)[1][0, 0].tolist() == [0.0, 0.5, 1.0]
+    with fails("Tensor, picture 0: values from -2 to 2; expected 0 to 1; rescale or clip them"):
+        as_dataset(torch.linspace(-2, 2, 16).view(1, 1, 4, 4), clip=True)
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Any:
+        yield COLOUR[0]
+
+
+FLOATS = COLOUR / np.float32(255)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (COLOUR.astype(np.int64), "picture 0: int64; expected a PIL image, or an array or tensor of uint8, float32, float64"),
+        (FLOATS.astype(complex), "picture 0: complex128; expected"),
+        (FLOATS > 0.5, "picture 0: bool; expected"),
+        (COLOUR.astype(object), "picture 0: object; expected"),
+        (torch.from_numpy(FLOATS).bfloat16(), "Tensor, picture 0: bfloat16; expected"),
+        (["a.png"], "list, picture 0: str; expected a PIL image"),
+        (COLOUR.astype(np.float32), "; expected 0 to 1; divide by 255"),
+        (2 * FLOATS - 1, "expected 0 to 1; take (x + 1) / 2 if -1 is black"),
+        (FLOATS * 1.1, "expected 0 to 1; rescale or clip them"),
+        (FLOATS + np.inf, "picture 0: values that are NaN or infinite"),
+        (FLOATS[:, :2], "picture 0: shape [2, 4, 6]; expected [C, H, W], [H, W, C] or [H, W] with C 1 (grey) or 3 (RGB)"),
+        (np.zeros((2, 4, 6, 4), np.uint8), "picture 0: shape [4, 6, 4]; expected [C, H, W]"),
+        (np.zeros((2, 1, 4, 6, 3), np.uint8), "picture 0: shape [1, 4, 6, 3]; expected [C, H, W]"),
+        (np.zeros(5, np.float32), "picture 0: shape []; expected [C, H, W]"),
+        ([], "list: no pictures; expected at least one"),
+        (Endless(), "Endless: not a sequence of pictures; files and names of data sets: diffusion.open_dataset"),
+        ("digits", "str: not a sequence of pictures; files and names of data sets: diffusion.open_dataset"),
+        (datasets.DatasetDict(train=hub(COLOUR)), "DatasetDict: not a sequence of pictures of train; name one of them"),
+        (hub(COLOUR).rename_column("image", "img"), "Dataset, picture 0: columns img, label; expected image, perhaps label"),
+        ([(COLOUR[0], 1, 2)], "list, picture 0: tuple of 3; expected a picture and its label"),
+        (COLOUR[:, :1], "ndarray: channels and pixels 1 x 4 x 6; expected 3 x 4 x 6; convert, crop or resize"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "ndarray: channels and pixels 3 x 8 x 8; expected 3 x 4 x 6; convert, crop or resize"),
+    ],
+)
+def test_what_is_no_set_of_pictures_is_refused_in_one_line(pictures: Any, message: str) -> None:
+    with fails(message):
+        as_dataset(pictures, channels=3, size=(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (COLOUR[0, :, :3], "list, picture 1: channels and pixels 3 x 3 x 6; expected 3 x 4 x 6; convert, crop or resize"),
+        (COLOUR[0, :1], "list, picture 1: channels and pixels 1 x 4 x 6; expected 3 x 4 x 6; convert, crop or resize"),
+        (Image.new("L", (6, 4)), "list, picture 1: channels and pixels 1 x 4 x 6; expected 3 x 4 x 6"),
+        (-FLOATS[0], "list, picture 1: values from -0.9"),
+        (None, "list, picture 1: NoneType; expected a PIL image"),
+    ],
+)
+def test_every_picture_is_checked(second: Any, message: str) -> None:
+    found = as_dataset([COLOUR[0], second])
+    with fails(message):
+        found[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 0.5], "Pairs, picture 2: label 0.5; expected an integer, from 0; number the classes"),
+        ([0, "bee", 1], "Pairs, picture 1: label 'bee'; expected an integer"),
+        ([0, True, 1], "Pairs, picture 1: label True; expected an integer"),
+        ([0, 1, None], "Pairs, picture 2: label None; expected an integer"),
+        ([0, 1, np.zeros(2)], "Pairs, picture 2: label [0.0, 0.0]; expected an integer"),
+        ([0, -1, 1], "Pairs: image 1 has label -1; expected 0 to 1"),
+        ([0, 1, 4], "Pairs: image 2 has label 4; expected 0 to 2"),
+        ([None, 1, 0], "Pairs: not every image has a class"),
+        ([0, 0, 0], "Pairs: number of classes 1; expected 2 to 10000"),
+    ],
+)
+def test_wrong_labels_are_refused_in_one_line(labels: list[Any], message: str) -> None:
+    found = as_dataset(Pairs(COLOUR[:3], labels))
+    with fails(message):
+        found.classes(("a", "b", "c") if "label 4" in message else ())

@@ -1,0 +1,90 @@
+"""What a wheel holds, what each part of it needs, and what is said where that is missing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import defaultdict
+from email import message_from_bytes
+
+import pytest
+
+import cli
+from tests.test_imports import FILES, ROOT
+
+MODULES = {"pillow": "PIL", "warp-lang": "warp"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a wheel that is made of a copy of this code."""
+    place = tmp_path_factory.mktemp("wheel")
+    for name in ("lbm_warp", "diffusion", "cli", "assets", "tools", "tests", "examples"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place)
+    code = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, check=True)
+    (built,) = place.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def needed(wheel: dict[str, bytes]) -> dict[str, set[str]]:
+    """Modules that the libraries of each extra bring, and under "" those of the package itself."""
+    (metadata,) = (content for name, content in wheel.items() if name.endswith("METADATA"))
+    found = defaultdict(set)
+    for line in message_from_bytes(metadata).get_all("Requires-Dist", ()):
+        library, extra = re.match(r"([\w-]+)", line), re.search(r"extra == ['\"](\w+)", line)
+        assert library
+        found[extra[1] if extra else ""].add(MODULES.get(library[1].lower(), library[1].replace("-", "_")))
+    return found
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_packages_their_models_and_the_page_and_nothing_else(wheel: dict[str, bytes]) -> None:
+    assert {name.partition("/")[0] for name in wheel if ".dist-info/" not in name} == {"lbm_warp", "diffusion", "cli", "assets"}
+    assert not [name for name in wheel if name.startswith(("assets/evidence", "assets/figures"))]
+    assert wheel.keys() > {f"{package}/py.typed" for package in ("lbm_warp", "diffusion")}
+    here = {path.relative_to(ROOT).as_posix() for path in FILES.values()}
+    for pattern in ("assets/*.*", "assets/*-model/*", "cli/explore/page/*", "diffusion/**/*.pyi"):
+        here |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
+    assert {name for name in wheel if ".dist-info/" not in name} == here | {"lbm_warp/py.typed", "diffusion/py.typed"}
+
+
+@pytest.mark.slow
+def test_every_part_needs_what_its_extra_brings(needed: dict[str, set[str]]) -> None:
+    """What modules import when they are imported themselves; the server of the page is imported by a command that asks for it."""
+    assert needed[""] == {"numpy", "torch", "warp"}
+    allowed = {"lbm_warp": needed[""]}
+    allowed["diffusion"] = allowed["lbm_warp"] | needed["diffusion"]
+    allowed["cli"] = allowed["diffusion"] | needed["cli"] - {"beyond_blur"}
+    assert set(cli.NEEDED) == allowed["cli"]
+    for module, path in FILES.items():
+        roots = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                roots |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                roots.add(str(node.module).partition(".")[0])
+        if module != "cli.explore.server":
+            others = roots - sys.stdlib_module_names - {"lbm_warp", "diffusion", "cli", "assets"}
+            assert others <= allowed[module.partition(".")[0]], module
+
+
+@pytest.mark.parametrize("module", ["cli", "cli.corrupt", "cli.explore", "tools.evidence"])
+def test_a_command_without_its_libraries_says_what_to_install(module: str) -> None:
+    """Python without the folder of installed packages."""
+    done = subprocess.run([sys.executable, "-S", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "tyro" in done.stderr and "pip install 'beyond-blur[cli]'" in done.stderr
+
+
+def test_no_module_of_a_package_imports_a_tool() -> None:
+    for path in FILES.values():
+        assert not re.search(r"^\s*(from|import) tools\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
