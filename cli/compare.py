@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +13,12 @@ import tyro
 from tqdm import tqdm
 
 from cli import console, figures, render
-from cli.corrupt import PictureOptions, save_video
-from diffusion.corruption import Corruption
+from cli.corrupt import save_video
+from cli.scene import PictureOptions
+from diffusion import specs
 from diffusion.data.dataset import evenly_spaced
-from diffusion.process import PROCESSES, ForwardProcess, named_process
-from diffusion.size import Size
+from diffusion.forward.process import ForwardProcess
+from diffusion.methods import METHODS, named_method
 from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
 
@@ -33,7 +34,7 @@ class Compare(PictureOptions):
     """Shorter side in pixels that the picture is resized to."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture>-comparison by default."""
-    processes: tuple[str, ...] = tuple(name for name, process in PROCESSES.items() if process.transport)
+    processes: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.operator.transport)
     """Processes, in this order; all except the controls by default."""
     video: bool = False
     """Write comparison.mp4 as well."""
@@ -45,16 +46,17 @@ def compare(options: Compare) -> None:
     """Read the picture, corrupt it by every process, draw the results."""
     console.check_at_least(options, size=8, fps=1)
     if not options.processes:
-        raise InputError(f"--processes: name at least one of {', '.join(PROCESSES)}")
-    processes = {name: replace(named_process(name), levels=options.levels) for name in options.processes}
+        raise InputError(f"--processes: name at least one of {', '.join(METHODS)}")
+    processes = {name: specs.changed(named_method(name).forward, levels=options.levels) for name in options.processes}
     u0 = options.read()
     columns = evenly_spaced(options.levels + 1, options.columns).tolist()
 
-    rows, film = [], []
+    rows: list[figures.ComparedProcess] = []
+    film: list[np.ndarray] = []
     with tqdm(total=len(processes) * (options.levels + 1), desc="corrupting", unit="level") as progress:
-        for name, process in processes.items():
+        for name, forward in processes.items():
             pictures, spectra = [], []
-            for level, u in Corruption(process, Size(*u0.shape[2:])).trajectory(u0, torch.tensor([options.seed])):
+            for level, u in forward.trajectory(u0, torch.tensor([options.seed])):
                 progress.update()
                 picture = render.to_pixels(u[0])
                 if level in columns:
@@ -62,7 +64,7 @@ def compare(options: Compare) -> None:
                     spectra.append(power_spectrum(u[0]))
                 if options.video:
                     film.append(picture)
-            rows.append(figures.ComparedProcess(name, describe(process), pictures, spectra))
+            rows.append(figures.ComparedProcess(name, describe(forward), pictures, spectra))
 
     out = options.out or Path("outputs") / f"{options.image.stem}-comparison"
     written = [out / "comparison.png"]
@@ -73,12 +75,10 @@ def compare(options: Compare) -> None:
     print(f"wrote {', '.join(map(str, written))}")
 
 
-def describe(process: ForwardProcess) -> str:
+def describe(forward: ForwardProcess) -> str:
     """What sets a process apart, in two lines."""
-    flow = f"Pe = {process.peclet:g}, {process.turbulence}" if process.peclet > 0.0 else "no flow"
-    blur = "no blur" if process.blur == "none" else f"blur to {process.sigma_max:g} L"
-    noise = f"noise {process.noise:g}" if process.noise > 0.0 else "no noise"
-    return f"{flow}\n{blur}, {noise}"
+    noise = forward.noise[-1]
+    return f"{forward.operator.describe()}, {f'noise {noise:.2g}' if noise > 0.0 else 'no noise'}"
 
 
 def power_spectrum(image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -89,7 +89,7 @@ def parse_errors() -> Iterator[None]:
         problem = " ".join(takewhile(bool, dropwhile(lambda row: not row, rows)))
         if of_object := re.match(r"Error parsing \w[\w.]*: ", problem):
             # An object was made of options that do not fit each other, or the object; its own message says all.
-            raise InputError(problem[of_object.end() :].rstrip("."))
+            raise InputError(problem[of_object.end() :].rstrip(".")) from None
         near = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
         advice = f"did you mean {near[1]}?" if near else "--help explains the options"
         raise InputError(f"{problem.rstrip('.')}; {advice}") from None

@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import PIL
@@ -21,47 +20,19 @@ from tqdm import tqdm
 
 from cli import console, figures, film, render
 from cli.film import FilmOptions
-from diffusion.corruption import Corruption, flow_operator
+from cli.scene import DEFAULT_SIZE, PHOTOGRAPH, Scene, SceneOptions, by_flow, by_process, frame_widths
+from diffusion import specs
 from diffusion.data.dataset import evenly_spaced
-from diffusion.data.images import fit, read_image, resize_shorter
+from diffusion.data.images import fit, read_image
 from diffusion.files import write_json
-from diffusion.process import TURBULENCE, named_process
-from diffusion.rng import seeds
 from diffusion.size import Size
-from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, Turbulence, WaveAdvectionDiffusion, energy_spectrum
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp import Schedule, energy_spectrum
+from lbm_warp.checks import InputError
 
-PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
-# The work grows with the fourth power of the shorter side, so --size is at most this by default.
-DEFAULT_SIZE = 384
-DEFAULT_PECLET = 300.0
 VIDEO_SIZE = 512
 LEVELS_OF_FILM = 1000
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 SPECTRUM_SEEDS = 32
-
-
-@dataclass(frozen=True)
-class FlowOptions:
-    """The flow and the blur; not with --process, which has its own."""
-
-    sigma_min: str = "0.5"
-    """Blur width of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
-    sigma_max: str = "0.08L"
-    """Blur width of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
-    turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
-    """Generator of the velocity field. The first two are divergence-free; the third is the published one, frozen."""
-    octaves: int = CurlNoise.octaves
-    """Octaves of the curl noise: more add smaller eddies."""
-    strokes: str | None = None
-    """A painted flow instead of turbulence: a word for each stroke of the brush, x and y of its points in thousandths of the sides,
-    such as '100,500,900,500'. cli.explore paints them."""
-    turbulence_time: float = 0.0
-    """How fast the flow itself changes: 0 freezes it; at 1 its largest eddies turn over in their own time."""
-    offset: float = 0.0
-    """Background the flow acts on; it matters for compressible flows only (9.5 in the published research code)."""
-    boundary: Literal["wall", "periodic"] = "wall"
-    """Boundary condition of the picture."""
 
 
 @dataclass(frozen=True)
@@ -77,73 +48,13 @@ class VideoOptions:
 
 
 @dataclass(frozen=True)
-class PictureOptions:
-    """The picture, and how it is corrupted and shown."""
-
-    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURE]", help_behavior_hint="")] = PHOTOGRAPH
-    """The picture, anything Pillow reads; the bundled photograph of a cat by default. cli.corrupt takes a video or a folder of
-    pictures, too, and makes a film of it in one flow."""
-    size: int | None = None
-    """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
-    levels: int = 200
-    """Number of levels K."""
-    columns: int = 8
-    """Pictures in a row."""
-    seed: int = 0
-    """Seed of the velocity field and of the noise."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-    def read(self) -> torch.Tensor:
-        """The picture in its size on the device, float32 [1, C, H, W].
-
-        Raises:
-            InputError: if it cannot be read, or an option is out of its range.
-        """
-        device = console.pick_device(self.device)
-        console.check_at_least(self, size=2, levels=1, columns=2)
-        check_integer("--seed", self.seed, 0, 2**63 - 1)
-        image = read_image(self.image)
-        length = self.size or min(*image.shape[1:], DEFAULT_SIZE)
-        image = image if length == min(image.shape[1:]) else resize_shorter(image, length)
-        return torch.from_numpy(image)[None].to(device)
-
-
-@dataclass(frozen=True)
-class Corrupt(PictureOptions):
+class Corrupt(SceneOptions):
     """Options of ``python -m cli.corrupt``."""
 
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture> by default."""
-    peclet: float | None = None
-    """Peclet number V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less."""
-    process: str | None = None
-    """Corrupt by a forward process: fluid, beyond-blur, beyond-blur-frozen, beyond-blur-curl, ihd, blurring, soft, cold, ddpm,
-    structured-noise or structured-noise-frozen."""
-    flow: Annotated[FlowOptions, tyro.conf.OmitArgPrefixes] = FlowOptions()
     video: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes] = VideoOptions()
     film: Annotated[FilmOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=FilmOptions)
-
-
-class Trajectory(NamedTuple):
-    """A picture on its way through the levels, and what to show of it."""
-
-    about: str
-    """One line for the terminal."""
-    title: str
-    """Title of the figures."""
-    count: int
-    """Number of moments."""
-    moments: Iterator[tuple[int, torch.Tensor]]
-    """The number of each moment, and the picture then, float32 [1, C, H, W]."""
-    captions: dict[int, str]
-    """The moments of the strip, with their captions."""
-    frames: set[int]
-    """The moments of the video."""
-    flow: tuple[AdvectionDiffusion | WaveAdvectionDiffusion, int | torch.Tensor] | None
-    """What has the velocity field, and its seed; None without a flow."""
-    record: dict[str, Any]
-    """What corruption.json says about the levels."""
 
 
 def corrupt(options: Corrupt) -> None:
@@ -155,14 +66,14 @@ def corrupt(options: Corrupt) -> None:
     if options.film.png or options.film.course == "hold":
         raise InputError("--png and --course are for films: of a video, a folder of pictures, or with --to")
     path, u0 = options.image, options.read()
-    trajectory = by_flow(options, u0) if options.process is None else by_process(options, u0)
+    scene = shown(options, u0)
     _, channels, height, width = u0.shape
-    print(f"{path.stem}: {height} x {width} px, {trajectory.about} on {u0.device}")
+    print(f"{path.stem}: {height} x {width} px, {scene.about} on {u0.device}")
 
     out = options.out or Path("outputs") / path.stem
-    written = [*draw(trajectory, path.stem, options, out), out / "corruption.json"]
+    written = [*draw(scene, path.stem, options, out), out / "corruption.json"]
     image = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "channels": channels, "height": height, "width": width}
-    write_json(written[-1], facts(options, out, u0.device) | {"image": image} | trajectory.record)
+    write_json(written[-1], facts(options, out, u0.device) | {"image": image} | scene.record)
     print(f"wrote {', '.join(map(str, written))}")
 
 
@@ -179,111 +90,44 @@ def facts(options: Corrupt, out: Path, device: torch.device) -> dict[str, Any]:
     }
 
 
-def by_flow(options: Corrupt, u0: torch.Tensor) -> Trajectory:
-    """The trajectory of a picture in the flow and blur that the options describe."""
+def shown(options: Corrupt, u0: torch.Tensor) -> Scene:
+    """The scene of a picture, with what is shown of it: pictures in a row, frames of the video, and what is written down.
+
+    Raises:
+        InputError: if options are out of their ranges, or do not go together.
+    """
+    if options.process is not None:
+        scene, count = by_process(options, u0), options.levels + 1
+        captions = {
+            k: f"level {k}\n{SIGMA} = {scene.sigma[k]:.3g} px\ns = {scene.signal[k]:.2g}, noise {scene.noise[k]:.2g}"
+            for k in evenly_spaced(count, options.columns).tolist()
+        }
+        frames = set(evenly_spaced(count, options.video.frames).tolist()) if options.video.video else set()
+        numbers = {"sigma_px": scene.sigma.tolist(), "signal": scene.signal.tolist(), "noise": scene.noise.tolist()}
+        return replace(scene, captions=captions, frames=frames, record={"process": specs.to_json(options.forward())} | numbers)
     height, width = u0.shape[2:]
-    length, flow = min(height, width), options.flow
-    schedule = Schedule.geometric(pixels(flow.sigma_min, length), pixels(flow.sigma_max, length), options.levels)
+    length = min(height, width)
+    schedule = Schedule.geometric(*options.flow.widths(length), options.levels)
+    sigma, fourier = schedule.sigma, schedule.fourier(length)
     # Most levels are near the clean picture; the strip spaces its pictures by visible change.
-    strip_sigma = schedule.sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
-    columns = np.unique(np.abs(schedule.sigma[:, None] - strip_sigma).argmin(axis=0))
-    frame_sigma = frame_widths(schedule.sigma[-1], options.video.frames if options.video.video else 1)
-    moments = Schedule(np.union1d(schedule.sigma[columns], frame_sigma))
-    peclet = peclet_of(options, length)
-    operator = operator_of(flow, moments, peclet)
-    fourier = schedule.fourier(length)
-    captions = {
-        k: f"level {k}\n{SIGMA} = {schedule.sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" if k else "level 0\nclean" for k in columns
-    }
+    strip = sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
+    columns = np.unique(np.abs(sigma[:, None] - strip).argmin(axis=0))
+    frame_sigma = frame_widths(sigma[-1], options.video.frames if options.video.video else 1)
+    moments = np.union1d(sigma[columns], frame_sigma)
+    operator = options.operator(Schedule(moments), length)
     iterations = round(operator.iterations(height, width)[-1])
     solver = f"{iterations} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
-    return Trajectory(
-        about=f"Pe = {peclet:g}, {solver}",
-        title=f"Pe = {peclet:g}, " + ("painted flow" if flow.strokes else f"{flow.turbulence}, seed {options.seed}"),
-        count=moments.levels + 1,
-        moments=operator.trajectory(u0, options.seed),
-        captions={int(np.searchsorted(moments.sigma, schedule.sigma[k])): caption for k, caption in captions.items()},
-        frames=set(np.searchsorted(moments.sigma, frame_sigma).tolist()),
-        flow=(operator, options.seed) if peclet > 0.0 else None,
-        record={
-            "peclet": peclet,
-            "length_px": length,
-            "sigma_px": schedule.sigma.tolist(),
-            "fourier": fourier.tolist(),
-            "solver": operator.solver,
-            "lattice_iterations": iterations,
-        },
-    )
-
-
-def frame_widths(last: float, count: int) -> np.ndarray:
-    """Blur widths of the frames of a video, from 0 to ``last``: its time, a little slower at first, when most is visible."""
-    return last * np.linspace(0.0, 1.0, count) ** 1.15
-
-
-def peclet_of(options: Corrupt, length: int) -> float:
-    """The Peclet number for pictures of this shorter side [pixels]."""
-    return float(min(DEFAULT_PECLET, length)) if options.peclet is None else options.peclet
-
-
-def operator_of(flow: FlowOptions, schedule: Schedule, peclet: float) -> AdvectionDiffusion:
-    """The advection-diffusion that the options describe."""
-    return AdvectionDiffusion(
-        schedule,
-        peclet=peclet,
-        turbulence=turbulence_of(flow),
-        boundary=flow.boundary,
-        offset=flow.offset,
-        turbulence_time=flow.turbulence_time,
-    )
-
-
-def turbulence_of(flow: FlowOptions) -> Turbulence:
-    """The generator of the velocity field that the options describe."""
-    if flow.turbulence != "curl-noise" and flow.octaves != CurlNoise.octaves:
-        raise InputError(f"--octaves is for curl-noise; --turbulence {flow.turbulence} has none")
-    if flow.strokes is not None:
-        return StrokeFlow.parse(flow.strokes)
-    return CurlNoise(octaves=flow.octaves) if flow.turbulence == "curl-noise" else TURBULENCE[flow.turbulence]
-
-
-def process_of(options: Corrupt, size: Size) -> Corruption:
-    """The forward process that the options name.
-
-    Raises:
-        InputError: if there is none, or an option is given that the process has its own value for.
-    """
-    for option, value in asdict(options.flow).items():
-        if value != getattr(FlowOptions, option):
-            raise InputError(f"--{option.replace('_', '-')} does not go with --process, which has its own")
-    process = replace(named_process(options.process), levels=options.levels)
-    process = process if options.peclet is None else replace(process, peclet=options.peclet)
-    return Corruption(process, size)
-
-
-def by_process(options: Corrupt, u0: torch.Tensor) -> Trajectory:
-    """The trajectory of a picture in a forward process, its levels evenly spaced.
-
-    Raises:
-        InputError: as :func:`process_of`.
-    """
-    corruption = process_of(options, Size(*u0.shape[2:]))
-    process = corruption.process
-    sigma, signal, noise = corruption.sigma, corruption.signal, corruption.noise
-    title = f"{options.process}, Pe = {process.peclet:g}"
-    return Trajectory(
-        about=title,
-        title=f"{title}, seed {options.seed}",
-        count=options.levels + 1,
-        moments=corruption.trajectory(u0, torch.tensor([options.seed])),
-        captions={
-            k: f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\ns = {signal[k]:.2g}, noise {noise[k]:.2g}"
-            for k in evenly_spaced(options.levels + 1, options.columns).tolist()
-        },
-        frames=set(evenly_spaced(options.levels + 1, options.video.frames).tolist()) if options.video.video else set(),
-        flow=(flow_operator(process, sigma), seeds(options.seed, "flow")) if process.peclet > 0.0 else None,
-        record={"process": asdict(process), "sigma_px": sigma.tolist(), "signal": signal.tolist(), "noise": noise.tolist()},
-    )
+    captions = {
+        int(np.searchsorted(moments, sigma[k])): f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\nFo = {fourier[k]:.2g}"
+        if k
+        else "level 0\nclean"
+        for k in columns
+    }
+    record = {"peclet": operator.peclet, "length_px": length, "sigma_px": sigma.tolist(), "fourier": fourier.tolist()}
+    record |= {"solver": operator.solver, "lattice_iterations": iterations}
+    scene = by_flow(options, u0, moments)
+    frames = set(np.searchsorted(moments, frame_sigma).tolist())
+    return replace(scene, about=f"{scene.about}, {solver}", captions=captions, frames=frames, record=record)
 
 
 def make_film(options: Corrupt) -> None:
@@ -311,28 +155,27 @@ def make_film(options: Corrupt) -> None:
 def corrupter(options: Corrupt, size: Size) -> film.CorruptTo:
     """What corrupts pictures of this size by fractions of the whole way, with the flow of the options' seed."""
     if options.process is not None:
-        corruption = process_of(options, size)
-        return lambda u, part: corruption.corrupt(
-            u, torch.from_numpy((part * corruption.levels).round().astype(np.int64)), torch.full((len(u),), options.seed)
+        forward = options.forward()
+        return lambda u, part: forward.corrupt(
+            u, torch.from_numpy((part * forward.levels).round().astype(np.int64)), torch.full((len(u),), options.seed)
         )
-    flow, peclet = options.flow, peclet_of(options, size.shorter)
     # A level for each blur width that differs visibly; the blur width grows with the fraction.
-    sigma = frame_widths(pixels(flow.sigma_max, size.shorter), LEVELS_OF_FILM + 1)
-    operator = operator_of(flow, Schedule(sigma), peclet)
+    sigma = frame_widths(options.flow.widths(size.shorter)[1], LEVELS_OF_FILM + 1)
+    operator = options.operator(Schedule(sigma), size.shorter)
     return lambda u, part: operator(u, torch.from_numpy((part * LEVELS_OF_FILM).round().astype(np.int64)), options.seed)
 
 
-def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list[Path]:
+def draw(scene: Scene, name: str, options: Corrupt, out: Path) -> list[Path]:
     """Corrupt the picture; write the strip, the last picture, the velocity field, and the video if it is asked for."""
     shown: dict[int, np.ndarray] = {}
     written = [out / "strip.png", out / "corrupted.png"]
 
     def frames() -> Iterator[np.ndarray]:
-        for number, u in tqdm(trajectory.moments, total=trajectory.count, desc="corrupting", unit="level"):
+        for number, u in tqdm(scene.moments, total=len(scene.sigma), desc="corrupting", unit="level"):
             picture = render.to_pixels(u[0])
-            if number in trajectory.captions:
+            if number in scene.captions:
                 shown[number] = picture
-            if number in trajectory.frames:
+            if number in scene.frames:
                 yield render.enlarged(picture, VIDEO_SIZE)
 
     if options.video.video:
@@ -343,24 +186,23 @@ def draw(trajectory: Trajectory, name: str, options: Corrupt, out: Path) -> list
             save_video(written[-1], frames(), options.video.fps)
     else:
         deque(frames(), maxlen=0)
-    strip = figures.strip(list(shown.values()), [trajectory.captions[k] for k in shown], f"{name}   {trajectory.title}")
+    strip = figures.strip(list(shown.values()), [scene.captions[k] for k in shown], f"{name}   {scene.title}")
     figures.save_figure(written[0], strip)
     render.save_image(written[1], shown[max(shown)])
-    if trajectory.flow is not None:
+    if scene.flow is not None:
         written.append(out / "velocity.png")
-        figures.save_figure(written[-1], draw_velocity(*trajectory.flow, shown[0].shape[:2], trajectory.title))
+        figures.save_figure(written[-1], draw_velocity(scene, shown[0].shape[:2]))
     return written
 
 
-def draw_velocity(
-    flow: AdvectionDiffusion | WaveAdvectionDiffusion, seed: int | torch.Tensor, size: tuple[int, int], title: str
-) -> Figure:
-    """The velocity field of a seed, and its spectrum beside the mean of several seeds."""
-    velocity = flow.velocity(seed, *size)
-    others = [energy_spectrum(flow.velocity(other, *size), flow.boundary)[1] for other in range(SPECTRUM_SEEDS)]
-    k, energy = energy_spectrum(velocity, flow.boundary)
-    spectrum = k.numpy(), energy.numpy(), (sum(others) / SPECTRUM_SEEDS).numpy()
-    return figures.velocity_and_spectrum(velocity[0].numpy(), f"Velocity field   {title}", spectrum, SPECTRUM_SEEDS)
+def draw_velocity(scene: Scene, size: tuple[int, int]) -> Figure:
+    """The velocity field of a scene, and its spectrum beside the mean of several seeds."""
+    seeds = (scene.seed, *range(SPECTRUM_SEEDS))
+    velocity, *others = (velocity for seed in seeds if (velocity := replace(scene, seed=seed).velocity(size)) is not None)
+    (k, energy), *found = (energy_spectrum(field, scene.boundary) for field in (velocity, *others))
+    mean = sum((other for _, other in found), torch.zeros_like(energy)) / SPECTRUM_SEEDS
+    spectrum = k.numpy(), energy.numpy(), mean.numpy()
+    return figures.velocity_and_spectrum(velocity[0].numpy(), f"Velocity field   {scene.title}", spectrum, SPECTRUM_SEEDS)
 
 
 def save_video(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
@@ -374,19 +216,6 @@ def save_video(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
         yield from [last] * fps
 
     render.save_video(path, held(), fps)
-
-
-def pixels(text: str, length: int) -> float:
-    """A blur width in pixels from ``20``, ``20px`` or ``0.16L`` (a fraction of the shorter side).
-
-    Raises:
-        InputError: if it is none of these.
-    """
-    unit = length if text.endswith("L") else 1.0
-    try:
-        return float(text.removesuffix("L").removesuffix("px")) * unit
-    except ValueError:
-        raise InputError(f"a blur width is a number of pixels (20) or of shorter sides (0.16L), got {text!r}") from None
 
 
 main = partial(console.run, "corrupt", corrupt, partial(tyro.cli, Corrupt))

@@ -12,7 +12,8 @@ import tyro
 from torch import distributed
 
 from cli import console, figures
-from diffusion.evaluation.scoring import EvaluationConfig, evaluate
+from diffusion.evaluation.config import EvaluationConfig
+from diffusion.evaluation.scoring import evaluate
 from diffusion.files import write_json
 from diffusion.size import Size
 

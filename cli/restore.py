@@ -42,7 +42,7 @@ class Restore:
     """Take the restored picture that explains the degraded one best, instead of the mean of all."""
     seed: int = 0
     """Seed of everything random."""
-    levels: int | None = None
+    steps: int | None = None
     """Number of steps, at most the level; by default the process's own in proportion."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture>-restored by default."""
@@ -61,24 +61,23 @@ def restore_picture(options: Restore) -> None:
     """Read the picture, find its level, restore it, write the results."""
     options.validate()
     device = console.pick_device(options.device)
-    mode_of = {1: "L", 3: "RGB"}
     read_image(options.picture)  # before the model, which takes longer
     pipeline = Pipeline.from_pretrained(options.run, device=device)
-    picture, size = fitted(pipeline, read_image(options.picture, mode_of[pipeline.config.channels]))
+    picture, size = fitted(pipeline, read_image(options.picture, "L" if pipeline.config.channels == 1 else "RGB"))
     record: dict[str, object] = {"picture": str(options.picture), "run": options.run, "size": size.to_json()}
     if options.level == "auto":
         estimate = LevelEstimator(pipeline, seed=options.seed)(picture)
         level, low, high = (estimate.quantile(share) for share in (0.5, 0.05, 0.95))
         (sigma, sigma_spread), (noise, noise_spread) = (estimate.spread(values) for values in (estimate.sigma, estimate.noise))
         print(
-            f"level {level} of {pipeline.corruption.levels} ({low} to {high}): blur {sigma:.2f} +- {sigma_spread:.2f} px, "
+            f"level {level} of {pipeline.method.levels} ({low} to {high}): blur {sigma:.2f} +- {sigma_spread:.2f} px, "
             f"noise {noise:.3f} +- {noise_spread:.3f} of the range"
         )
         record |= {"levels_90_percent": [low, high], "sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
     else:
         level = int(options.level)
     pipeline = pipeline.at_size(size)
-    restored = restore(pipeline, picture, level, options.samples, options.seed, levels=options.levels)
+    restored = restore(pipeline, picture, level, options.samples, options.seed, steps=options.steps)
     chosen = best(pipeline, picture, level, restored) if options.best else None
     result = restored.mean(dim=0) if chosen is None else restored[chosen]
 
@@ -101,7 +100,7 @@ def restore_picture(options: Restore) -> None:
 def fitted(pipeline: Pipeline, image: np.ndarray) -> tuple[torch.Tensor, Size]:
     """A picture [C, H, W] in the size nearest to its shape that has the run's shorter side and that the network can take."""
     height, width = image.shape[1:]
-    shorter, factor = pipeline.config.size.shorter, 2 ** (len(pipeline.config.network.multipliers) - 1)
+    shorter, factor = pipeline.config.size.shorter, pipeline.config.network.side_factor
     longer = max(shorter, factor * round(shorter * max(height, width) / (min(height, width) * factor)))
     size = Size(longer, shorter) if height > width else Size(shorter, longer)
     return torch.from_numpy(fit(image, size)), size

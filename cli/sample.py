@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,10 @@ import tyro
 from tqdm import tqdm
 
 from cli import archives, console, render
-from diffusion.config import fingerprint
 from diffusion.data.images import fit, read_image
 from diffusion.files import read_json, write_json
+from diffusion.run import fingerprint
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
-from diffusion.sampling.samplers import visited_levels
 from lbm_warp.checks import InputError, check_integer, check_name, check_number
 
 GRID = 64
@@ -91,10 +90,10 @@ class Sample:
     """Numbers of the images to make instead of the first --num, such as 3 17 100-131; two for each row with --interpolate."""
     seed: int = 0
     """Seed of all images: image number i is a function of this seed and of i."""
-    levels: int | None = None
+    steps: int | None = None
     """Number of steps, at most the run's number of levels K; by default the process's own. Fewer are faster and coarser."""
-    delta: float | None = None
-    """Sampling noise in units of the training noise; by default the run's own (1.25)."""
+    sampling_noise: float | None = None
+    """Noise of the sampler in units of the training noise; by default the run's own."""
     label: str | None = None
     """Class of the images, by name or number, of a run that was trained with --classes; all: every class in turn, each a column of
     the grid. Open by default."""
@@ -115,8 +114,8 @@ class Sample:
         console.check_at_least(self.results, fps=1)
         console.check_at_least(self.execution, batch=1)
         check_integer("--seed", self.seed, 0, 2**63 - 1)
-        if self.delta is not None:
-            check_number("--delta", self.delta, 0.0)
+        if self.sampling_noise is not None:
+            check_number("--sampling-noise", self.sampling_noise, 0.0)
         picture, ways = self.variation.from_image, vars(self.variation).items()
         chosen = [f"--{name.replace('_', '-')}" for name, given in ways if name != "level" and given not in (None, False)]
         if len(chosen) > 1:
@@ -128,7 +127,7 @@ class Sample:
         if self.seeds and self.num is not None:
             raise InputError("--seeds names the images, --num counts them; give one of the two")
         if picture is None and self.variation.level:
-            raise InputError("--level goes with --from-image; for fewer steps use --levels")
+            raise InputError("--level goes with --from-image; for fewer steps use --steps")
         if picture is not None and (self.seeds or self.results.video):
             raise InputError("--from-image goes with --num, and without --seeds and --video")
         if self.execution.compile:
@@ -159,12 +158,12 @@ def sample(options: Sample) -> None:
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
 
     run = BUNDLED[options.model or "digits"] if options.run is None else options.run
-    how = {"precision": options.execution.precision, "batch": options.execution.batch, "best": options.best}
-    pipeline = Pipeline.from_pretrained(run, device=device, **how)
+    how = options.execution
+    pipeline = Pipeline.from_pretrained(run, device=device, precision=how.precision, batch=how.batch, best=options.best)
     picture = None
     if options.variation.from_image is not None:
-        mode = "L" if pipeline.config.channels == 1 else "RGB"
-        picture = torch.from_numpy(fit(read_image(options.variation.from_image, mode), pipeline.config.size))
+        image = read_image(options.variation.from_image, "L" if pipeline.config.channels == 1 else "RGB")
+        picture = torch.from_numpy(fit(image, pipeline.config.size))
     parts = _plan(options, pipeline, picture, world)
     names = [name for part in parts for name in part.names]
     record = _record(options, pipeline, picture)
@@ -174,7 +173,7 @@ def sample(options: Sample) -> None:
     if options.execution.compile:
         pipeline.network.compile()
 
-    film = Film(pipeline, options.levels) if options.results.video else None
+    film = Film(pipeline, options.steps) if options.results.video else None
     filmed = set(names[: film.most]) if film else set()
     missing = {name for name in names if not _file(out, name).exists()}
     todo = [part for part in parts if not missing.union(filmed).isdisjoint(part.names)]
@@ -236,24 +235,24 @@ def _sheet(options: Sample, pipeline: Pipeline) -> tuple[int, int | None]:
 
 def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, world: int) -> list[Part]:
     """What makes all images, in their order."""
-    how = {name: getattr(options, name) for name in ("seed", "levels", "delta", "label", "guidance")}
-    corruption = pipeline.corruption
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("seed", "steps", "sampling_noise", "label", "guidance")}
+    visited = partial(pipeline.method.sampler.visited, pipeline.forward, steps=options.steps)
     ordinary = picture is None and options.variation.interpolate is None
     # Refuses wrong ones before anything is written.
-    pipeline.predictor(options.label, options.guidance, np.arange(1) if ordinary else None)
+    pipeline.reverse(torch.zeros(1, dtype=torch.int64), options.label, options.guidance, np.arange(1) if ordinary else None)
     if picture is not None:
         count = options.num or 6
         return [
             Part(
                 [f"level{level:03d}-{number:05d}" for number in range(count)],
                 partial(pipeline.restore, picture, level, count, **how),
-                len(visited_levels(corruption, level, options.levels)),
+                len(visited(level)),
             )
             for level in _levels(options, pipeline)
         ]
-    visits = len(visited_levels(corruption, steps=options.levels))
+    visits = len(visited())
     if options.variation.interpolate is not None:
-        numbers = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
+        numbers: Sequence[int] = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
         if len(numbers) % 2:
             raise InputError(f"--interpolate needs --seeds in pairs, got {len(numbers)} numbers")
         return [
@@ -265,7 +264,8 @@ def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, wor
             for first, second in zip(numbers[::2], numbers[1::2], strict=True)
         ]
     how |= {"same_init": options.variation.same_init, "share_noise": options.variation.share_noise}
-    numbers = list(dict.fromkeys(_numbers(options.seeds))) if options.seeds else range(options.num or _sheet(options, pipeline)[0])
+    count = options.num or _sheet(options, pipeline)[0]
+    numbers = list(dict.fromkeys(_numbers(options.seeds))) if options.seeds else range(count)
     size = min(pipeline.batch, -(-len(numbers) // world))
     chunks = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     return [Part([f"{number:05d}" for number in chunk], partial(pipeline.sample, chunk, **how), visits) for chunk in chunks]
@@ -274,8 +274,8 @@ def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, wor
 class Film:
     """Frames of the reverse process: as many of the first images as fit a screen."""
 
-    def __init__(self, pipeline: Pipeline, levels: int | None) -> None:
-        self.visited = visited_levels(pipeline.corruption, steps=levels)
+    def __init__(self, pipeline: Pipeline, steps: int | None) -> None:
+        self.visited = pipeline.method.sampler.visited(pipeline.forward, steps=steps)
         size = pipeline.config.size
         rows, columns = (int(VIDEO_SIZE * min(1.0, size.shorter / VIDEO_PANEL) / side) for side in size)
         self.most = min(GRID, max(1, rows * columns))
@@ -303,19 +303,19 @@ class Film:
 def _draw_restorations(path: Path, options: Sample, pipeline: Pipeline, picture: torch.Tensor, files: list[Path]) -> None:
     from cli import figures  # matplotlib takes longer to import than digits to sample
 
-    levels, process = _levels(options, pipeline), pipeline.config.process
+    levels = _levels(options, pipeline)
     rows = _read(files).unflatten(0, (len(levels), -1))[:, :RESTORATIONS]
     figure = figures.restorations(
         render.to_pixels(picture),
         [render.to_pixels(pipeline.corrupt(picture, level, options.seed)) for level in levels],
         [[render.to_pixels(image) for image in row] for row in rows],
-        [f"level {level} of {process.levels}" for level in levels],
+        [f"level {level} of {pipeline.method.levels}" for level in levels],
     )
     figures.save_figure(path, figure)
 
 
 def _levels(options: Sample, pipeline: Pipeline) -> tuple[int, ...]:
-    last = pipeline.config.process.levels
+    last = pipeline.method.levels
     for level in options.variation.level:
         check_integer("--level", level, 1, last)
     return options.variation.level or tuple(sorted({-(-last * third // 3) for third in (1, 2, 3)}))
@@ -349,8 +349,8 @@ def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -
     return {
         "model": fingerprint(pipeline.config, weights),
         "seed": options.seed,
-        "levels": options.levels,
-        "delta": options.delta,
+        "steps": options.steps,
+        "sampling_noise": options.sampling_noise,
         "label": options.label,
         "guidance": options.guidance,
         "precision": options.execution.precision,
@@ -366,7 +366,7 @@ def _default_name(options: Sample, record: dict[str, object]) -> str:
         return f"{run}-{options.variation.from_image.stem}"
     usual = {"seed": 0, "precision": "fp32", "guidance": 1.0}
     special = {name: value for name, value in record.items() if name != "model" and value not in (None, False, usual.get(name))}
-    words = [name.replace("_", "-") if value is True else f"{name}-{value}" for name, value in special.items()]
+    words = [name.replace("_", "-") + ("" if value is True else f"-{value}") for name, value in special.items()]
     return "-".join([run, "samples", *words])
 
 

@@ -22,13 +22,13 @@ from tqdm import tqdm
 from cli import console, summary, train
 from cli.jobs import Job, side_by_side
 from cli.summary import Point
-from diffusion.config import RunConfig, load_config
 from diffusion.data.dataset import OTHER_HALF, whole_and_half
 from diffusion.evaluation.config import EvaluationConfig, ScoringConfig
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.sources import open_pictures
 from diffusion.files import read_json
-from diffusion.process import PROCESSES, ForwardProcess, named_process
+from diffusion.methods import METHODS, Method, named_method
+from diffusion.run import RunConfig, load_config
 from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError, check_integer, check_number
 
@@ -66,7 +66,7 @@ class Sweep:
         """Raise InputError if a value is out of its range, or does not go with another."""
         console.check_at_least(self, seeds=1, jobs=1)
         self.scoring.validate()
-        for name, example in (("peclet", "0 2 4"), ("process", ", ".join(PROCESSES))):
+        for name, example in (("peclet", "0 2 4"), ("process", ", ".join(METHODS))):
             values = getattr(self, name)
             if not values:
                 raise InputError(f"--{name}: name at least one, such as {example}")
@@ -77,8 +77,8 @@ class Sweep:
         if twice := [str(calls) for calls in dict.fromkeys(self.network_calls) if self.network_calls.count(calls) > 1]:
             raise InputError(f"--network-calls names {', '.join(twice)} more than once")
         for name in self.process:
-            if named_process(name).peclet == 0.0 and max(self.peclet) > 0.0:
-                flowing = ", ".join(name for name, process in PROCESSES.items() if process.peclet > 0.0)
+            if named_method(name).operator.peclet == 0.0 and max(self.peclet) > 0.0:
+                flowing = ", ".join(name for name, method in METHODS.items() if method.operator.peclet > 0.0)
                 raise InputError(f"{name} has no flow, so it takes --peclet 0 alone; processes with a flow: {flowing}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("a sweep starts its own processes (--jobs); leave out torchrun or accelerate launch")
@@ -94,8 +94,8 @@ class Run(NamedTuple):
     scoring: list[str]
     """Arguments of cli.evaluate."""
     asked: Mapping[str, Any]
-    """What the scores depend on beside the run, as it stands in metrics.json: reference, k, number of samples, seed and delta; and
-    whether likelihood and calibration are among them."""
+    """What the scores depend on beside the run, as it stands in metrics.json: reference, k, number of samples, seed and sampling
+    noise; and whether likelihood and calibration are among them."""
     network_calls: tuple[int, ...]
     """Numbers of sampling steps that it is scored with, beside the process's own."""
 
@@ -104,7 +104,7 @@ class Run(NamedTuple):
         """The commands that carry it out."""
         commands = [["-m", "cli.train", *self.training]]
         for calls in self.missing():
-            steps = ["--levels", str(calls)] if calls else []
+            steps = ["--steps", str(calls)] if calls else []
             commands.append(["-m", "cli.evaluate", *self.scoring, *steps, "--out", str(self.scores(calls))])
         return Job(self.folder.name, commands, self.folder / "log.txt")
 
@@ -119,7 +119,7 @@ class Run(NamedTuple):
             made = {name: value for name, value in report["samples"].items() if name != "source"}
             scored = {"reference": report["reference"], "k": report["k"], "num": report["scores"]["samples"]} | made
             scored |= {name: name in report for name in ("likelihood", "calibration")}
-            finished = scored == dict(self.asked) | {"levels": calls} and load_config(self.folder) == self.config
+            finished = scored == dict(self.asked) | {"steps": calls} and load_config(self.folder) == self.config
         except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
         return report if finished and summary.last_grid(self.folder, self.config.training.images).is_file() else None
@@ -144,7 +144,7 @@ class Plan(NamedTuple):
     def write_summary(self) -> list[Path]:
         """Write down what is known by now; returns the files."""
         settings = self.runs()[0].config.to_json()
-        del settings["process_name"], settings["process"], settings["training"]["seed"]
+        del settings["process_name"], settings["method"], settings["training"]["seed"]
 
         def reports(runs: list[Run], calls: int | None) -> dict[Path, dict[str, Any]]:
             return {run.folder: report for run in runs if (report := run.report(calls))}
@@ -168,7 +168,8 @@ def sweep(parsed: tuple[Sweep, list[str]]) -> None:
     runs = {run.folder.name: run for run in plan.runs()}
     if options.dry_run:
         first = train.parse(next(iter(runs.values())).training)
-        print(json.dumps({"runs": list(runs)} | train.plan(first, Ranks(console.pick_device(plan.device))), indent=2))
+        takes = train.plan(first, Ranks(console.pick_device(plan.device))) or {}
+        print(json.dumps({"runs": list(runs)} | takes, indent=2))
         return
     check_same_sweep(plan)
     todo = [run for run in runs.values() if run.missing()]
@@ -205,11 +206,14 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     """
 
     def arguments(process: str, peclet: float, *more: str) -> list[str]:
-        return [*training, "--split", options.split, "--process", process, "--peclet", number(peclet), *more]
+        flow = ["--peclet", number(peclet)] if has_peclet(named_method(process)) else []
+        return [*training, "--split", options.split, "--process", process, *flow, *more]
 
     chosen = [train.parse(arguments(process, max(options.peclet))) for process in options.process]
     for choice in chosen:
         choice.check()
+        if choice.stop_after is not None:
+            raise InputError("--stop-after: the runs of a sweep are equally long; leave it out")
     data, device = chosen[0].data, console.pick_device(chosen[0].device)
     dataset, pictures = train.open_pictures(chosen[0]), chosen[0].pictures
     folder = options.out or Path("sweeps") / Path(whole_and_half(dataset.name)[0]).stem
@@ -218,19 +222,22 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     scoring = EvaluationConfig(**given, split=OTHER_HALF[options.split])
     reference = Reference(open_pictures(data, scoring, dataset.channels), scoring, device)
     reference.check_enough("a set of samples", reference.num)
-    asked = {"reference": reference.facts(), "k": scoring.k, "num": reference.num, "seed": scoring.seed, "delta": scoring.delta}
-    asked["likelihood"] = scoring.likelihood
+    asked = {"reference": reference.facts(), "k": scoring.k, "num": reference.num, "seed": scoring.seed}
+    asked |= {"sampling_noise": scoring.sampling_noise, "likelihood": scoring.likelihood}
 
-    still = train.parse(arguments(STILL, 0.0))
+    try:
+        still = train.parse(arguments(STILL, 0.0))
+    except InputError:  # an option that it does not have: no process becomes it
+        still = None
 
     def runs(process: str, peclet: float) -> list[Run]:
         """Those of a point, one for each seed."""
         trained = train.parse(arguments(process, peclet))
-        if peclet == 0.0 and without_flow(trained.process) == without_flow(still.process):
+        if still is not None and peclet == 0.0 and without_flow(trained.method) == without_flow(still.method):
             process, trained = STILL, still
         config = trained.resolve(dataset.name, dataset.channels)
         for calls in options.network_calls:
-            check_integer("--network-calls", calls, 2, config.process.levels)
+            check_integer("--network-calls", calls, 2, config.method.levels)
         made = []
         for seed in range(options.seed, options.seed + options.seeds):
             place = folder / f"{process}-Pe{number(peclet)}-seed{seed}"
@@ -250,11 +257,14 @@ def number(value: float) -> str:
     return np.format_float_positional(value, trim="-")
 
 
-def without_flow(process: ForwardProcess) -> ForwardProcess:
-    """The process as it is at Pe = 0, where the numbers of its flow have no effect."""
-    none = ForwardProcess()
-    flow = ("peclet", "turbulence", "turbulence_time", "wave_speed", "offset", "transport")
-    return replace(process, **{name: getattr(none, name) for name in flow})
+def has_peclet(method: Method) -> bool:
+    """Whether the method has a Peclet number that can be chosen."""
+    return "peclet" in getattr(method.operator, "__dataclass_fields__", ())
+
+
+def without_flow(method: Method) -> Method:
+    """The method as it is at Pe = 0, where the numbers of its flow have no effect."""
+    return method.changed(operator=method.operator.still())
 
 
 def as_arguments(options: object) -> list[str]:
@@ -276,10 +286,11 @@ def check_same_sweep(plan: Plan) -> None:
     for path in plan.folder.glob("*/config.json"):
         there = load_config(path.parent)
         here = planned.get(there.process_name, next(iter(planned.values())))
-        same = here.process_name == there.process_name
-        process = replace(here.process, peclet=there.process.peclet) if same else there.process
+        method = there.method
+        if here.process_name == there.process_name:
+            method = here.method.changed(peclet=method.operator.peclet) if has_peclet(method) else here.method
         training = replace(here.training, seed=there.training.seed)
-        here = replace(here, process_name=there.process_name, process=process, training=training)
+        here = replace(here, process_name=there.process_name, method=method, training=training)
         if difference := here.difference(there):
             raise InputError(f"{plan.folder} holds another sweep ({difference}); choose another --out")
 

@@ -59,14 +59,14 @@ def _turbulence(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.
 class Choice:
     """The options that choose the defaults of the others."""
 
-    preset: Annotated[str | None, tyro.conf.arg(help=PRESET)] = None
-    data: str | None = None
+    preset: Annotated[str, tyro.conf.arg(help=PRESET)] = ""
+    data: str = ""
     """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, hf:owner/name (a set of the Hugging Face
     Hub), or ffhq, afhq, lsun-church, cifar10, mnist, fashion-mnist, emoji (a local copy, else the Hub's if it has one)."""
-    size: str | None = None
+    size: str = ""
     """Size of the training images in pixels: one number for squares, or height x width such as 96x128. By default 16 for digits, 28
     for mnist and fashion-mnist, 32 for cifar10 and emoji, 128 for ffhq and lsun-church, else 64."""
-    process_name: Annotated[str | None, tyro.conf.arg(name="process", help=PROCESS)] = None
+    process_name: Annotated[str, tyro.conf.arg(name="process", help=PROCESS)] = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Train(Choice):
         Raises:
             InputError: if a value is out of its range, or values do not fit each other.
         """
-        return RunConfig(self.process_name, data, channels, self.size, self.method, self.network, self.training, classes)
+        return RunConfig(self.process_name, data, channels, Size.of(self.size), self.method, self.network, self.training, classes)
 
     def check(self) -> None:
         """Raise InputError if a value is out of its range, or values do not fit each other; no picture is read."""
@@ -141,12 +141,18 @@ def parse(args: Sequence[str], **shown: Any) -> Train:
     """
     with console.parse_errors(), registry:
         choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False, **shown)
-        return tyro.cli(Train, args=args, default=defaults(choice), **shown)
+        usual = defaults(choice)
+        try:
+            return tyro.cli(Train, args=args, default=usual, **shown)
+        except AssertionError as error:  # tyro's, where a method of another package has a name twice
+            raise InputError(
+                f"process {usual.process_name}: two of its values, or one and an option, have one name ({error})"
+            ) from None
 
 
 def defaults(choice: Choice) -> Train:
     """The options of the preset that is chosen, or that suits the data; with another process, that process's own."""
-    size = None if choice.size is None else Size.of(choice.size)
+    size = Size.of(choice.size) if choice.size else None
     name, config = (choice.preset, preset(choice.preset)) if choice.preset else preset_for(choice.data or "digits", size)
     process_name, method = choice.process_name or config.process_name, config.method
     if process_name != config.process_name:
@@ -213,11 +219,9 @@ def carry_out(options: Train, ranks: Ranks) -> None:
     observers: list[Observer] = [SampleGrids(), *([TensorBoard()] if options.tensorboard else [])]
     if ranks.main:
         where = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
-        height, width = config.size
+        (height, width), method = config.size, config.method
         print(f"{dataset.description}; {height} x {width} pixels, preset {options.preset}")
-        print(
-            f"{options.process_name}, Pe = {config.method.operator.peclet:g}, K = {config.method.levels} levels, on {where} -> {folder}"
-        )
+        print(f"{options.process_name}, Pe = {method.operator.peclet:g}, K = {method.levels} levels, on {where} -> {folder}")
 
     score = early = None
     if options.execution.score_every:

@@ -54,8 +54,11 @@ class Denoiser:
     """Whether the network sees the flow beside the image, as more channels: how far it has carried the image, in pixels."""
     needs_statistics = False
     gives_step = False
-    gives_clean = True
     gives_velocity = True
+
+    def gives_clean(self, forward: ForwardProcess) -> bool:
+        """Whether the prediction implies the clean image under a forward process; true by default."""
+        return True
 
     def check(self, forward: ForwardProcess) -> None:
         """Raise InputError if this denoiser makes no sense for a forward process."""
@@ -141,7 +144,10 @@ class Step(Denoiser):
     """The network predicts the step to the level below."""
 
     gives_step = True
-    gives_clean = gives_velocity = False
+    gives_velocity = False
+
+    def gives_clean(self, forward: ForwardProcess) -> bool:
+        return False
 
     def check(self, forward: ForwardProcess) -> None:
         """As :meth:`Denoiser.check`: levels must differ."""
@@ -324,6 +330,13 @@ def noisy(forward: ForwardProcess, what: str) -> None:
     """Raise InputError unless a process has noise at every level above 0."""
     if not (forward.noise[1:] > 0.0).all():
         raise InputError(f"{what} needs noise above 0")
+
+
+def with_velocity(forward: ForwardProcess, what: str) -> None:
+    """Raise InputError unless a process has noise at every level above 0, and enough levels for a derivative in time."""
+    noisy(forward, what)
+    if forward.levels < 3:
+        raise InputError(f"{what} needs at least 3 levels, got {forward.levels}")
 
 
 def white(forward: ForwardProcess, what: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from diffusion.denoisers import Denoiser, noisy, summed
+from diffusion.denoisers import Denoiser, summed, with_velocity
 from diffusion.forward.process import ForwardProcess, Level
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_choice
@@ -47,13 +47,15 @@ class FlowMatching(Denoiser):
         check_choice("prediction", self.prediction, get_args(Quantity))
         check_choice("loss in", self.loss_in, get_args(Quantity))
 
+    def gives_clean(self, forward: ForwardProcess) -> bool:
+        return self.prediction == "clean" or self._solves(forward)
+
     def check(self, forward: ForwardProcess) -> None:
         super().check(forward)
-        noisy(forward, "flow matching")
+        with_velocity(forward, "flow matching")
         if (forward.signal <= 0.0).any():
             raise InputError("flow matching needs some signal at every level: least signal above 0")
-        forward_only = self.prediction == "clean" or self.prediction == self.loss_in == "velocity"
-        if not forward_only and not self._solves(forward):
+        if not self.gives_clean(forward) and not self.prediction == self.loss_in == "velocity":
             raise InputError(
                 f"prediction {self.prediction} with loss in {self.loss_in} needs an operator that loses no mode (no blur, or a "
                 "blur floor above 0 and no flow); with others predict clean, or velocity with its own loss"
@@ -84,8 +86,6 @@ class FlowMatching(Denoiser):
     ) -> torch.Tensor:
         if self.prediction == "clean":
             return 0.5 + 0.5 * prediction
-        if not self._solves(forward):
-            raise InputError(f"prediction {self.prediction} gives no clean image where the operator loses modes: sample with ODE")
         signal, noise = (forward.at(scale, level, u) for scale in (forward.signal, forward.noise))
         if self.prediction == "noise":
             return 0.5 + forward.operator.invert((u - 0.5 - noise * prediction) / signal, level)

@@ -172,7 +172,7 @@ def load_config(folder: Path, types: Iterable[type] = (), network: nn.Module | N
     known = known_classes((*types, RunConfig, TrainingConfig, NetworkConfig, GivenNetwork))
     if not isinstance(values.get("network"), dict):
         raise InputError(f"{path}: it names no network")
-    config = specs.from_json({specs.CLASS: RunConfig.__name__} | values, known, str(path))
+    config = specs.from_json(values | {specs.CLASS: RunConfig.__name__}, known, str(path))
     if network is not None:
         config = replace(config, network=config.network.filled(network))
     return config

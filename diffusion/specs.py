@@ -71,7 +71,9 @@ def from_json(value: Any, known: Mapping[str, type], place: str) -> Any:
         return tuple(from_json(item, known, place) for item in value)
     if not isinstance(value, dict):
         return value
-    name = str(value.get(CLASS))
+    name = value.get(CLASS)
+    if not isinstance(name, str):
+        raise InputError(f"{place} names no class where an object stands: expected an entry {CLASS!r}")
     if name not in known:
         own = name.removeprefix(OWN)
         raise InputError(f"{place} names the class {own}, which is not the library's: pass the class itself, types=[{own}]")
@@ -97,11 +99,13 @@ def classes(value: object) -> list[type]:
 
 def parts(value: object) -> Iterator[object]:
     """An object of numbers, and those in its fields."""
-    if isinstance(value, (bool, int, float, str, tuple, type(None))):
-        return
-    yield value
-    for field in fields(value) if is_dataclass(value) else ():
-        yield from parts(getattr(value, field.name))
+    if isinstance(value, tuple):
+        for item in value:
+            yield from parts(item)
+    elif not isinstance(value, (bool, int, float, str, type(None))):
+        yield value
+        for field in fields(value) if is_dataclass(value) else ():
+            yield from parts(getattr(value, field.name))
 
 
 def changed(value: Spec, **changes: Any) -> Spec:
@@ -110,24 +114,25 @@ def changed(value: Spec, **changes: Any) -> Spec:
     Raises:
         InputError: if it has no such field, or several.
     """
-    places = {name: _holders(value, name) for name in changes}
-    for name, count in places.items():
-        if count != 1:
-            known = ", ".join(sorted({field.name for part in parts(value) if is_dataclass(part) for field in fields(part)}))
-            raise InputError(f"{'no' if not count else 'more than one'} part has a value called {name}; there are {known}")
-    return _changed(value, changes)
-
-
-def _holders(value: object, name: str) -> int:
-    return sum(1 for part in parts(value) if is_dataclass(part) and name in {field.name for field in fields(part)})
+    new = _changed(value, changes)
+    names = [field.name for part in parts(new) if is_dataclass(part) for field in fields(part) if field.init]
+    for name in changes:
+        if (count := names.count(name)) != 1:
+            known = ", ".join(sorted(set(names)))
+            raise InputError(f"{'more than one' if count else 'no'} part has a value called {name}; there are {known}")
+    return new
 
 
 def _changed(value: Any, changes: Mapping[str, Any]) -> Any:
+    if type(value) is tuple:
+        items = tuple(_changed(item, changes) for item in value)
+        return value if all(item is old for item, old in zip(items, value, strict=True)) else items
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    new = {
-        field.name: changes[field.name] if field.name in changes else _changed(getattr(value, field.name), changes)
-        for field in fields(value)
-        if field.init
-    }
-    return replace(value, **{name: item for name, item in new.items() if item is not getattr(value, name)})
+    new = {}
+    for field in fields(value):
+        if field.init:
+            old, rest = getattr(value, field.name), {name: change for name, change in changes.items() if name != field.name}
+            item = _changed(changes.get(field.name, old), rest)
+            new |= {} if item is old else {field.name: item}
+    return replace(value, **new) if new else value

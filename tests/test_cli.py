@@ -11,8 +11,9 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -23,11 +24,16 @@ from PIL import Image
 
 from cli import __main__ as cli
 from cli import archives, figures, train
+from diffusion import CleanImage, ConstantNoise, Operator, Resample, Uniform, methods
 from diffusion.data.dataset import open_dataset
 from diffusion.data.images import fit, read_image, resize_shorter
+from diffusion.methods import METHODS, Method, named_method
+from diffusion.network import NetworkConfig
 from diffusion.presets import PRESETS
-from diffusion.process import PROCESSES, ForwardProcess, named_process
-from tests.runs import corruption, exit_code
+from diffusion.specs import to_json
+from diffusion.training import observers
+from lbm_warp import SpectralTurbulence
+from tests.runs import exit_code
 from tests.runs import files as contents
 
 ROOT = Path(__file__).parent.parent
@@ -71,13 +77,13 @@ def test_corrupt_as_a_process_does(call: Call, picture: Path, tmp_path: Path, na
     options = ["--process", name, "--levels", "6", "--columns", "3", "--seed", "4", "--size", "24"]
     assert call("corrupt", picture, *options, "--video", "--frames", "5", "--fps", "10")[0] == 0
     out = tmp_path / "outputs" / "picture"
-    process = corruption(name, (24, 34), levels=6)
-    drawn = {"velocity.png"} if process.process.peclet > 0 else set()
+    forward = named_method(name).changed(levels=6).forward
+    drawn = {"velocity.png"} if forward.operator.peclet > 0 else set()
     assert files(out) == {"strip.png", "corrupted.png", "corruption.json", "trajectory.mp4"} | drawn
     record = json.loads((out / "corruption.json").read_text())
-    assert record["process"] == asdict(process.process) and len(record["sigma_px"]) == len(record["noise"]) == 7
+    assert record["process"] == to_json(forward) and len(record["sigma_px"]) == len(record["noise"]) == 7
     u0 = torch.from_numpy(resize_shorter(read_image(picture), 24))[None]
-    expected = process.corrupt(u0, 6, torch.tensor([4]))[0].clamp(0, 1)
+    expected = forward.corrupt(u0, 6, torch.tensor([4]))[0].clamp(0, 1)
     found = iio.imread(out / "corrupted.png").transpose(2, 0, 1) / 255
     assert np.abs(found - expected.numpy()).max() < 0.51 / 255 + 1e-5
     assert len(iio.imread(out / "trajectory.mp4")) == 5 + 5 + 10
@@ -208,7 +214,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("corrupt", ["--turbulence-time", "-1"], "turbulence_time must be at least 0, got -1"),
         ("corrupt", ["--process", "ddmp"], "unknown process 'ddmp'"),
         ("corrupt", ["--process", "ihd", "--sigma-max", "0.1L"], "--sigma-max does not go with --process, which has its own"),
-        ("corrupt", ["--process", "ddpm", "--peclet", "1"], "peclet must be 0, got 1"),
+        ("corrupt", ["--process", "ddpm", "--peclet", "1"], "no part has a value called peclet; there are levels, noise"),
         ("corrupt", ["--sigma-max", "0.4"], "sigma_max must be at least sigma_min = 0.5 px, got 0.4 px"),
         ("corrupt", ["--sigma-max", "wide"], "a blur width is a number of pixels"),
         ("corrupt", ["--sigma-max", "infL"], "sigma_max"),
@@ -258,9 +264,9 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("sample", ["empty", "--num", "0"], "--num must be at least 1, got 0"),
         ("sample", ["empty", "--batch", "0"], "--batch must be at least 1, got 0"),
         ("sample", ["empty", "--seed", "-1"], "--seed must be from 0"),
-        ("sample", ["empty", "--delta", "-1"], "--delta must be at least 0, got -1"),
-        ("sample", ["--levels", "1001"], "levels must be from 2 to 1000, got 1001"),
-        ("sample", ["--levels", "1"], "levels must be from 2 to 1000, got 1"),
+        ("sample", ["empty", "--sampling-noise", "-1"], "--sampling-noise must be at least 0, got -1"),
+        ("sample", ["--steps", "1001"], "steps must be from 2 to 1000, got 1001"),
+        ("sample", ["--steps", "1"], "steps must be from 2 to 1000, got 1"),
         ("sample", ["--interpolate", "1"], "--interpolate must be at least 2, got 1"),
         ("sample", ["--interpolate", "3", "--seeds", "1-3"], "--interpolate needs --seeds in pairs, got 3 numbers"),
         ("sample", ["--seeds", "3", "x"], "--seeds takes numbers and ranges such as 3 17 100-131, got 'x'"),
@@ -272,7 +278,12 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("sample", ["--level", "3"], "--level goes with --from-image"),
         ("sample", ["--from-image", "a.png", "--video"], "--from-image goes with --num, and without --seeds and --video"),
         ("sample", ["--from-image", "a.png"], "a.png: no such file"),
-        ("train", ["--process", "ihd", "--target", "clean"], "sampler residual cannot use target clean"),
+        ("train", ["--process", "ddpm", "--peclet", "1"], "Unrecognized options: --peclet, 1"),
+        ("train", ["--tell-flow", "--turbulence-time", "1"], "tell flow needs a frozen flow to be told"),
+        ("train", ["--turbulence", "waves"], "invalid choice 'waves' for argument '--turbulence'"),
+        ("train", ["--init", "nowhere"], "nowhere: no such run folder"),
+        ("train", ["--stop-after", "3"], "--stop-after counts scores; say how often to score with --score-every"),
+        ("train", ["--stop-after", "0", "--score-every", "9"], "--stop-after must be at least 1, got 0"),
         ("compare", ["--processes", "ihdd"], "unknown process 'ihdd': expected one of fluid"),
         ("compare", ["--processes"], "--processes: name at least one of fluid"),
         ("compare", ["--columns", "1"], "--columns must be at least 2, got 1"),
@@ -293,7 +304,7 @@ def test_bad_options_are_refused_in_one_line(call: Call, tmp_path: Path, command
         ("corrupt", ["--size", "16", "--levels", "2"]),
         ("compare", ["--size", "16", "--levels", "2", "--processes", "ihd"]),
         ("train", []),
-        ("sample", ["--num", "1", "--levels", "2"]),
+        ("sample", ["--num", "1", "--steps", "2"]),
     ],
 )
 def test_an_output_folder_that_is_a_file_is_refused(call: Call, tmp_path: Path, command: str, options: list[str]) -> None:
@@ -350,40 +361,30 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
     assert weights == 4 * report["parameters"] and report["images_at_a_time"] == config["training"]["batch"] // 2
     assert report["memory_bytes"]["total"] > 5 * weights
     cost = report["corruption_iterations"]
-    flows = config["process"]["peclet"] > 0.0
+    flows = config["method"]["operator"]["peclet"] > 0.0
     assert (0 < cost["mean_per_image"] < cost["whole_trajectory"]) == flows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_dry_run_knows_every_process(call: Call, name: str) -> None:
     """Its own numbers; no lattice iterations where nothing flows."""
     report = json.loads(call("train", "--dry-run", "--process", name)[1])
-    process = named_process(name)
-    assert report["config"]["process"] == asdict(process) and report["config"]["process_name"] == name
-    assert (report["corruption_iterations"]["whole_trajectory"] > 0) == (process.peclet > 0 and name != "structured-noise")
+    method = named_method(name)
+    assert report["config"]["method"] == to_json(method) and report["config"]["process_name"] == name
+    flows = method.operator.peclet > 0 and name != "structured-noise"
+    assert (report["corruption_iterations"]["whole_trajectory"] > 0) == flows
 
 
 @pytest.mark.slow
 def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path) -> None:
     options = ["--preset", "ffhq-64", "--process", "beyond-blur-curl", "--peclet", "3", "--levels", "50", "--offset", "1"]
-    options += [
-        "--sigma-min",
-        "0.7",
-        "--sampling-noise",
-        "1.5",
-        "--boundary",
-        "periodic",
-        "--network.width",
-        "32",
-        "--flip",
-        "--grey",
-    ]
-    config = json.loads(call("train", "--dry-run", *options, "--clip", "2")[1])["config"]
-    process = {"peclet": 3.0, "turbulence": "curl-noise", "offset": 1.0, "boundary": "periodic", "sigma_min": 0.7, "sigma_max": 0.5}
-    process |= {"levels": 50, "noise": 0.01, "sampling_noise": 1.5}
-    assert config["process"] == asdict(ForwardProcess(**process))
-    assert config["network"] == {"width": 32, "multipliers": [1, 2, 3, 4], "blocks": 2, "attention": [2, 3], "dropout": 0.1}
+    options += ["--sigma-min", "0.7", "--sampling-noise", "1.5", "--boundary", "periodic", "--network.width", "32", "--flip"]
+    config = json.loads(call("train", "--dry-run", *options, "--grey", "--turbulence", "spectral", "--clip", "2")[1])["config"]
+    numbers = {"peclet": 3.0, "offset": 1.0, "boundary": "periodic", "turbulence": SpectralTurbulence(), "sigma_min": 0.7}
+    method = named_method("beyond-blur-curl").changed(**numbers, levels=50, sampling_noise=1.5)
+    assert config["method"] == to_json(method)
+    assert config["network"] == to_json(NetworkConfig(32, (1, 2, 3, 4), 2, (2, 3), 0.1))
     assert config["training"]["flip"] is True and config["training"]["clip"] == 2.0 and config["channels"] == 1
 
     Image.effect_noise((40, 30), 60).convert("RGB").save(tmp_path / "one.png")
@@ -408,7 +409,7 @@ def test_tensorboard_shows_the_log_and_the_grids(call: Call, tmp_path: Path, mon
     saved = iio.imread(tmp_path / "run" / "samples" / "000000096.png")
     assert (iio.imread(grids[-1].encoded_image_string, extension=".png") == saved).all()
 
-    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    monkeypatch.setattr(observers, "find_spec", lambda name: None)
     code, _, err = call("train", *SMALL_RUN, "--tensorboard", "--out", "other")
     assert code == 2 and "TensorBoard is not installed; pip install tensorboard" in err and not (tmp_path / "other").exists()
 
@@ -446,7 +447,66 @@ def test_train_then_sample(call: Call, tmp_path: Path) -> None:
     assert (iio.imread(folder / "grid.png") != iio.imread(tmp_path / "third" / "grid.png")).any()
 
 
-QUICK = ["--levels", "3"]
+@pytest.mark.slow
+def test_train_begins_from_another_run_and_stops_early(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that only grow stop the run after the second one that is no better, and the same command leaves it so."""
+    assert call("train", *SMALL_RUN, "--out", "first")[0] == 0
+    scores = iter(range(100))
+    monkeypatch.setattr(train, "scorer", lambda options, device: lambda pipeline: float(next(scores)))
+    options = [*SMALL_RUN, "--images", "3200", "--init", "first", "--score-every", "32", "--stop-after", "2", "--out", "second"]
+    code, out, _ = call("train", *options)
+    assert code == 0 and "the weights are those of first" in out
+    assert "stopped, no better in 2 scores; sample with: python -m cli.sample second --best" in out
+    assert json.loads((tmp_path / "second" / "init.json").read_text())["init"] == "first"
+    folder = tmp_path / "second" / "checkpoints"
+    before = contents(folder)
+    assert list(before) == ["000000096.safetensors"]
+    assert "stopped, no better in 2 scores" in call("train", *options)[1] and contents(folder) == before
+    assert call("sample", "second", "--best", "--num", "1", *QUICK)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_method_of_another_package_is_a_process(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are options; the operator is a class that the library has never seen."""
+    method = Method(Fade(), ConstantNoise(0.02), CleanImage(), Uniform(), Resample(eta=0.0))
+    entry = SimpleNamespace(name="fade", value="package:FADE", load=lambda: method)
+    monkeypatch.setattr(methods, "entry_points", lambda group: [entry])
+    assert shown(call("train", "--process", "fade", "--help")[1], "--strength") == "1.0"
+    options = ["--process", "fade", "--strength", "0.5", "--steps", "4", *SMALL_RUN]
+    code, out, _ = call("train", *options)
+    assert code == 0 and "fade, Pe = 0, K = 5 levels" in out
+    assert json.loads((tmp_path / "runs" / "digits-fade" / "config.json").read_text())["method"]["operator"]["strength"] == 0.5
+    assert call("sample", "runs/digits-fade", "--num", "2")[0] == 0
+    assert call("corrupt", "--process", "fade", "--size", "16", "--levels", "4")[0] == 0
+    assert call("compare", "--processes", "fade", "ihd", "--size", "16", "--levels", "4")[0] == 0
+    assert "did you mean fade?" in call("train", "--process", "fad")[2]
+    monkeypatch.setattr(entry, "load", lambda: replace(method, operator=Clash()))
+    assert "process fade: two of its values, or one and an option" in call("train", *options)[2]
+
+
+@dataclass(frozen=True)
+class Fade(Operator):
+    """Images that grow dark."""
+
+    levels: int = 20
+    """K."""
+    strength: float = 1.0
+    """How dark."""
+    linear = True
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0 * (1.0 - self.strength * level / self.levels)[:, None, None, None].to(u0)
+
+
+@dataclass(frozen=True)
+class Clash(Fade):
+    """An operator with a number that scales have, too."""
+
+    noise: float = 0.5
+    """Not that of the scales."""
+
+
+QUICK = ["--steps", "3"]
 
 
 def test_sampling_goes_on_with_what_is_missing_and_refuses_other_images(call: Call, tmp_path: Path) -> None:
@@ -467,10 +527,10 @@ def test_sampling_goes_on_with_what_is_missing_and_refuses_other_images(call: Ca
     before = contents(out)
     for other, what in (
         (["--seed", "1"], "seed 0, not 1"),
-        (["--delta", "1"], "delta None, not 1.0"),
+        (["--sampling-noise", "1"], "sampling_noise None, not 1.0"),
         (["--same-init"], "same_init False, not True"),
         (["--precision", "bf16"], "precision fp32, not bf16"),
-        (["--levels", "4"], "levels 3, not 4"),
+        (["--steps", "4"], "steps 3, not 4"),
     ):
         code, _, err = call("sample", *QUICK, *other, "--out", "out")
         assert code == 2 and f"holds images made with {what}; choose another --out, or remove the folder" in err
@@ -517,21 +577,21 @@ def test_an_archive_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_every_way_of_sampling_has_a_folder_of_its_own(call: Call, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     for options, name in (
-        ([], "digits-samples-levels-3"),
-        (["--same-init"], "digits-samples-levels-3-same-init"),
-        (["--share-noise", "--seed", "2"], "digits-samples-seed-2-levels-3-share-noise"),
-        (["--delta", "1.1"], "digits-samples-levels-3-delta-1.1"),
+        ([], "digits-samples-steps-3"),
+        (["--same-init"], "digits-samples-steps-3-same-init"),
+        (["--share-noise", "--seed", "2"], "digits-samples-seed-2-steps-3-share-noise"),
+        (["--sampling-noise", "1.1"], "digits-samples-steps-3-sampling-noise-1.1"),
     ):
         assert call("sample", *QUICK, *options, "--num", "4")[0] == 0
         assert files(outputs / name) == {"grid.png", "sampling.json", *(f"images/{number:05d}.png" for number in range(4))}
-    plain = outputs / "digits-samples-levels-3" / "images"
-    same = outputs / "digits-samples-levels-3-same-init" / "images"
+    plain = outputs / "digits-samples-steps-3" / "images"
+    same = outputs / "digits-samples-steps-3-same-init" / "images"
     assert (iio.imread(plain / "00000.png") == iio.imread(same / "00000.png")).all()
     assert (iio.imread(plain / "00001.png") != iio.imread(same / "00001.png")).any()
 
     # Rows of an interpolation end at the ordinary samples.
     code, out, _ = call("sample", *QUICK, "--interpolate", "5", "--seeds", "0", "3", "2", "1", "--video")
-    folder = outputs / "digits-samples-levels-3-interpolate-5"
+    folder = outputs / "digits-samples-steps-3-interpolate-5"
     assert code == 0 and "10 images" in out and len(files(folder)) == 13
     for row, ends in (("00000-00003", (0, 3)), ("00002-00001", (2, 1))):
         for place, end in zip((0, 4), ends, strict=True):
@@ -543,7 +603,7 @@ def test_every_way_of_sampling_has_a_folder_of_its_own(call: Call, tmp_path: Pat
 
 
 def test_a_picture_is_corrupted_and_restored(call: Call, picture: Path, tmp_path: Path) -> None:
-    options = ["--from-image", picture, "--num", "2", "--levels", "4"]
+    options = ["--from-image", picture, "--num", "2", "--steps", "4"]
     code, out, _ = call("sample", *options, "--level", "5", "30")
     folder = tmp_path / "outputs" / "digits-picture"
     assert code == 0 and "restoration.png" in out
@@ -585,7 +645,7 @@ def test_two_processes_share_the_images(call: Call, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_images(tmp_path: Path) -> None:
-    options = ["--levels", "20", "--num", "48", "--batch", "4"]
+    options = ["--steps", "20", "--num", "48", "--batch", "4"]
     process = sampling_process(tmp_path, *options, "--out", "killed")
     images = tmp_path / "killed" / "images"
     deadline = time.monotonic() + 120
@@ -612,10 +672,10 @@ def test_train_on_a_folder_of_pictures_and_refuse_its_other_run(call: Call, tmp_
     assert call("train", *options)[0] == 0
     run = tmp_path / "runs" / "pictures-beyond-blur-curl"
     config = json.loads((run / "config.json").read_text())
-    assert config["channels"] == 3 and config["size"] == 16 and config["process"]["peclet"] == 2.0
+    assert config["channels"] == 3 and config["size"] == 16 and config["method"]["operator"]["peclet"] == 2.0
     before = files(run)
     code, _, err = call("train", *options, "--noise", "0.02")
-    assert code == 2 and "holds another run (process.noise is 0.01, not 0.02)" in err
+    assert code == 2 and "holds another run (method.scales.noise is 0.01, not 0.02)" in err
     assert files(run) == before
     assert call("train", *options, "--split", "odd")[0] == 0
     config = json.loads((tmp_path / "runs" / "pictures-odd-beyond-blur-curl" / "config.json").read_text())

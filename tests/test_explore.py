@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -29,19 +28,18 @@ pytest.importorskip("uvicorn", reason="the extra 'explore' is not installed")
 
 from cli import corrupt, restore, sample
 from cli.compare import power_spectrum
-from cli.corrupt import PHOTOGRAPH
 from cli.explore import __main__ as command
 from cli.explore import pictures as store
 from cli.explore.pictures import Pictures
 from cli.explore.stream import Gone, Turns, in_turns, steps
 from cli.explore.studio import Samples, Studio
 from cli.render import quantised, to_pixels
-from diffusion.corruption import Corruption
+from cli.scene import PHOTOGRAPH
 from diffusion.data.images import read_image, resize_shorter
-from diffusion.process import PROCESSES
+from diffusion.methods import METHODS
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import restore as restored
-from diffusion.size import Size
+from diffusion.specs import changed
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule
 from lbm_warp.checks import InputError
 from tests.explorer import add, ask, messages, pictures, serving
@@ -84,13 +82,13 @@ def test_numbers_of_a_trajectory_are_the_operators(address: str) -> None:
         assert np.array_equal(now, operator.velocity(4, *message["field"], sigma=schedule.sigma[number] * 32 / 128)[0].numpy())
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", METHODS)
 def test_processes_are_those_of_the_library(address: str, name: str) -> None:
     scene, *frames = messages(address, "trajectory", {"size": 128, "frames": 3, "process": name, "seed": 2})
-    corruption = Corruption(replace(PROCESSES[name], levels=2), Size(scene["height"], scene["width"]))
-    for message, (level, u) in zip(frames, corruption.trajectory(cat(128), torch.tensor([2])), strict=True):
+    forward = changed(METHODS[name].forward, levels=2)
+    for message, (level, u) in zip(frames, forward.trajectory(cat(128), torch.tensor([2])), strict=True):
         assert np.array_equal(pictures(message, scene["height"], scene["width"], 3), to_pixels(u[0]))
-        assert message["noise"] == corruption.noise[level] and message["signal"] == corruption.signal[level]
+        assert message["noise"] == forward.noise[level] and message["signal"] == forward.signal[level]
 
 
 @pytest.mark.slow
@@ -126,13 +124,13 @@ def test_the_command_line_makes_the_same_files(address: str, tmp_path: Path, que
 
 @pytest.mark.parametrize("mode", ["new", "same-init", "share-noise", "interpolate"])
 def test_samples_are_those_of_the_pipeline_and_of_the_command(address: str, tmp_path: Path, mode: str) -> None:
-    query = {"model": "digits", "num": 6, "seed": 3, "levels": 4, "mode": mode}
+    query = {"model": "digits", "num": 6, "seed": 3, "steps": 4, "mode": mode}
     scene, *frames = messages(address, "samples", query)
     pipeline = Pipeline.from_pretrained("digits")
     if mode == "interpolate":
-        expected = pipeline.interpolate([(0, 1)], 6, 3, levels=4)[0]
+        expected = pipeline.interpolate([(0, 1)], 6, 3, steps=4)[0]
     else:
-        expected = pipeline.sample(6, 3, levels=4, same_init=mode == "same-init", share_noise=mode == "share-noise")
+        expected = pipeline.sample(6, 3, steps=4, same_init=mode == "same-init", share_noise=mode == "share-noise")
     assert scene["frames"] == len(frames) == 5 and [frames[0]["level"], frames[-1]["level"]] == [1000, 0]
     assert np.array_equal(pictures(frames[-1], 6, 16, 16, 3), np.stack([to_pixels(image) for image in expected]))
     words = shlex.split(scene["command"])[3:]
@@ -145,7 +143,7 @@ def test_samples_are_those_of_the_pipeline_and_of_the_command(address: str, tmp_
 
 @pytest.mark.slow
 def test_the_film_of_samples_is_that_of_the_command(address: str, tmp_path: Path) -> None:
-    query = {"model": "digits", "num": 4, "levels": 3}
+    query = {"model": "digits", "num": 4, "steps": 3}
     (tmp_path / "page.mp4").write_bytes(ask(f"{address}/api/sampled-film?{urlencode(query)}")[1])
     words = shlex.split(messages(address, "samples", query)[0]["command"])[3:]
     assert exit_code(sample.main, *words, "--out", tmp_path / "out") == 0
@@ -155,7 +153,7 @@ def test_the_film_of_samples_is_that_of_the_command(address: str, tmp_path: Path
 
 def test_runs_are_models_too(address: str) -> None:
     choices = json.loads(ask(f"{address}/api/choices")[1])
-    assert choices["models"][:3] == ["digits", "fashion", "emoji"] and list(choices["processes"]) == list(PROCESSES)
+    assert choices["models"][:3] == ["digits", "fashion", "emoji"] and list(choices["processes"]) == list(METHODS)
     (run,) = choices["models"][3:]
     scene, *_, last = messages(address, "samples", {"model": run, "num": 3})
     assert f"cli.sample {run}" in scene["command"] and len(pictures(last, 3, scene["height"], scene["width"], 3)) == 3
@@ -164,7 +162,7 @@ def test_runs_are_models_too(address: str) -> None:
 @pytest.mark.slow
 def test_restorations_are_those_of_the_library_and_of_the_command(address: str, tmp_path: Path) -> None:
     pipeline = Pipeline.from_pretrained("digits")
-    degraded = quantised(pipeline.corruption.corrupt(pipeline.sample(1, 5), 400, torch.tensor([1]))[0])[..., 0]
+    degraded = quantised(pipeline.forward.corrupt(pipeline.sample(1, 5), 400, torch.tensor([1]))[0])[..., 0]
     name = add(address, as_png(degraded))[1]["name"]
     query = {"picture": name, "model": "digits", "samples": 3, "seed": 2}
     scene, progress, estimate, *frames, result = messages(address, "restored", query)
@@ -199,7 +197,7 @@ def test_restorations_are_those_of_the_library_and_of_the_command(address: str, 
         ("trajectory", {"picture": "../../etc/passwd"}, "no longer in the memory of this machine; drop it on the page again"),
         ("samples", {"model": "/etc"}, "unknown model '/etc'"),
         ("samples", {"num": 100}, "number of samples must be from 1 to 64, got 100"),
-        ("samples", {"levels": 5000}, "got 5000"),
+        ("samples", {"steps": 5000}, "got 5000"),
         ("samples", {"label": "cat", "model": "fashion"}, "unknown label 'cat'"),
         ("samples", {"mode": "old"}, "unknown mode 'old'"),
         ("restored", {"samples": 99}, "samples must be from 1 to 16, got 99"),

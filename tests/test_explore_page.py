@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -22,15 +21,13 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from playwright import sync_api as browsers
 
-from cli.corrupt import PHOTOGRAPH
 from cli.render import to_pixels
 from cli.restore import EXAMPLE, fitted
-from diffusion.corruption import Corruption
+from cli.scene import PHOTOGRAPH
 from diffusion.data.images import read_image, resize_shorter
-from diffusion.process import PROCESSES, named_process
+from diffusion.methods import METHODS, named_method
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import restore
-from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow
 from tests.explorer import serving
 
@@ -125,9 +122,9 @@ def test_load_scrub_and_turn_the_knobs(page: browsers.Page) -> None:
     assert close(shown(page, "picture"), expected(1.0, seed=5, peclet=40.0, turbulence=CurlNoise(octaves=2)))
     assert "--peclet 40" in page.inner_text("#command") and "--octaves 2" in page.inner_text("#command")
     set_value(page, "process", "ddpm")
-    corruption = Corruption(replace(named_process("ddpm"), levels=95), Size(128, 192))
+    forward = named_method("ddpm").changed(levels=95).forward
     u0 = torch.from_numpy(resize_shorter(read_image(PHOTOGRAPH), 128))[None]
-    assert close(shown(page, "picture"), to_pixels(corruption.corrupt(u0, 95, torch.tensor([5]))[0]))
+    assert close(shown(page, "picture"), to_pixels(forward.corrupt(u0, 95, torch.tensor([5]))[0]))
     # It has no flow, and what belongs to a flow is gone; with another process comes its own Peclet number.
     assert not page.locator("#own-flow").is_visible() and not page.locator("[data-key=peclet]").is_visible()
     set_value(page, "process", "beyond-blur-curl")
@@ -225,20 +222,20 @@ def test_compare(page: browsers.Page) -> None:
     page.goto("/?view=compare&t=1")
     settle(page)
     names = page.locator("#compare strong").all_inner_texts()
-    assert names == [name for name, process in PROCESSES.items() if process.transport]
+    assert names == [name for name, method in METHODS.items() if method.operator.transport]
     number = names.index("cold")
     read = "c => [c.height, c.width, ...c.getContext('2d').getImageData(60, 60, 1, 1).data]"
     pixels = page.locator("#compare canvas").nth(number).evaluate(read)
     u0 = torch.from_numpy(resize_shorter(read_image(PHOTOGRAPH), 128))[None]
-    corruption = Corruption(replace(named_process("cold"), levels=47), Size(128, 192))
-    last = to_pixels(corruption.corrupt(u0, 47, torch.tensor([0]))[0])
+    forward = named_method("cold").changed(levels=47).forward
+    last = to_pixels(forward.corrupt(u0, 47, torch.tensor([0]))[0])
     assert pixels[:2] == [128, 192] and np.abs(np.array(pixels[2:5]) - last[60, 60]).max() <= 1
 
 
 def test_generate_and_replay(page: browsers.Page) -> None:
-    page.goto("/?view=generate&model=digits&num=4&levels=6&gseed=3")
+    page.goto("/?view=generate&model=digits&num=4&steps=6&gseed=3")
     settle(page)
-    images = [to_pixels(image) for image in Pipeline.from_pretrained("digits").sample(4, 3, levels=6)]
+    images = [to_pixels(image) for image in Pipeline.from_pretrained("digits").sample(4, 3, steps=6)]
     sheet = shown(page, "samples")
     assert close(sheet[:16, :16], images[0]) and close(sheet[:16, 17:33], images[1])
     page.keyboard.press("Home")
@@ -295,7 +292,7 @@ def test_narrow_windows_and_dark_mode(page: browsers.Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 360, "height": 740})
     for view in ("corrupt", "compare", "generate", "restore"):
-        page.goto(f"/?view={view}&size=128&num=4&levels=4&model=digits&rlevel=100&rsamples=1")
+        page.goto(f"/?view={view}&size=128&num=4&steps=4&model=digits&rlevel=100&rsamples=1")
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     ground = re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))

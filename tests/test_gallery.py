@@ -9,7 +9,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import pytest
 
-from diffusion.process import PROCESSES
+from diffusion.methods import METHODS
 from tools.gallery import ENTRIES, main
 
 
@@ -20,7 +20,7 @@ def test_the_page_its_files_and_its_code(tmp_path: Path) -> None:
     blocks = [html.unescape(block) for block in re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)]
     assert len(blocks) == len(ENTRIES) and all(block.count("\n") <= 10 for block in blocks)
     for name, block in zip(ENTRIES, blocks, strict=True):
-        assert f'named_process("{name}")' in block and f'id="{name}"' in page
+        assert f'named_method("{name}")' in block and f'id="{name}"' in page
         names: dict[str, object] = {}
         exec(block, names)
         u0, half, last = (names[which] for which in ("u0", "half", "last"))
@@ -35,4 +35,4 @@ def test_the_page_its_files_and_its_code(tmp_path: Path) -> None:
 
 def test_no_process_is_missing() -> None:
     """But for the controls, and for what differs from another in the number of levels alone."""
-    assert set(ENTRIES) == {name for name, process in PROCESSES.items() if process.transport} - {"ddpm-1000"}
+    assert set(ENTRIES) == {name for name, method in METHODS.items() if method.operator.transport} - {"ddpm-1000"}

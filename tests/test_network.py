@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.network import MixedPrecision, NetworkConfig, SelfAttention, UNet
+from diffusion.network import GivenNetwork, MixedPrecision, NetworkConfig, NetworkShape, NetworkSpec, SelfAttention, UNet
 from diffusion.size import Size
+from lbm_warp.checks import InputError
 
 SMALL = NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention=(1,))
 
@@ -97,3 +98,44 @@ def test_bad_sizes_are_refused(values: dict, message: str) -> None:
 def test_image_size_must_be_divisible() -> None:
     with pytest.raises(ValueError, match="needs sides divisible by 4, got size 16x18"):
         NetworkConfig(multipliers=(1, 2, 2)).check_size(Size(16, 18))
+
+
+# What builds a network
+
+
+SHAPE = NetworkShape(inputs=2, outputs=1, levels=10, classes=0, size=Size(8, 8))
+
+
+def test_a_network_without_weights_takes_no_memory_and_draws_nothing() -> None:
+    before = torch.random.get_rng_state()
+    empty = NetworkConfig().build_empty(SHAPE)
+    assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}
+    made = NetworkSpec.build_empty(NetworkConfig(), SHAPE)  # as for one that knows nothing of empty weights
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert {name: tensor.shape for name, tensor in made.state_dict().items()} == {n: t.shape for n, t in empty.state_dict().items()}
+
+
+def test_a_given_module_is_copied_and_known_by_the_name_of_its_class() -> None:
+    module = nn.Conv2d(2, 1, 3)
+    given = GivenNetwork.of(module)
+    built = given.build(SHAPE)
+    assert given == GivenNetwork("Conv2d") and built is not module and torch.equal(built.weight, module.weight)
+    assert given.filled(nn.Conv2d(1, 1, 1)).build(SHAPE).in_channels == 1
+    for make, message in (
+        (lambda: GivenNetwork("Conv2d").build(SHAPE), r"trained with a module of one's own, Conv2d: pass one, network=Conv2d\("),
+        (lambda: given.filled(nn.Linear(1, 1)), "the run was trained with a module Conv2d, got Linear"),
+        (lambda: NetworkConfig().filled(module), r"builds its network itself \(NetworkConfig\): leave out network"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make()
+
+
+def test_a_specification_says_what_it_lacks_and_which_sizes_it_takes() -> None:
+    class Halving(NetworkSpec):
+        side_factor = 2
+
+    Halving().check_size(Size(8, 6))
+    with pytest.raises(InputError, match="Halving needs sides divisible by 2, got size 8x7"):
+        Halving().check_size(Size(8, 7))
+    with pytest.raises(NotImplementedError, match=r"Halving needs a method build\(shape\)"):
+        Halving().build(SHAPE)

@@ -23,18 +23,21 @@ from torch import nn
 
 import diffusion
 from diffusion import Pipeline
-from diffusion.config import fingerprint
 from diffusion.data.dataset import open_dataset
 from diffusion.files import load_tensors, save_tensors
+from diffusion.learning_rate import WarmUpAndDecay
+from diffusion.methods import METHODS, named_method
 from diffusion.network import NetworkConfig
 from diffusion.presets import PRESETS, preset, preset_for
-from diffusion.process import PROCESSES, named_process
 from diffusion.rng import seeds
+from diffusion.run import fingerprint
+from diffusion.samplers import ODE, MeanColour, Resample
 from diffusion.sampling.pipeline import BUNDLED
 from diffusion.sampling.prior import Prior
+from diffusion.size import Size
 from diffusion.training.loop import train
 from lbm_warp.checks import InputError
-from tests.runs import SIZE, corruption, stripes, tiny_config
+from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -58,7 +61,7 @@ class Still(nn.Module):
 
 def still(room: int = 1000, batch: int | None = None, process: str = "beyond-blur") -> Pipeline:
     config = tiny_config(process)
-    return Pipeline(config, Still(room), Prior.build(stripes(), config.corruption(), CPU), batch=batch)
+    return Pipeline(config, Still(room), Prior.build(stripes(), config.method, CPU), batch=batch)
 
 
 @pytest.fixture
@@ -106,22 +109,44 @@ def test_all_from_the_same_start_or_with_the_same_noise() -> None:
     assert torch.equal(pipeline.sample([7], same_init=True), samples["start"][1:2])
 
 
-def test_delta_is_the_sampling_noise_in_units_of_the_training_noise() -> None:
+def test_sampling_noise_is_in_units_of_the_training_noise() -> None:
     pipeline = still()
     starts: list[torch.Tensor] = []
-    quiet = pipeline.sample(3, delta=0.0, callback=lambda level, u: starts.append(u))
+    quiet = pipeline.sample(3, sampling_noise=0.0, callback=lambda level, u: starts.append(u))
     assert torch.equal(quiet, starts[0])
-    usual, default, double = (pipeline.sample(3, delta=delta) - quiet for delta in (1.25, None, 2.5))
+    usual, default, double = (pipeline.sample(3, sampling_noise=noise) - quiet for noise in (1.25, None, 2.5))
     assert torch.equal(usual, default)
     torch.testing.assert_close(double, 2 * usual, rtol=0, atol=1e-6)
     assert torch.equal(pipeline.with_sampling_noise(2.5).sample(3) - quiet, double)
 
 
-def test_fewer_levels_are_fewer_steps() -> None:
+def test_fewer_steps_skip_levels() -> None:
     pipeline = still()
     visited: list[int] = []
-    pipeline.sample(1, levels=3, callback=lambda level, u: visited.append(level))
+    pipeline.sample(1, steps=3, callback=lambda level, u: visited.append(level))
     assert visited == [6, 4, 1, 0] and len(pipeline.network.asked) == 3
+
+
+def test_a_run_takes_another_sampler(tmp_path: Path) -> None:
+    """A run of DDPM sampled by DDIM (Song et al. 2021), for good or in one call; its network is the same."""
+    config = tiny_config("ddpm")
+    assert train(config, stripes(), tmp_path / "run")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    ddim = Resample(eta=0.0, steps=3, clip_clean=True)
+    changed = pipeline.with_sampler(ddim)
+    assert changed.method.sampler == ddim and changed.network is pipeline.network and pipeline.method == config.method
+    images = pipeline.sample(4, seed=2, sampler=ddim)
+    assert torch.equal(changed.sample(4, seed=2), images) and (pipeline.sample(4, seed=2) - images).abs().max() > 1e-3
+    # Without fresh noise the start alone decides: the noise of other images makes no difference below it.
+    seed = torch.arange(3)
+    assert torch.equal(changed.from_seeds(seed, seed, seed), changed.from_seeds(seed, seed, seed + 9))
+    assert (pipeline.from_seeds(seed, seed, seed) - pipeline.from_seeds(seed, seed, seed + 9)).abs().max() > 1e-3
+    changed.save_pretrained(tmp_path / "ddim")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path / "ddim").sample(4, seed=2), images)
+    # Another start is a part of the sampler.
+    starts: list[torch.Tensor] = []
+    pipeline.sample(2, sampler=Resample(start=MeanColour()), callback=lambda level, u: starts.append(u))
+    assert starts[0].flatten(1).std(dim=1).max() < 0.01
 
 
 def test_an_interpolation_ends_at_the_two_samples(pipeline: Pipeline) -> None:
@@ -141,8 +166,9 @@ def test_an_interpolation_goes_straight_in_the_pictures_and_round_in_all_noise(p
     row = pipeline.interpolate([(4, 9)], points=3, callback=lambda level, u: starts.append(u))[0]
     ends = pipeline.sample([4, 9])
     torch.testing.assert_close(row[[0, 2]], ends, rtol=0, atol=1e-6)
-    quiet = pipeline.sample([4, 9], delta=0.0)
-    blurred = pipeline.prior.draw(seeds(0, "sample", np.array([4, 9])), corruption("ihd", levels=6, sigma_max=0.5), CPU)
+    quiet = pipeline.sample([4, 9], sampling_noise=0.0)
+    blur = named_method("ihd").changed(levels=6, sigma_max=0.5)
+    blurred = pipeline.prior.draw(seeds(0, "sample", np.array([4, 9])), blur, Size(SIZE, SIZE), CPU)
     expected = blurred.mean(dim=0) + (quiet - blurred).sum(dim=0) / 2**0.5
     torch.testing.assert_close(starts[0][1], expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(row[1] - starts[0][1], (ends - quiet).sum(dim=0) / 2**0.5, rtol=0, atol=1e-6)
@@ -151,7 +177,7 @@ def test_an_interpolation_goes_straight_in_the_pictures_and_round_in_all_noise(p
 def test_a_restoration_starts_from_the_corrupted_picture(pipeline: Pipeline) -> None:
     picture = torch.from_numpy(stripes(1)[0])
     flow = seeds(seeds(3, "sample", np.zeros(1, dtype=int)), "flow")
-    expected = pipeline.corruption.operator(picture[None], 4, flow)[0]
+    expected = pipeline.forward.operator(picture[None], 4, flow)[0]
     assert torch.equal(pipeline.corrupt(picture, 4, seed=3), expected)
     assert torch.equal(pipeline.corrupt(picture, 0), picture)
 
@@ -193,8 +219,10 @@ def test_bf16_rounds_the_network_and_nothing_else(pipeline: Pipeline, run: Path)
         (lambda p: p.sample([[1]]), "images must be a number of images or a list"),
         (lambda p: p.sample(1, seed=-1), "seed must be from 0"),
         (lambda p: p.sample(1, seed=0.5), "seed must be an integer"),
-        (lambda p: p.sample(1, levels=7), "levels must be from 2 to 6, got 7"),
-        (lambda p: p.sample(1, delta=-1.0), "sampling noise must be at least 0"),
+        (lambda p: p.sample(1, steps=7), "steps must be from 2 to 6, got 7"),
+        (lambda p: p.sample(1, sampling_noise=-1.0), "sampling noise must be at least 0"),
+        (lambda p: p.sample(1, sampler=Resample()), "sampler Resample needs the clean image, which denoiser Step does not give"),
+        (lambda p: p.with_sampler(ODE()), "sampler ODE needs the velocity, which denoiser Step does not give: take Residual"),
         (lambda p: p.interpolate([(0, 1)], points=1), "points must be at least 2, got 1"),
         (lambda p: p.restore(torch.zeros(1, 8, 8), 7), "level must be from 1 to 6, got 7"),
         (lambda p: p.restore(torch.zeros(1, 8, 8), 0), "level must be from 1 to 6, got 0"),
@@ -224,7 +252,7 @@ def test_the_bundled_models_are_small_and_known_by_name(
     assert config.shape == shape and len(config.classes) == classes and config.process_name == "fluid"
     # What the preset of its data trains.
     assert replace(config, classes=()) == preset_for(config.data)[1]
-    images = pipeline.sample(3, levels=4, label="all" if classes else None)
+    images = pipeline.sample(3, steps=4, label="all" if classes else None)
     assert images.shape == (3, *shape) and -0.5 < images.min() and images.max() < 1.5
     # A folder of this name comes first.
     monkeypatch.chdir(tmp_path)
@@ -235,7 +263,7 @@ def test_the_bundled_models_are_small_and_known_by_name(
 
 def test_the_bundled_model_draws_digits() -> None:
     pipeline = Pipeline.from_pretrained()
-    images = pipeline.sample(8, levels=12)
+    images = pipeline.sample(8, steps=12)
     assert images.shape == (8, 1, 16, 16) and -0.3 < images.min() and images.max() < 1.5
     dataset = diffusion.open_dataset("digits", 16)
     digits = torch.from_numpy(np.stack([dataset[i] for i in range(400)]))
@@ -284,7 +312,7 @@ def test_the_model_card_says_what_the_run_is(pipeline: Pipeline, tmp_path: Path)
     for words in (
         "# beyond-blur: 8 x 8 grey images",
         "| peclet | 0.1 |",
-        "| turbulence | waves |",
+        "| operator | Waves |",
         "| levels K | 6 |",
         "| blur, levels 1 to K | 0.5 to 8 px |",
         "| Fourier number, level K | 0.5 |",
@@ -414,11 +442,18 @@ def test_nothing_in_a_folder_is_executed(run: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"auto_map": {"AutoModel": "evil.Model"}}, r"RunConfig has unknown entries \['auto_map'\]"),
+        ({"auto_map": {"class": "evil.Model"}}, "names the class evil.Model, which is not the library's"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "names no class where an object stands"),
         ({"_target_": "os.system", "_args_": ["touch executed"]}, r"RunConfig has unknown entries \['_args_', '_target_'\]"),
         ({"prior": "x", "batch": 3}, r"RunConfig has unknown entries \['batch', 'prior'\]"),
-        ({"network": "__import__('os').system('touch executed')"}, "NetworkConfig has unknown entries"),
-        ({"process": {"__class__": "os"}}, r"ForwardProcess has unknown entries \['__class__'\]"),
+        ({"network": "__import__('os').system('touch executed')"}, "it names no network"),
+        ({"method": {"__class__": "os"}}, "names no class where an object stands"),
+        ({"method": {"class": "os.system"}}, "names the class os.system, which is not the library's: pass the class itself"),
+        ({"method": {"class": "types.Popen"}}, r"names the class Popen, .*: pass the class itself, types=\[Popen\]"),
+        ({"method": {"class": "Identity"}}, "method must be a diffusion.Method, got Identity"),
+        ({"method": {"class": "Method", "operator": "x"}}, r"Method .*lacks \['denoiser', 'density', 'sampler', 'scales'\]"),
+        ({"size": {"class": "Identity"}}, "size must be one number of pixels"),
+        ({"channels": "3"}, "channels must be an integer"),
     ],
 )
 def test_a_config_with_code_is_refused(run: Path, values: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,25 +491,25 @@ def test_half_precision_weights_are_taken_as_float32(run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROCESSES)
-def test_every_process_trains_and_samples_on_the_digits(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_samples_on_the_digits(name: str, tmp_path: Path) -> None:
     digits = preset("digits")
     config = replace(
         digits,
         process_name=name,
-        process=replace(named_process(name), levels=5),
+        method=named_method(name).changed(levels=5),
         network=replace(digits.network, width=8),
-        training=replace(digits.training, images=128, batch=32, warmup=32),
+        training=replace(digits.training, images=128, batch=32, schedule=WarmUpAndDecay(warmup=32)),
     )
     assert train(config, open_dataset("digits", 16, None), tmp_path / "run", CPU)
     pipeline = Pipeline.from_pretrained(tmp_path / "run")
     samples = pipeline.sample(4, seed=1)
     assert samples.shape == (4, 1, 16, 16) and samples.isfinite().all()
     # A run remembers its own process: the same samples from the folder, others from another seed, and pictures restored.
-    assert pipeline.config.process == config.process
+    assert pipeline.config.method == config.method
     assert (samples - pipeline.sample(4, seed=2)).abs().max() > 1e-3
     assert pipeline.restore(samples[0], 3, 2).shape == (2, 1, 16, 16)
-    assert pipeline.interpolate([(0, 1)], 3, levels=3).shape == (1, 3, 1, 16, 16)
+    assert pipeline.interpolate([(0, 1)], 3, steps=3).shape == (1, 3, 1, 16, 16)
 
 
 # As a library
@@ -483,11 +518,11 @@ def test_every_process_trains_and_samples_on_the_digits(name: str, tmp_path: Pat
 def test_the_lines_in_the_readme_train_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand there, with a smaller run in place of the preset, and without the upload."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = next(block for block in blocks if "Pipeline" in block).splitlines()
+    lines = next(block for block in blocks if "push_to_hub" in block).splitlines()
     assert len(lines) <= 10 and sum("push_to_hub" in line for line in lines) == 1
     digits = preset("digits")
     training = replace(digits.training, images=64, batch=32)
-    small = replace(digits, process=replace(digits.process, levels=5), network=NetworkConfig(width=8), training=training)
+    small = replace(digits, method=digits.method.changed(levels=5), network=NetworkConfig(width=8), training=training)
     monkeypatch.setitem(PRESETS, "digits", small)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -501,7 +536,7 @@ def test_every_public_name_is_there_and_explains_itself() -> None:
     assert set(diffusion.__all__) <= set(dir(diffusion))
     for name in diffusion.__all__:
         value = getattr(diffusion, name)
-        assert name in ("PRESETS", "PROCESSES") or inspect.getdoc(value), name
+        assert name in ("PRESETS", "METHODS") or inspect.getdoc(value), name
     with pytest.raises(AttributeError, match="pipelines"):
         _ = diffusion.pipelines
     for name in ("from_pretrained", "sample", "interpolate", "restore", "corrupt", "save_pretrained", "push_to_hub", "to"):

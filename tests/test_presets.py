@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusion.config import TrainingConfig
+from diffusion.forward.operators import Geometric, Waves
+from diffusion.learning_rate import WarmUpAndDecay
+from diffusion.methods import METHODS
 from diffusion.network import NetworkConfig, ResidualBlock, SelfAttention
-from diffusion.presets import PRESETS, preset, preset_for
-from diffusion.process import PROCESSES
+from diffusion.presets import PRESETS, preset, preset_for, with_blur_of
+from diffusion.run import TrainingConfig
+from diffusion.samplers import Residual
 from diffusion.size import Size
-from diffusion.training.estimate import meta_network
 
 
 def parameters(seen: int, channels: int, network: NetworkConfig) -> int:
@@ -51,7 +53,7 @@ def parameters(seen: int, channels: int, network: NetworkConfig) -> int:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_builds_a_network_of_the_size_that_was_counted(name: str) -> None:
     config = preset(name)
-    network = meta_network(config)
+    network = config.build_network(empty=True)
     # fluid shows the network two estimates of an image.
     seen = config.channels * (2 if config.process_name == "fluid" else 1)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters(seen, config.channels, config.network)
@@ -72,7 +74,7 @@ def test_every_kind_of_block_of_a_preset_computes(name: str) -> None:
     config = preset(name)
     embedding = torch.rand((1, 4 * config.network.width))
     done = set()
-    for module in meta_network(config).modules():
+    for module in config.build_network(empty=True).modules():
         if not isinstance(module, (ResidualBlock, SelfAttention)):
             continue
         kind = tuple(parameter.shape for parameter in module.parameters())
@@ -95,13 +97,13 @@ def test_ffhq_128_published_is_the_published_run() -> None:
     config = preset("ffhq-128-published")
     assert (config.data, config.size, config.channels, config.process_name) == ("ffhq", (128, 128), 3, "beyond-blur")
     assert config.network == NetworkConfig(128, (1, 2, 3, 4, 5), 3, (2, 3, 4), 0.3)
-    expected = TrainingConfig(images=1_300_000 * 32, batch=32, learning_rate=2e-5, warmup=5_000 * 32, ema=0.9999, clip=1.0)
-    assert config.training == expected
-    process = config.process
-    assert (process.peclet, process.turbulence, process.offset, process.levels) == (0.06, "waves", 9.5, 200)
-    assert process.wave_speed == pytest.approx(1e-3 * 128**2 * 6)  # 1e-3 L an iteration of alpha = 1/6
-    assert (process.noise, process.sampling_noise) == (0.01, 1.25)
-    sigma = config.corruption().sigma
+    schedule = WarmUpAndDecay(2e-5, 5_000 * 32)
+    assert config.training == TrainingConfig(images=1_300_000 * 32, batch=32, schedule=schedule, ema=0.9999, clip=1.0)
+    operator = config.method.operator
+    assert isinstance(operator, Waves) and (operator.peclet, operator.offset, operator.levels) == (0.06, 9.5, 200)
+    assert operator.wave_speed == pytest.approx(1e-3 * 128**2 * 6)  # 1e-3 L an iteration of alpha = 1/6
+    assert set(config.forward.noise[1:]) == {0.01} and config.method.sampler == Residual(sampling_noise=1.25)
+    sigma = operator.widths(config.size)
     assert sigma[1] == pytest.approx(0.5) and sigma[200] == pytest.approx(128.0)
 
 
@@ -111,9 +113,9 @@ def test_ffhq_128_published_is_the_published_run() -> None:
 )
 def test_the_other_published_runs_are_inverse_heat_dissipation(name: str, sigma_max: float, levels: int, batch: int) -> None:
     config = preset(f"{name}-published")
-    corruption = config.corruption()
-    assert config.process == replace(PROCESSES["ihd"], sigma_max=config.process.sigma_max, levels=levels)
-    assert corruption.sigma[-1] == pytest.approx(sigma_max) and config.training.batch == batch
+    assert config.method == METHODS["ihd"].changed(sigma_max=sigma_max / config.size.shorter, levels=levels)
+    widths = config.method.operator.widths(config.size)
+    assert widths[-1] == pytest.approx(sigma_max) and config.training.batch == batch
     assert config.training.images == 1_300_000 * batch
 
 
@@ -121,9 +123,9 @@ def test_the_other_published_runs_are_inverse_heat_dissipation(name: str, sigma_
 def test_a_preset_called_after_its_data_runs_fluid(name: str) -> None:
     config = preset(name)
     lower_noise = {"log_mean": -1.6} if name in ("fashion-mnist", "emoji") else {}
-    assert (config.process_name, config.process) == ("fluid", replace(PROCESSES["fluid"], **lower_noise))
+    assert (config.process_name, config.method) == ("fluid", METHODS["fluid"].changed(**lower_noise))
     if f"{name}-published" in PRESETS:
-        assert replace(preset(f"{name}-published"), process_name="fluid", process=config.process) == config
+        assert replace(preset(f"{name}-published"), process_name="fluid", method=config.method) == config
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,16 @@ def test_a_preset_called_after_its_data_runs_fluid(name: str) -> None:
 def test_data_implies_a_preset(data: str, size: int | tuple[int, int] | None, name: str, side: int | tuple[int, int]) -> None:
     chosen, config = preset_for(data, size and Size.of(size))
     assert (chosen, config.data, config.size) == (name, data, Size.of(side))
-    assert config.network == preset(name).network and config.process == preset(name).process
+    assert config.network == preset(name).network and config.method == preset(name).method
+
+
+def test_a_method_with_a_geometric_blur_takes_that_of_a_published_run() -> None:
+    """The blur belongs to the data. One whose blur is another kind of schedule, or none, keeps its own."""
+    published = preset("lsun-church-128-published").method
+    taken = with_blur_of(METHODS["beyond-blur-curl"], published)
+    assert taken == METHODS["beyond-blur-curl"].changed(blur=Geometric(0.5), levels=400)
+    for name in ("fluid", "cold", "ddpm"):
+        assert with_blur_of(METHODS[name], published) is METHODS[name]
 
 
 def test_unknown_presets_and_sizes_are_refused() -> None:

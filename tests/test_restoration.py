@@ -35,8 +35,8 @@ def pictures() -> torch.Tensor:
 
 def degraded(pipeline: Pipeline, x: torch.Tensor, level: int) -> torch.Tensor:
     """Pictures at a level in units of the signal, flow and noise included."""
-    u = pipeline.corruption.corrupt(x, level, seeds(7, "test", np.arange(len(x))))
-    return 0.5 + (u - 0.5) / float(pipeline.corruption.signal[level])
+    u = pipeline.forward.corrupt(x, level, seeds(7, "test", np.arange(len(x))))
+    return 0.5 + (u - 0.5) / float(pipeline.forward.signal[level])
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_the_level_of_pictures_is_found(digits: Pipeline, pictures: torch.Tensor
         for level in (380, 520, 650):
             z = degraded(digits, pictures, level)
             found = [estimator(one) for one in (as_stored(z) if stored else z)]
-            sigma = digits.corruption.sigma
+            sigma = digits.method.operator.widths(digits.config.size)
             errors = [abs(sigma[estimate.quantile(0.5)] / sigma[level] - 1.0) for estimate in found]
             assert np.median(errors) < 0.05 and np.quantile(errors, 0.9) < 0.1
             inside = np.mean([estimate.quantile(0.05) <= level <= estimate.quantile(0.95) for estimate in found])
@@ -70,15 +70,16 @@ def test_an_estimate_in_numbers() -> None:
     assert estimate.spread(estimate.sigma) == pytest.approx((2.0, 0.4**0.5))
 
 
+@pytest.mark.slow
 def test_restorations_do_not_depend_on_the_batch(digits: Pipeline, pictures: torch.Tensor) -> None:
     z = as_stored(degraded(digits, pictures[:1], 400))[0]
-    together = restore(digits, z, 400, 3, seed=1, levels=4)
+    together = restore(digits, z, 400, 3, seed=1, steps=4)
     batch, digits.batch = digits.batch, 2
     try:
-        torch.testing.assert_close(restore(digits, z, 400, 3, seed=1, levels=4), together, rtol=0, atol=1e-4)
+        torch.testing.assert_close(restore(digits, z, 400, 3, seed=1, steps=4), together, rtol=0, atol=1e-4)
     finally:
         digits.batch = batch
-    assert (together - restore(digits, z, 400, 3, seed=2, levels=4)).abs().max() > 0.01
+    assert (together - restore(digits, z, 400, 3, seed=2, steps=4)).abs().max() > 0.01
     candidates = torch.stack([1.0 - pictures[0], pictures[0], pictures[5]])
     assert best(digits, z, 400, candidates) == 1
     with pytest.raises(InputError, match=r"shape \[1, 16, 16\], got \[1, 8, 8\]"):

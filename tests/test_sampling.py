@@ -1,6 +1,10 @@
+"""Samplers against the formulas of their papers, with networks whose answer is known; the prior that they start from."""
+
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,29 +13,47 @@ import torch
 from scipy.fft import dctn, idctn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.corruption import Corruption
+from diffusion.denoisers import Reverse
+from diffusion.forward import process as forward_process
+from diffusion.forward.process import Level
+from diffusion.forward.process import Noise as Drawn
+from diffusion.methods import METHODS, Method, named_method
 from diffusion.network import NetworkConfig, UNet
-from diffusion.parametrisation import Plain
-from diffusion.process import PROCESSES
 from diffusion.rng import seeds
-from diffusion.sampling import samplers as sampling
+from diffusion.samplers import Residual
+from diffusion.samplers.base import Callback, spherical
+from diffusion.sampling.pipeline import default_batch
 from diffusion.sampling.prior import Prior, _resized
-from diffusion.sampling.samplers import (
-    activation_bytes,
-    default_batch,
-    posterior_sampler,
-    resampling_sampler,
-    residual_sampler,
-    seeded_noise,
-    spherical,
-    visited_levels,
-)
 from diffusion.size import Size
-from tests.runs import SIZE, corruption, stripes, tiny_config
+from tests.runs import SIZE, stripes, tiny_config
 
-WIDE = (8, 12)
+WIDE = Size(8, 12)
 CPU = torch.device("cpu")
-STEPS = [name for name, process in PROCESSES.items() if process.target == "step"]
+STEPS = [name for name, method in METHODS.items() if method.denoiser.gives_step]
+Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Known(Reverse):
+    """A network that gives the clean image itself, whatever a denoiser predicts."""
+
+    def clean(self, u: torch.Tensor, level: Level) -> torch.Tensor:
+        return self.network(u, torch.as_tensor(level))
+
+
+def walk(
+    method: Method,
+    network: Network,
+    u: torch.Tensor,
+    seed: torch.Tensor,
+    callback: Callback | None = None,
+    noise: Drawn | None = None,
+    kind: type[Reverse] = Reverse,
+    **options: int | None,
+) -> torch.Tensor:
+    """The method's sampler, from images without their noise, with the noise of the seeds."""
+    reverse = kind(method.forward, method.denoiser, network, seed)
+    return method.sampler(reverse, u, noise or method.forward.seeded_noise(seed, u), callback, **options)
 
 
 def nothing(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
@@ -42,31 +64,33 @@ def nothing(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", STEPS)
 def test_with_a_network_that_knows_the_truth_sampling_walks_back_to_the_picture(name: str) -> None:
     """The oracle answers u_{k-1} - u_k of the true trajectory; without noise the walk ends at u_0, to rounding."""
-    process = corruption(name, WIDE, levels=6, sampling_noise=0.0)
+    method = named_method(name).changed(levels=6, sampling_noise=0.0)
     u0 = torch.from_numpy(np.stack(stripes(3, WIDE)))
-    levels = dict(process.operator.trajectory(u0, seed=[1, 2, 3]))
+    levels = dict(method.operator.trajectory(u0, seed=[1, 2, 3]))
 
     def oracle(u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         return levels[int(level[0]) - 1] - levels[int(level[0])]
 
-    visited = []
-    u = residual_sampler(oracle, levels[process.levels], process, torch.arange(3), lambda level, _: visited.append(level))
+    visited: list[int] = []
+    u = walk(method, oracle, levels[6], torch.arange(3), lambda level, _: visited.append(level))
     torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
-    assert visited == list(range(process.levels - 1, -1, -1))
+    assert visited == list(range(5, -1, -1))
 
 
-def resampled(name: str, levels: int = 8) -> tuple[Corruption, torch.Tensor, torch.Tensor]:
-    """A process whose samples are resampled, pictures, and their seeds."""
-    return corruption(name, WIDE, levels=levels, fresh=0.0), torch.from_numpy(np.stack(stripes(3, WIDE))), torch.tensor([1, 2, 3])
+def resampled(name: str) -> tuple[Method, torch.Tensor, torch.Tensor]:
+    """A method of 8 levels that adds no fresh noise, pictures, and their seeds."""
+    method = named_method(name).changed(levels=8, eta=0.0)
+    return method, torch.from_numpy(np.stack(stripes(3, WIDE))), torch.tensor([1, 2, 3])
 
 
 @pytest.mark.parametrize("name", ["soft", "cold", "ddpm", "fluid"])
 @pytest.mark.parametrize("steps", [None, 4])
 def test_with_the_truth_resampling_goes_down_the_levels_of_one_trajectory(name: str, steps: int | None) -> None:
     """u_j = M_j + sigma_j eps with the noise of the start at every level visited, and u_0 at the end."""
-    process, u0, seed = resampled(name)
-    noise = seeded_noise(seed, process, u0)(process.levels)
-    visited = []
+    method, u0, seed = resampled(name)
+    process = method.forward
+    noise = process.seeded_noise(seed, u0)(process.levels)
+    visited: list[int] = []
 
     def check(level: int, u: torch.Tensor) -> None:
         visited.append(level)
@@ -74,18 +98,19 @@ def test_with_the_truth_resampling_goes_down_the_levels_of_one_trajectory(name: 
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-5)
 
     start = process.mean(u0, process.levels, seed)
-    u = resampling_sampler(lambda u, level: u0, start, process, seed, check, levels=steps)
+    u = walk(method, lambda u, level: u0, start, seed, check, kind=Known, steps=steps)
     torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
-    assert visited == visited_levels(process, steps=steps)[1:]
+    assert visited == method.sampler.visited(process, steps=steps)[1:]
 
 
 @pytest.mark.parametrize("name", ["blurring", "soft", "ddpm"])
 def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
     """Mean M_j and variance sigma_j^2, of noise that is no longer the start's; five standard errors of 65,536 numbers."""
-    process, seed = corruption(name, 64, levels=6, variance="fixedsmall"), torch.arange(16)
-    sampler = posterior_sampler if name == "blurring" else resampling_sampler
+    method, seed = named_method(name).changed(levels=6), torch.arange(16)
+    method = method if name == "blurring" else method.changed(variance="fixedsmall")
+    process = method.forward
     u0 = torch.full((16, 1, 64, 64), 0.3)
-    first = seeded_noise(seed, process, u0)(process.levels)
+    first = process.seeded_noise(seed, u0)(process.levels)
 
     def check(level: int, u: torch.Tensor) -> None:
         sigma = float(process.noise[level])
@@ -96,30 +121,27 @@ def test_fresh_noise_keeps_the_distribution_of_every_level(name: str) -> None:
             assert abs(torch.corrcoef(torch.stack([rest.flatten(), first.flatten()]))[0, 1]) < 0.9
 
     start = process.mean(u0, process.levels, seed)
-    u = sampler(lambda u, level: u0, start, process, seed, check)
+    u = walk(method, lambda u, level: u0, start, seed, check, kind=Known)
     torch.testing.assert_close(u, u0, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("fresh", "variance"), [(0.0, "fixedsmall"), (1.0, "fixedsmall"), (1.0, "fixedlarge")])
-def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(fresh: float, variance: str) -> None:
+@pytest.mark.parametrize(("eta", "variance"), [(0.0, "fixedsmall"), (1.0, "fixedsmall"), (1.0, "fixedlarge")])
+def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(eta: float, variance: str) -> None:
     """Ho et al. 2020, equations 7 and 11 and section 3.2, and Song et al. 2021, equation 12, on x = 2 u - 1, with any network."""
-    process = corruption("ddpm-1000", fresh=fresh, variance=variance)
+    method = named_method("ddpm-1000").changed(eta=eta, variance=variance, clip_clean=False)
     u = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
     beta = np.linspace(1e-4, 0.02, 1000)
     abar = np.cumprod(1 - beta)
-
-    def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
-        return Plain(process).clean(torch.sin(5 * u), u, level)
 
     steps: dict[int, torch.Tensor] = {}
 
     def noise(level: int) -> torch.Tensor:
         return torch.full_like(u, 0.1) if level < 300 else torch.zeros_like(u)
 
-    resampling_sampler(denoise, u, process, noise, lambda k, v: steps.setdefault(k, v), flow=torch.arange(2), start=300)
+    walk(method, lambda u, level: torch.sin(5 * u), u, torch.arange(2), lambda k, v: steps.setdefault(k, v), noise, start=300)
     x, eps = 2 * u.double() - 1, torch.sin(5 * u).double()
     k = 300 - 1
-    if fresh:
+    if eta:
         mean = (x - beta[k] / np.sqrt(1 - abar[k]) * eps) / np.sqrt(1 - beta[k])
         expected = mean + np.sqrt((1 - abar[k - 1]) / (1 - abar[k]) * beta[k] if variance == "fixedsmall" else beta[k]) * 0.1
     else:
@@ -131,13 +153,15 @@ def test_a_step_of_ddpm_and_of_ddim_is_that_of_their_papers(fresh: float, varian
 def test_a_step_of_soft_diffusion_is_the_momentum_sampler() -> None:
     """Daras et al. 2023, section 3.3: the change of the predicted image's blur, and a step of the reverse diffusion of the noise,
     x_j = x_k + C_j x - C_k x - (1 - s_j^2 / s_k^2) (x_k - C_k x) + sqrt(s_k^2 - s_j^2) eta, with a network that is wrong."""
-    process, u0, seed = corruption("soft", WIDE), torch.from_numpy(np.stack(stripes(3, WIDE))), torch.tensor([1, 2, 3])
-    steps, start, k = {}, torch.rand_like(u0), 10  # the noise still grows: 10 < 60 / 4
+    method, u0, seed = named_method("soft"), torch.from_numpy(np.stack(stripes(3, WIDE))), torch.tensor([1, 2, 3])
+    process = method.forward
+    steps: dict[int, torch.Tensor] = {}
+    start, k = torch.rand_like(u0), 10  # the noise still grows: 10 < 60 / 4
 
     def noise(level: int) -> torch.Tensor:
         return 0.1 * torch.ones_like(u0) if level < k else torch.zeros_like(u0)
 
-    resampling_sampler(lambda u, level: u0.flip(3), start, process, noise, lambda j, u: steps.setdefault(j, u), flow=seed, start=k)
+    walk(method, lambda u, level: u0.flip(3), start, seed, lambda j, u: steps.setdefault(j, u), noise, Known, start=k)
     here, there = process.noise[k], process.noise[k - 1]
     assert there < here
     first, second = (process.operator(u0.flip(3), level, 0) for level in (k, k - 1))
@@ -147,17 +171,14 @@ def test_a_step_of_soft_diffusion_is_the_momentum_sampler() -> None:
 
 def test_a_step_of_blurring_diffusion_is_the_posterior_of_its_paper() -> None:
     """Hoogeboom and Salimans 2023, appendix A, on z = 2 u - 1 in cosine modes, with any network for the noise."""
-    process, k = corruption("blurring", WIDE, levels=50), 30
+    method, k = named_method("blurring").changed(levels=50), 30
     u = torch.rand((2, 1, *WIDE), generator=torch.Generator().manual_seed(0))
     steps: dict[int, torch.Tensor] = {}
 
     def noise(level: int) -> torch.Tensor:
         return torch.full_like(u, 0.1) if level < k else torch.zeros_like(u)
 
-    def denoise(u: torch.Tensor, level: int) -> torch.Tensor:
-        return Plain(process).clean(torch.sin(5 * u), u, level)
-
-    posterior_sampler(denoise, u, process, noise, lambda j, v: steps.setdefault(j, v), start=k)
+    walk(method, lambda u, level: torch.sin(5 * u), u, torch.arange(2), lambda j, v: steps.setdefault(j, v), noise, start=k)
 
     kappa = sum(np.meshgrid(*[(np.pi * np.arange(side) / side) ** 2 for side in WIDE], indexing="ij"))
 
@@ -180,10 +201,11 @@ def test_a_step_of_blurring_diffusion_is_the_posterior_of_its_paper() -> None:
 
 def test_cold_sampling_is_algorithm_two_of_its_paper() -> None:
     """x_{s-1} = x_s - D(x0, s) + D(x0, s - 1), with a network that is wrong."""
-    process, u0, seed = resampled("cold")
+    method, u0, seed = resampled("cold")
+    process = method.forward
     x = start = process.mean(u0, process.levels, seed)
     wrong = 0.3 * u0.flip(3)
-    u = resampling_sampler(lambda u, level: wrong + 0.5 * u, start, process, seed)
+    u = walk(method, lambda u, level: wrong + 0.5 * u, start, seed, kind=Known)
     for s in range(process.levels, 0, -1):
         clean = 0.5 * x + wrong
         x = x - process.mean(clean, s, seed) + process.mean(clean, s - 1, seed)
@@ -192,15 +214,15 @@ def test_cold_sampling_is_algorithm_two_of_its_paper() -> None:
 
 def test_every_step_looks_at_noise_and_the_result_has_none_of_its_own() -> None:
     """With a network that does nothing K noises add up: standard deviation sqrt(K) delta. One that removes all leaves none."""
-    process = corruption(size=64, levels=6)
+    method = named_method("beyond-blur").changed(levels=6)
     start = torch.zeros((4, 1, 64, 64))
-    u = residual_sampler(nothing, start, process, torch.arange(4))
-    delta = process.process.noise * process.process.sampling_noise
+    u = walk(method, nothing, start, torch.arange(4))
+    delta = 0.01 * 1.25
     # 16,384 numbers: five standard errors of a standard deviation are 2.8 %.
-    assert u.std().item() == pytest.approx(process.levels**0.5 * delta, rel=0.03)
-    seen = []
-    u = residual_sampler(lambda u, level: (seen.append(u.std().item()), -u)[1], start, process, torch.arange(4))
-    assert torch.equal(u, start) and seen == pytest.approx([delta] * process.levels, rel=0.03)
+    assert u.std().item() == pytest.approx(6**0.5 * delta, rel=0.03)
+    seen: list[float] = []
+    u = walk(method, lambda u, level: (seen.append(u.std().item()), -u)[1], start, torch.arange(4))
+    assert torch.equal(u, start) and seen == pytest.approx([delta] * 6, rel=0.03)
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:
@@ -210,12 +232,11 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    process = config.corruption()
-    prior = Prior.build(stripes(), process, CPU)
+    prior = Prior.build(stripes(), config.method, CPU)
 
-    def draw(seed: list[int]) -> torch.Tensor:
-        seed = torch.tensor(seed)
-        return residual_sampler(network, prior.draw(seed, process, CPU), process, seed)
+    def draw(numbers: list[int]) -> torch.Tensor:
+        seed = torch.tensor(numbers)
+        return walk(config.method, network, prior.draw(seed, config.method, config.size, CPU), seed)
 
     together = draw([10, 11, 12, 13])
     torch.testing.assert_close(together[2:3], draw([12]), rtol=0, atol=1e-5)
@@ -225,17 +246,17 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 @pytest.mark.parametrize("name", STEPS)
 def test_thumbnails_are_just_large_enough(name: str) -> None:
     """||A_K(picture) - A_K(thumbnail)|| is below the noise at the chosen size, and not below it one size down."""
-    process = corruption(name, levels=6)
+    method = named_method(name).changed(levels=6)
     pictures = torch.from_numpy(np.stack(stripes()))
-    side = Prior.build(stripes(), process, CPU).thumbnails.shape[-1]
+    side = Prior.build(stripes(), method, CPU).thumbnails.shape[-1]
     assert 1 < side < SIZE
-    linear = corruption(name, levels=6, offset=0.0).operator
+    linear = method.changed(offset=0.0).operator
 
     def seen(at: int) -> float:
-        difference = pictures - _resized(_resized(pictures, Size(at, at)), process.size)
+        difference = pictures - _resized(_resized(pictures, Size(at, at)), Size(SIZE, SIZE))
         return linear(difference, 6, torch.arange(len(difference))).flatten(1).norm(dim=1).max().item()
 
-    assert seen(side) < process.noise[-1] <= seen(side - 1)
+    assert seen(side) < method.forward.noise[-1] <= seen(side - 1)
 
 
 def test_resizing_keeps_brightness_and_the_modes_that_fit() -> None:
@@ -250,11 +271,11 @@ def test_resizing_keeps_brightness_and_the_modes_that_fit() -> None:
 
 def test_the_prior_draws_level_k_of_the_pictures_with_a_flow_of_its_own() -> None:
     """For one picture only: every draw is near its level K, none like another, and the seed decides."""
-    process = corruption(size=WIDE, levels=6)
+    method = named_method("beyond-blur").changed(levels=6)
     picture = stripes(1, WIDE)
-    prior = Prior.build(picture, process, CPU)
+    prior = Prior.build(picture, method, CPU)
     assert prior.thumbnails.shape[3] > prior.thumbnails.shape[2]
-    draws = prior.draw(torch.tensor([1, 2, 1]), process, CPU)
+    draws = prior.draw(torch.tensor([1, 2, 1]), method, WIDE, CPU)
     assert torch.equal(draws[0], draws[2]) and (draws[0] - draws[1]).abs().max() > 0.01
     # Walls keep the mean of the picture, whatever the flow.
     torch.testing.assert_close(draws.mean(dim=(1, 2, 3)), torch.full((3,), float(picture[0].mean())), rtol=0, atol=1e-4)
@@ -262,23 +283,23 @@ def test_the_prior_draws_level_k_of_the_pictures_with_a_flow_of_its_own() -> Non
 
 def test_cold_starts_are_colours_of_the_pictures_distribution_and_all_differ() -> None:
     """Mean and covariance of the colours: five standard errors of 898 draws. The noise breaks the symmetry of every one."""
-    process = corruption("cold", levels=6)
+    method, size = named_method("cold").changed(levels=6), Size(SIZE, SIZE)
     generator = np.random.default_rng(0)
     colours = generator.multivariate_normal([0.3, 0.5, 0.6], [[0.02, 0.01, 0], [0.01, 0.02, 0.005], [0, 0.005, 0.01]], 300)
     pictures = [np.full((3, SIZE, SIZE), 1, np.float32) * colour[:, None, None].astype(np.float32) for colour in colours]
-    prior = Prior.build(pictures, process, CPU)
-    draws = prior.draw(torch.arange(898), process, CPU)
+    prior = Prior.build(pictures, method, CPU)
+    draws = prior.draw(torch.arange(898), method, size, CPU)
     assert prior.thumbnails.shape == (300, 3, 1, 1) and len({draw.numpy().tobytes() for draw in draws}) == 898
     found, spread = draws.mean(dim=(2, 3)).double(), np.cov(colours.T, bias=True)
     scale = np.sqrt(np.diag(spread))
     assert (np.abs(found.mean(dim=0).numpy() - colours.mean(axis=0)) < 5 * scale / 898**0.5).all()
     assert (np.abs(np.cov(found.T.numpy()) - spread) < 5 * np.outer(scale, scale) * (2 / 898) ** 0.5).all()
     assert (draws - found.float()[:, :, None, None]).std().item() == pytest.approx(0.001, rel=0.05)
-    assert torch.equal(prior.draw(torch.tensor([7]), process, CPU)[0], draws[7])
+    assert torch.equal(prior.draw(torch.tensor([7]), method, size, CPU)[0], draws[7])
 
 
-def blur(levels: int, size: int, sampling_noise: float = 0.0) -> Corruption:
-    return corruption("ihd", size, sigma_max=0.25, levels=levels, sampling_noise=sampling_noise)
+def blur(levels: int, sampling_noise: float = 0.0) -> Method:
+    return named_method("ihd").changed(sigma_max=0.25, levels=levels, sampling_noise=sampling_noise)
 
 
 def coarse_mode(q: int, levels: int, steps: int) -> tuple[float, float]:
@@ -295,7 +316,7 @@ def coarse_mode(q: int, levels: int, steps: int) -> tuple[float, float]:
 
     mode = torch.cos(torch.pi * q * (torch.arange(size) + 0.5) / size).expand(1, 1, size, size)
     faded = float(np.exp(-eigenvalue * sigma[-1] ** 2 / 2))
-    restored = residual_sampler(oracle, faded * mode, blur(levels, size), torch.zeros(1, dtype=torch.int64), levels=steps)
+    restored = walk(blur(levels), oracle, faded * mode, torch.zeros(1, dtype=torch.int64), steps=steps)
     torch.testing.assert_close(restored, restored[..., :1] / mode[..., :1] * mode, rtol=0, atol=1e-4)
 
     amplitude, level = faded, levels
@@ -332,13 +353,12 @@ def test_a_coarser_walk_is_near_the_whole_one_and_comes_nearer_with_more_steps()
 def test_a_coarser_walk_does_not_stretch_the_removal_of_noise() -> None:
     """Where nothing is left of a picture the network removes all it sees. So does a step over many levels; m times that would
     be noise m - 1 times as large, and again in every step."""
-    process = blur(60, 16, sampling_noise=1.25)
-    u = residual_sampler(lambda u, level: -u, torch.zeros((2, 1, 16, 16)), process, torch.arange(2), levels=6)
+    u = walk(blur(60, sampling_noise=1.25), lambda u, level: -u, torch.zeros((2, 1, 16, 16)), torch.arange(2), steps=6)
     assert u.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
-    ("start", "levels", "visited"),
+    ("start", "steps", "visited"),
     [
         (None, None, [6, 5, 4, 3, 2, 1, 0]),
         (None, 3, [6, 4, 1, 0]),
@@ -348,43 +368,42 @@ def test_a_coarser_walk_does_not_stretch_the_removal_of_noise() -> None:
         (1, 1, [1, 0]),
     ],
 )
-def test_the_walk_ends_with_levels_1_and_0(start: int | None, levels: int | None, visited: list[int]) -> None:
-    process = corruption(levels=6)
-    assert visited_levels(process, start, levels) == visited
-    seen = []
+def test_the_walk_ends_with_levels_1_and_0(start: int | None, steps: int | None, visited: list[int]) -> None:
+    method = named_method("beyond-blur").changed(levels=6)
+    assert method.sampler.visited(method.forward, start, steps) == visited
+    seen: list[int] = []
     u = torch.zeros((1, 1, SIZE, SIZE))
-    residual_sampler(
-        nothing, u, process, torch.zeros(1, dtype=torch.int64), lambda k, _: seen.append(k), start=start, levels=levels
-    )
+    walk(method, nothing, u, torch.zeros(1, dtype=torch.int64), lambda k, _: seen.append(k), start=start, steps=steps)
     assert seen == visited[1:]
 
 
 def test_every_coarse_walk_visits_each_level_once() -> None:
-    process = corruption(levels=47)
-    for levels in range(2, 48):
-        visited = visited_levels(process, steps=levels)
-        assert len(set(visited)) == levels + 1 and visited == sorted(visited, reverse=True)
+    process = named_method("ihd").changed(levels=47).forward
+    for steps in range(2, 48):
+        visited = Residual().visited(process, steps=steps)
+        assert len(set(visited)) == steps + 1 and visited == sorted(visited, reverse=True)
 
 
 @pytest.mark.parametrize(
-    ("start", "levels", "message"),
+    ("start", "steps", "message"),
     [
-        (None, 7, "levels must be from 2 to 6, got 7"),
-        (None, 1, "levels must be from 2 to 6, got 1"),
-        (3, 4, "levels must be from 2 to 3, got 4"),
+        (None, 7, "steps must be from 2 to 6, got 7"),
+        (None, 1, "steps must be from 2 to 6, got 1"),
+        (3, 4, "steps must be from 2 to 3, got 4"),
         (7, None, "level must be from 1 to 6, got 7"),
         (0, None, "level must be from 1 to 6, got 0"),
-        (None, 2.5, "levels must be an integer, got 2.5"),
+        (None, 2.5, "steps must be an integer, got 2.5"),
     ],
 )
-def test_walks_that_do_not_exist_are_refused(start: int | None, levels: int | None, message: str) -> None:
+def test_walks_that_do_not_exist_are_refused(start: int | None, steps: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        visited_levels(corruption(levels=6), start, levels)
+        Residual().visited(named_method("ihd").changed(levels=6).forward, start, steps)
 
 
 def test_noise_on_the_way_between_two_is_standard_normal_and_ends_at_them() -> None:
     like = torch.zeros((3, 1, 128, 128))
-    one, other = (seeded_noise(torch.arange(n, n + 3), corruption(levels=6), like) for n in (0, 10))
+    process = named_method("ihd").changed(levels=6).forward
+    one, other = (process.seeded_noise(torch.arange(n, n + 3), like) for n in (0, 10))
     place = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None]
     between = spherical(one, other, place)(4)
     assert torch.equal(between[0], one(4)[0]) and torch.equal(between[2], other(4)[2])
@@ -395,9 +414,9 @@ def test_noise_on_the_way_between_two_is_standard_normal_and_ends_at_them() -> N
 
 
 def test_the_seeds_of_all_steps_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(sampling, "seeds", lambda *arguments: (calls.append(1), seeds(*arguments))[1])
-    residual_sampler(nothing, torch.zeros((2, 1, SIZE, SIZE)), corruption(levels=6), torch.arange(2))
+    calls: list[int] = []
+    monkeypatch.setattr(forward_process, "seeds", lambda *arguments: (calls.append(1), seeds(*arguments))[1])
+    walk(named_method("ihd").changed(levels=6), nothing, torch.zeros((2, 1, SIZE, SIZE)), torch.arange(2))
     assert len(calls) == 1
 
 
@@ -411,19 +430,20 @@ def test_no_step_waits_for_the_device() -> None:
 
     try:
         u = torch.zeros((2, 1, SIZE, SIZE), device="cuda")
-        residual_sampler(network, u, config.corruption(), torch.arange(2), strict, levels=3)
+        walk(config.method, network, u, torch.arange(2), strict, steps=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 def test_a_walk_through_a_compiled_network_is_one_graph() -> None:
     """No break in the network, and nothing compiled anew at another level."""
-    graphs = []
+    graphs: list[object] = []
     torch.compiler.reset()
     config = tiny_config()
     network = config.build_network().eval().requires_grad_(False)
     network.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True)
-    residual_sampler(network, torch.zeros((2, 1, SIZE, SIZE)), config.corruption(), torch.arange(2))
+    walk(config.method, network, torch.zeros((2, 1, SIZE, SIZE)), torch.arange(2))
     assert len(graphs) == 1
 
 
@@ -463,11 +483,11 @@ def test_the_memory_of_an_image_is_what_was_estimated(size: int | tuple[int, int
     unet = UNet(3, network, 10).eval()
     with torch.no_grad(), Peak() as peak:
         unet(torch.zeros((2, 3, *size)), torch.ones(2, dtype=torch.int64))
-    assert 0.5 < peak.most / (2 * activation_bytes(network, size)) < 1.2
+    assert 0.5 < peak.most / (2 * network.activation_bytes(size)) < 1.2
 
 
 def test_batches_are_chosen_by_memory() -> None:
-    assert default_batch(NetworkConfig(), Size(16, 16), CPU) == 64
     large = NetworkConfig(width=128, multipliers=(1, 2, 3, 4, 5), blocks=3)
-    assert 1 <= default_batch(large, Size(128, 96), CPU) < 10
-    assert default_batch(large, Size(1024, 1024), CPU) == 1
+    assert default_batch(tiny_config(network=NetworkConfig()), CPU) == 64
+    assert 1 <= default_batch(tiny_config(size=(128, 96), network=large), CPU) < 10
+    assert default_batch(tiny_config(size=1024, network=large), CPU) == 1

@@ -25,11 +25,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name in ("fluid", "edm"):
         config = tiny_config(name, 8)
-        config = replace(config, data="digits[even]", process=replace(config.process, levels=12, steps=4))
+        config = replace(config, data="digits[even]", method=config.method.changed(levels=12, steps=4))
         assert train(config, open_dataset("digits", 8, split="even"), folder / name)
     return folder
 
 
+@pytest.mark.slow
 def test_likelihood_calibration_and_memorisation_of_a_run(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,13 +57,14 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
         assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 20
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_that_of_the_sampling_noise_asked_for(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Starting with noise that is larger by c costs (1 / c^2 - 1 + log c^2) / 2 nats a dimension, up to the pictures' own part."""
     monkeypatch.chdir(tmp_path)
-    for name, delta in (("usual", ()), ("same", ("--delta", 1)), ("more", ("--delta", 2))):
-        options = (*SCORING, "--cache", tmp_path / "cache", "--likelihood", *delta, "--out", f"{name}.json")
+    for name, noise in (("usual", ()), ("same", ("--sampling-noise", 1)), ("more", ("--sampling-noise", 2))):
+        options = (*SCORING, "--cache", tmp_path / "cache", "--likelihood", *noise, "--out", f"{name}.json")
         assert exit_code(evaluate.main, runs / "fluid", *options) == 0
     usual, same, more = (json.loads((tmp_path / f"{name}.json").read_text())["likelihood"] for name in ("usual", "same", "more"))
     assert same == usual and (more["end"], more["by_tenth"]) == (usual["end"], usual["by_tenth"])
@@ -73,8 +75,8 @@ def test_the_likelihood_is_that_of_the_sampling_noise_asked_for(
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("fluid", ["--likelihood", "--delta", 0], "fluid has no likelihood with sampling noise 0: its sampler has steps without"),
-        ("edm", ["--likelihood"], "edm has no likelihood with sampling noise 1: its sampler has steps without fresh noise"),
+        ("fluid", ["--likelihood", "--sampling-noise", 0], "fluid has no likelihood with sampling noise 0: Resample has"),
+        ("edm", ["--likelihood"], "edm has no likelihood with sampling noise 1: Resample has steps without fresh noise"),
         ("folder", ["--likelihood", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
         ("folder", ["--calibration", "--data", "digits"], "not a run; leave out likelihood, calibration, variance and restoration"),
     ],

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.config import load_config, save_config
+from diffusion.run import load_config, save_config
 from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling.prior import Prior
 from diffusion.size import Size
 from diffusion.training.loop import train
+from diffusion.training.observers import Observer
 from tests.runs import stripes, tiny_config
 
 CPU = torch.device("cpu")
@@ -53,13 +55,18 @@ def test_a_configuration_keeps_its_size(tmp_path: Path, size: int | tuple[int, i
     assert config.difference(tiny_config(size=16)) == f"size is 16, not {config.size.to_json()}"
 
 
-@pytest.mark.parametrize("process", ["beyond-blur", "blurring", "ddpm"])
+class StopAtOnce(Observer):
+    def should_stop(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("process", ["beyond-blur", "blurring", "ddpm", "fluid", "flow-matching"])
 def test_a_wide_run_trains_resumes_samples_and_restores(tmp_path: Path, process: str) -> None:
     config, pictures = tiny_config(process, size=(8, 12)), stripes(size=(8, 12))
-    assert not train(config, pictures, tmp_path / "run", CPU, should_stop=lambda: True)
+    assert not train(config, pictures, tmp_path / "run", CPU, observers=[StopAtOnce()])
     assert train(config, pictures, tmp_path / "run", CPU)
     pipeline = Pipeline.from_pretrained(tmp_path / "run")
-    images = pipeline.sample(3, levels=4)
+    images = pipeline.sample(3, steps=4)
     assert images.shape == (3, 1, 8, 12) and images.isfinite().all()
     assert pipeline.interpolate([(0, 1)], points=3).shape == (1, 3, 1, 8, 12)
     assert pipeline.restore(torch.from_numpy(pictures[0]), 3, images=2).shape == (2, 1, 8, 12)
@@ -70,12 +77,10 @@ def test_a_wide_run_trains_resumes_samples_and_restores(tmp_path: Path, process:
 
 def test_a_tall_picture_is_treated_as_the_wide_one_turned(tmp_path: Path) -> None:
     """Without a flow the axes are equal: the prior of transposed pictures is the transposed prior."""
-    from diffusion.sampling.prior import Prior
-
     wide = stripes(size=(8, 12))
     tall = [np.ascontiguousarray(picture.transpose(0, 2, 1)) for picture in wide]
     first, second = (
-        Prior.build(pictures, tiny_config("ihd", size=size).corruption(), CPU).thumbnails
+        Prior.build(pictures, tiny_config("ihd", size=size).method, CPU).thumbnails
         for pictures, size in ((wide, (8, 12)), (tall, (12, 8)))
     )
     torch.testing.assert_close(first, second.transpose(2, 3), rtol=0, atol=1e-6)

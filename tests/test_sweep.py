@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +22,12 @@ from PIL import Image
 from cli import evaluate, render, summary, sweep, train
 from cli.jobs import Job
 from diffusion import Pipeline
-from diffusion.config import load_config, save_config
 from diffusion.files import write_json
-from diffusion.parametrisation import Plain
-from diffusion.process import PROCESSES, ForwardProcess
+from diffusion.forward import FlowAndBlur, Waves
+from diffusion.methods import METHODS
+from diffusion.run import load_config, save_config
 from diffusion.size import Size
-from tests.runs import SIZE, corruption, exit_code, files, said, stripes
+from tests.runs import SIZE, exit_code, files, said, stripes
 
 ROOT = Path(__file__).parent.parent
 PICTURES = np.rint(255 * np.stack(stripes(41))).astype(np.uint8)
@@ -116,7 +115,7 @@ def finish(run: sweep.Run) -> None:
     scores, floor = ({"samples": num, "reference": 20} | {name: generator.uniform() for name in HEADS} for _ in range(2))
     facts = {"reference": reference, "features": {"name": "pixels"}, "k": k, "scores": scores, "floor": floor}
     for calls in (None, *run.network_calls):
-        write_json(run.scores(calls), {"samples": asked | {"source": str(run.folder), "levels": calls}} | facts)
+        write_json(run.scores(calls), {"samples": asked | {"source": str(run.folder), "steps": calls}} | facts)
     samples = torch.from_numpy(generator.uniform(size=(36, 1, SIZE, SIZE)))
     render.save_grid(summary.last_grid(run.folder, run.config.training.images), samples)
 
@@ -132,32 +131,34 @@ def test_processes_without_their_flow_are_one(device: torch.device) -> None:
     """What the sharing of runs at Pe = 0 rests on."""
     u0, seed = torch.from_numpy(np.stack(stripes(4))).to(device), torch.arange(4)
     level = torch.tensor([1, 20, 40, 60])
-    expected = Plain(corruption("ihd")).example(u0, level, seed)
-    for name, flowing in PROCESSES.items():
-        process = replace(flowing, peclet=0.0, sigma_max=0.5)
-        if sweep.without_flow(process) == PROCESSES["ihd"]:
-            found = Plain(corruption(process)).example(u0, level, seed)
-            for got, want in zip(found, expected, strict=True):
+    ihd, same = METHODS["ihd"], []
+    expected = ihd.denoiser.example(ihd.forward, u0, level, seed)
+    for name, flowing in METHODS.items():
+        if sweep.has_peclet(flowing) and sweep.without_flow(flowing.changed(sigma_max=0.5)) == ihd:
+            method = flowing.changed(peclet=0.0, sigma_max=0.5)
+            for got, want in zip(method.denoiser.example(method.forward, u0, level, seed), expected, strict=True):
                 assert (got - want).abs().max() < 2e-5, name
+            same.append(name)
+    assert len(same) == 6
 
 
 def test_values_are_the_processes_own_unless_given(place: Path) -> None:
     both = ("--sigma-max", 0.5, "--process", "beyond-blur", "beyond-blur-curl", "--peclet", 0, 2, *COMMON)
     plan = planned(*both)
-    one, other = (plan.points[name, 2.0][0].config.process for name in ("beyond-blur", "beyond-blur-curl"))
-    assert (one.turbulence, one.offset, other.turbulence, other.offset) == ("waves", 9.5, "curl-noise", 0.0)
+    one, other = (plan.points[name, 2.0][0].config.method.operator for name in ("beyond-blur", "beyond-blur-curl"))
+    assert (type(one), one.offset, type(other), other.offset) == (Waves, 9.5, FlowAndBlur, 0.0)
     assert plan.folder == Path("sweeps/data")
     # Given, even as what is the first one's own, they hold for all.
     plan = planned(*both, "--offset", "9.5", "--noise", "0.02")
     for runs in plan.points.values():
-        assert (runs[0].config.process.offset, runs[0].config.process.noise) == (9.5, 0.02)
+        assert (runs[0].config.method.operator.offset, runs[0].config.method.scales.noise) == (9.5, 0.02)
     assert len(plan.runs()) == 3
 
 
 @pytest.mark.slow
 def test_only_processes_that_differ_in_their_flow_alone_share_a_run(place: Path) -> None:
-    options = ("--sigma-max", 0.5, "--seeds", 2, "--seed", 5, *COMMON)
-    plan = planned("--process", "soft", "ihd", "beyond-blur", "ddpm", "--peclet", 0, *options)
+    options = ("--seeds", 2, "--seed", 5, *COMMON)
+    plan = planned("--process", "soft", "ihd", "beyond-blur-curl", "ddpm", "--peclet", 0, *options)
     assert [run.folder.name for run in plan.runs()] == [
         f"{name}-Pe0-seed{seed}" for seed in (5, 6) for name in ("soft", "ihd", "ddpm")
     ]
@@ -176,7 +177,7 @@ def test_the_commands_of_a_run_say_what_it_is(place: Path, split: str, name: str
     assert scoring.samples == str(run.folder) and scoring.data == "data" and scoring.evaluation.split == other
     assert (scoring.evaluation.num, scoring.evaluation.k, scoring.evaluation.features) == (15, 3, "pixels")
     asked = {name: value for name, value in run.asked.items() if name != "reference"}
-    assert asked == {"k": 3, "num": 15, "seed": 0, "delta": None, "likelihood": False, "calibration": False}
+    assert asked == {"k": 3, "num": 15, "seed": 0, "sampling_noise": None, "likelihood": False, "calibration": False}
 
 
 def test_a_dry_run_writes_nothing(call: Call, place: Path) -> None:
@@ -322,7 +323,7 @@ def test_a_run_that_fails_does_not_stop_the_others(call: Call, swept: Path, monk
         (("--network.width", 16), "network.width is 8, not 16"),
         (("--images", 56), "training.images is 48, not 56"),
         (("--split", "odd"), "data is data[even], not data[odd]"),
-        (("--noise", "0.02"), "process.noise is 0.01, not 0.02"),
+        (("--noise", "0.02"), "method.scales.noise is 0.01, not 0.02"),
         (("--process", "beyond-blur-curl", "--levels", 7, "--ema", 0.9), "training.ema is 0.999, not 0.9"),
     ],
 )
@@ -359,7 +360,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         (["--k", "20", *zero], "each half of data has 20 images, too few for k = 20: at least 21 are needed"),
         (["--features", "vgg", *zero], "features 'vgg': expected inception, inception-clean"),
         (["--data", "nothing", *zero], "nothing: no such folder or archive"),
-        (["--blur", "none", "--peclet", "0.1"], "target step needs a blur"),
+        (["--process", "ddpm", *zero], "Unrecognized options: --sigma-max, 0.5"),
+        (["--stop-after", "3", "--score-every", "9", *zero], "the runs of a sweep are equally long"),
         (["--levels", "0", *zero], "levels must be at least 1, got 0"),
         (["--checkpoint-every", "0", *zero], "checkpoint_every must be at least 1, got 0"),
         (["--device", "tpu", *zero], "--device tpu: expected auto, cpu, cuda or cuda:N"),
@@ -395,7 +397,7 @@ def test_a_sweep_as_a_whole(call: Call, place: Path) -> None:
     for name, process, peclet in zip(names, ("ihd", "beyond-blur", "beyond-blur"), (0.0, 0.1, 0.2), strict=True):
         run = place / "out" / name
         config, pipeline = load_config(run), Pipeline.from_pretrained(run)
-        assert (config.process_name, config.process.peclet, config.data) == (process, peclet, "data[even]")
+        assert (config.process_name, config.method.operator.peclet, config.data) == (process, peclet, "data[even]")
         # Only pictures of even number were seen: the prior is a bank of all that were.
         assert len(pipeline.prior.thumbnails) == 21
         # The samples shown are those that cli.sample draws. A pixel on the edge between two bytes may fall either way.
@@ -403,8 +405,8 @@ def test_a_sweep_as_a_whole(call: Call, place: Path) -> None:
         shown = summary.first_samples(summary.last_grid(run, 48), Size(SIZE, SIZE))
         cells = [cell[8::8, 8::8, 0].astype(int) for cell in np.split(shown, 12, axis=1)]
         assert np.abs(np.stack(cells) - expected).max() <= 1
-    still, flowing = (load_config(place / "out" / name).process for name in NAMES[:2])
-    assert (flowing.turbulence, flowing.offset) == ("waves", 9.5) and still == ForwardProcess(levels=6)
+    still, flowing = (load_config(place / "out" / name).method.operator for name in NAMES[:2])
+    assert isinstance(flowing, Waves) and flowing.offset == 9.5 and still == FlowAndBlur(levels=6)
     # The scores are those of cli.evaluate, which finds the other half from the name of the run's data.
     options = ("--num", 15, "--features", "pixels", "--k", 3, "--cache", "other", "--out", "one.json", "--device", "cpu")
     evaluate.main([f"out/{NAMES[1]}", "--data", "data", *map(str, options)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -15,14 +15,13 @@ from tqdm import tqdm
 
 from cli import console, render
 from cli.compare import describe
-from cli.corrupt import PHOTOGRAPH
 from cli.film import there_and_back
-from diffusion.corruption import Corruption
+from cli.scene import PHOTOGRAPH
+from diffusion import specs
 from diffusion.data.dataset import evenly_spaced
 from diffusion.data.images import read_image, resize_shorter
 from diffusion.files import whole_file
-from diffusion.process import PROCESSES, named_process
-from diffusion.size import Size
+from diffusion.methods import METHODS, named_method
 
 PICTURES, COLUMNS = 6, 3
 EQUATION = "u<sub>k</sub> = m + s<sub>k</sub> (A<sub>k</sub>(u<sub>0</sub>) &minus; m) + &sigma;<sub>k</sub> ε"
@@ -108,16 +107,21 @@ ENTRIES: Mapping[str, Entry] = {
         "T. Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022",
         "2206.00364",
     ),
+    "flow-matching": Entry(
+        "Heat dissipation flow matching",
+        "v = 0, s<sub>k</sub> = 1 &minus; 0.999 k / K, &sigma;<sub>k</sub> = k / 2 K",
+        "The straight path between noise and image, which sharpens on the way; sampling integrates an ODE.",
+        "Ma et al. 2026",
+        "2605.19371",
+    ),
 }
 CODE = """import torch
-from diffusion.corruption import Corruption
-from diffusion.process import named_process
-from diffusion.size import Size
+from diffusion import named_method
 
-corruption = Corruption(named_process("{name}"), Size(64, 64))
+forward = named_method("{name}").forward
 u0, seed = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])  # two pictures, a flow and a noise for each
-half = corruption.corrupt(u0, corruption.levels // 2, seed)
-last = corruption.corrupt(u0, corruption.levels, seed)
+half = forward.corrupt(u0, forward.levels // 2, seed)
+last = forward.corrupt(u0, forward.levels, seed)
 """
 PAGE = """<!doctype html>
 <html lang="en">
@@ -181,9 +185,8 @@ def gallery(options: Gallery) -> None:
 
 def draw(name: str, u0: torch.Tensor, options: Gallery) -> None:
     """Write NAME.png, pictures at levels evenly spaced, and NAME.mp4, the way there and back."""
-    process = replace(named_process(name), levels=options.frames - 1)
-    corruption = Corruption(process, Size(*u0.shape[2:]))
-    frames = [render.to_pixels(u[0]) for _, u in corruption.trajectory(u0, torch.tensor([options.seed]))]
+    forward = specs.changed(named_method(name).forward, levels=options.frames - 1)
+    frames = [render.to_pixels(u[0]) for _, u in forward.trajectory(u0, torch.tensor([options.seed]))]
     shown = [frames[k] for k in evenly_spaced(len(frames), PICTURES)]
     render.save_image(options.out / f"{name}.png", render.grid(shown, COLUMNS, gap=0))
     render.save_video(options.out / f"{name}.mp4", there_and_back(frames), options.fps)
@@ -191,11 +194,11 @@ def draw(name: str, u0: torch.Tensor, options: Gallery) -> None:
 
 def section(name: str, entry: Entry) -> str:
     """A process on the page, HTML."""
-    facts = escape(describe(PROCESSES[name]).replace("\n", ", "))
+    facts = escape(describe(METHODS[name].forward).replace("\n", ", "))
     return f"""<section id="{name}">
 <h2>{escape(entry.title)} <small><code>--process {name}</code></small></h2>
 <p class="equation">{entry.special}</p>
-<p>{escape(entry.about)} ({facts}; {PROCESSES[name].levels:,} levels.)</p>
+<p>{escape(entry.about)} ({facts}; {METHODS[name].levels:,} levels.)</p>
 <div class="pictures">
 <img src="{name}.png" alt="A photograph of a cat, from clean to fully corrupted by {escape(entry.title)}" loading="lazy">
 <video src="{name}.mp4" autoplay loop muted playsinline controls></video>

@@ -217,4 +217,4 @@ def random_statistics(config: RunConfig, device: torch.device) -> Statistics | N
     """The moments of such pictures, for a denoiser that needs them."""
     if not config.method.denoiser.needs_statistics:
         return None
-    return Statistics.measure(list(random_pictures(config, 16).numpy()), config.forward, device)
+    return config.method.denoiser.measure(list(random_pictures(config, 16).numpy()), config.forward, device)

@@ -49,8 +49,8 @@ def explore(options: Explore) -> None:
     print(f"listening at {address} (Ctrl-C ends it)", flush=True)
     if options.browser:
         webbrowser.open(address)
-    settings = {"log_level": "warning", "timeout_graceful_shutdown": 1, "server_header": False}
-    uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 main = partial(console.run, "explore", explore, partial(tyro.cli, Explore))

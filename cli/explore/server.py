@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import torch
 from starlette.applications import Starlette
@@ -24,15 +24,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cli.corrupt import Corrupt, FlowOptions
+from cli.corrupt import Corrupt
 from cli.explore.pictures import check_bytes
 from cli.explore.stream import FAILED, Turns, in_turns, message
 from cli.explore.studio import SIZES, Restored, Samples, Studio
+from cli.scene import FlowOptions
 from lbm_warp.checks import InputError, check_choice, check_integer, check_number
 
 PAGE = Path(str(resources.files("cli.explore") / "page"))
 MOST_STREAMS = 64
-Number = TypeVar("Number", int, float)
 
 # Nothing is loaded from elsewhere, and no other page may show this one or send it requests.
 HEADERS = {
@@ -175,12 +175,11 @@ class Desk:
         return StreamingResponse(counted(), media_type="application/octet-stream")
 
 
-def number(query: Mapping[str, str], name: str, usual: Number | None, kind: type[Number] | None = None) -> Any:
+def number(query: Mapping[str, str], name: str, usual: Any, kind: Callable[[str], Any] | None = None) -> Any:
     """A number of the query, of the type of its usual value."""
-    kind = kind or type(usual)
     text = query.get(name, "")
     try:
-        return kind(text) if text else usual
+        return (kind or type(usual))(text) if text else usual
     except ValueError:
         raise InputError(f"{name} must be a number, got {text[:40]!r}") from None
 
@@ -191,7 +190,7 @@ def samples(query: Mapping[str, str]) -> Samples:
         model=query.get("model", Samples.model),
         num=number(query, "num", Samples.num),
         seed=number(query, "seed", 0),
-        levels=number(query, "levels", None, int),
+        steps=number(query, "steps", None, int),
         label=query.get("label") or None,
         guidance=number(query, "guidance", 1.0),
         mode=query.get("mode", Samples.mode),
@@ -217,13 +216,8 @@ def corruption(query: Mapping[str, str]) -> Corrupt:
     check_number("sigma", sigma, 0.01, 0.5)
     check_number("time", time, 0.0, 100.0)
     check_integer("octaves", octaves, 1, 8)
-    turbulence, strokes = query.get("turbulence", "curl-noise"), query.get("strokes") or None
-    check_choice("turbulence", turbulence, ("curl-noise", "spectral"))
-    flow = FlowOptions(
-        sigma_max=f"{sigma:g}L",
-        turbulence=turbulence,
-        octaves=octaves if turbulence == "curl-noise" else FlowOptions.octaves,
-        strokes=strokes,
-        turbulence_time=time,
-    )
+    check_choice("turbulence", query.get("turbulence", "curl-noise"), ("curl-noise", "spectral"))
+    turbulence: Literal["curl-noise", "spectral"] = "spectral" if query.get("turbulence") == "spectral" else "curl-noise"
+    octaves, strokes = octaves if turbulence == "curl-noise" else FlowOptions.octaves, query.get("strokes") or None
+    flow = FlowOptions("0.5", f"{sigma:g}L", turbulence, octaves, strokes, time)
     return Corrupt(size=size, peclet=peclet, seed=seed, flow=flow)

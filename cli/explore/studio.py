@@ -17,33 +17,16 @@ import torch
 
 from cli import render
 from cli.compare import describe, power_spectrum
-from cli.corrupt import (
-    PHOTOGRAPH,
-    VIDEO_SIZE,
-    Corrupt,
-    FlowOptions,
-    VideoOptions,
-    by_flow,
-    by_process,
-    frame_widths,
-    operator_of,
-    peclet_of,
-    pixels,
-    process_of,
-    save_video,
-)
+from cli.corrupt import VIDEO_SIZE, Corrupt, VideoOptions, save_video, shown
 from cli.explore.pictures import Pictures
 from cli.explore.stream import message, steps
 from cli.restore import EXAMPLE, fitted
 from cli.sample import Film, Results
-from diffusion.corruption import Corruption, flow_operator
-from diffusion.process import PROCESSES
-from diffusion.rng import seeds
+from cli.scene import PHOTOGRAPH, FlowOptions, Scene, by_flow, by_process, frame_widths
+from diffusion.methods import METHODS
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.sampling.restoration import LevelEstimator, restore
-from diffusion.sampling.samplers import visited_levels
-from diffusion.size import Size
-from lbm_warp import Schedule, energy_spectrum
+from lbm_warp import energy_spectrum
 from lbm_warp.checks import check_integer, check_name
 
 SIZES = (128, 256, 512)
@@ -54,7 +37,7 @@ FINE = 256  # above this side only every fourth frame has a spectrum: it costs m
 MOST_MODELS = 3  # in memory
 MOST_SAMPLES = 64
 MOST_SAMPLED_PIXELS = 64 * 64**2
-MODES: dict[str, dict[str, bool]] = {"new": {}, "same-init": {"same_init": True}, "share-noise": {"share_noise": True}}
+MODES: dict[str, dict[str, Any]] = {"new": {}, "same-init": {"same_init": True}, "share-noise": {"share_noise": True}}
 
 
 @dataclass(frozen=True)
@@ -64,7 +47,7 @@ class Samples:
     model: str = "digits"
     num: int = 16
     seed: int = 0
-    levels: int | None = None
+    steps: int | None = None
     label: str | None = None
     guidance: float = 1.0
     mode: str = "new"
@@ -107,7 +90,7 @@ class Studio:
 
     def _picture(self, options: Corrupt, name: str) -> torch.Tensor:
         """A picture in the size that the options ask for, on the device, float32 [1, C, H, W]."""
-        return torch.from_numpy(self.pictures.of_size(name, options.size))[None].to(self.device)
+        return torch.from_numpy(self.pictures.of_size(name, options.size or SIZES[0]))[None].to(self.device)
 
     def models(self) -> dict[str, Path]:
         """Folders of the models by name: the bundled ones, and all finished or running trainings in the folder of runs."""
@@ -117,8 +100,13 @@ class Studio:
     def choices(self) -> dict[str, Any]:
         """What can be chosen: processes and models."""
         processes = {
-            name: {"about": describe(process).replace("\n", "; "), "peclet": process.peclet, "control": not process.transport}
-            for name, process in PROCESSES.items()
+            name: {
+                "about": describe(method.forward).replace("\n", "; "),
+                "peclet": operator.peclet,
+                "control": not operator.transport,
+            }
+            for name, method in METHODS.items()
+            for operator in (method.operator,)
         }
         return {"processes": processes, "models": list(self.models()), "sizes": SIZES}
 
@@ -131,25 +119,31 @@ class Studio:
             frames: how many.
         """
         u0 = self._picture(options, name)
-        scene = _scene(options, Size(*u0.shape[2:]), u0, frames)
-        field = scene.field(FIELD)
-        wavenumbers = power_spectrum(u0[0])[0]
-        about = {"kind": "scene", "title": scene.title, "frames": frames, "height": u0.shape[2], "width": u0.shape[3]}
-        about |= {"wavenumbers": wavenumbers.tolist(), "command": command(options, name), "peclet": scene.peclet}
+        check_integer("frames", frames, 2, MOST_FRAMES)
+        if options.process is None:
+            scene = by_flow(options, u0, frame_widths(options.flow.widths(min(u0.shape[2:]))[1], frames))
+        else:
+            scene = by_process(replace(options, levels=frames - 1), u0)
+        size = u0.shape[2], u0.shape[3]
+        field = scene.velocity(*_grid(size, FIELD))
+        about = {"kind": "scene", "title": scene.about, "frames": frames, "height": size[0], "width": size[1]}
+        about |= {"wavenumbers": power_spectrum(u0[0])[0].tolist(), "command": command(options, name), "peclet": scene.peclet}
         if field is not None:
-            k, energy = energy_spectrum(field, scene.flow[0].boundary)
+            k, energy = energy_spectrum(field, scene.boundary)
             about |= {"field": list(field.shape[2:]), "k": k.tolist(), "energy": energy.tolist()}
         yield message(about, None if field is None else field[0].numpy())
-        for number, (_, u) in enumerate(scene.moments):
+        for number, u in scene.moments:
             yield self._frame(scene, number, u[0], frames)
 
     def _frame(self, scene: Scene, number: int, u: torch.Tensor, frames: int) -> bytes:
         """A picture [C, H, W] of a trajectory: its numbers, its pixels and, of a flow that moves, the velocity then."""
-        about = {"kind": "frame", "number": number} | {name: float(values[number]) for name, values in scene.numbers.items()}
+        sigma, size = float(scene.sigma[number]), (u.shape[1], u.shape[2])
+        about: dict[str, Any] = {"kind": "frame", "number": number, "sigma": sigma, "fourier": 0.5 * (sigma / min(size)) ** 2}
+        about |= {"signal": float(scene.signal[number]), "noise": float(scene.noise[number])}
         about |= {"mean": u.double().mean().item(), "deviation": u.double().std(unbiased=False).item()}
-        if min(u.shape[1:]) <= FINE or number % 4 == 0 or number == frames - 1:
+        if min(size) <= FINE or number % 4 == 0 or number == frames - 1:
             about["spectrum"] = power_spectrum(u)[1].tolist()
-        field = scene.field(FIELD_OF_FRAME, about["sigma"]) if scene.moving else None
+        field = scene.velocity(*_grid(size, FIELD_OF_FRAME, sigma)) if scene.moving else None
         body = render.to_pixels(u).tobytes()
         if field is not None:
             about["field"] = list(field.shape[2:])
@@ -160,16 +154,16 @@ class Studio:
         """The video that ``cli.corrupt --video`` writes, MP4."""
         u0 = self._picture(options, name)
         options = replace(options, video=VideoOptions(video=True))
-        trajectory = by_flow(options, u0) if options.process is None else by_process(options, u0)
-        shown = (render.to_pixels(u[0]) for number, u in trajectory.moments if number in trajectory.frames)
-        return _encoded(lambda path: save_video(path, (render.enlarged(frame, VIDEO_SIZE) for frame in shown), options.video.fps))
+        scene = shown(options, u0)
+        frames = (render.enlarged(render.to_pixels(u[0]), VIDEO_SIZE) for number, u in scene.moments if number in scene.frames)
+        return _encoded(lambda path: save_video(path, frames, options.video.fps))
 
     def samples(self, wanted: Samples) -> Iterator[bytes]:
         """Samples of a model on their way from noise and flow: a message about all of it, then one for every step."""
         pipeline, draw, num, columns = self._drawing(wanted)
         (height, width), classes = pipeline.config.size, list(pipeline.config.classes)
-        visited = visited_levels(pipeline.corruption, steps=wanted.levels)
-        count = num * columns if wanted.mode == "interpolate" else num
+        visited = pipeline.method.sampler.visited(pipeline.forward, steps=wanted.steps)
+        count = num * (columns or 1) if wanted.mode == "interpolate" else num
         about = {"kind": "scene", "frames": len(visited), "height": height, "width": width, "count": count}
         about |= {"columns": columns, "classes": classes, "process": pipeline.config.process_name}
         yield message(about | {"command": _sample_command(wanted, num, columns)})
@@ -178,13 +172,13 @@ class Studio:
             draw(callback=lambda level, u: emit((level, u)))
 
         for level, u in steps(work):
-            about = {"kind": "frame", "level": level, "noise": float(pipeline.corruption.noise[level])}
+            about = {"kind": "frame", "level": level, "noise": float(pipeline.forward.noise[level])}
             yield message(about, np.stack([render.to_pixels(image) for image in u]))
 
     def sampled_film(self, wanted: Samples) -> bytes:
         """The video that ``cli.sample --video`` writes, MP4."""
         pipeline, draw, _, columns = self._drawing(wanted)
-        film = Film(pipeline, wanted.levels)
+        film = Film(pipeline, wanted.steps)
         draw(callback=film.add)
         return _encoded(lambda path: film.save(path, Results.fps, columns))
 
@@ -195,7 +189,7 @@ class Studio:
         check_integer("number of samples", wanted.num, 1, max(1, most))
         check_name("mode", wanted.mode, (*MODES, "interpolate"))
         pipeline.batch = max(pipeline.batch, wanted.num)
-        how = {name: getattr(wanted, name) for name in ("seed", "levels", "label", "guidance")}
+        how: dict[str, Any] = {name: getattr(wanted, name) for name in ("seed", "steps", "label", "guidance")}
         if wanted.mode != "interpolate":
             columns = len(pipeline.config.classes) if pipeline.config.means_every_class(wanted.label) else None
             return pipeline, partial(pipeline.sample, wanted.num, **how, **MODES[wanted.mode]), wanted.num, columns
@@ -208,12 +202,12 @@ class Studio:
         """A degraded picture, its level if it is not given, and samples of what it may have been, step by step."""
         pipeline = self._model(wanted.run)
         check_integer("samples", wanted.samples, 1, 16)
-        mode = {1: "L", 3: "RGB"}[pipeline.config.channels]
-        picture, size = fitted(pipeline, self.pictures.read(wanted.picture, mode))
+        read = self.pictures.read(wanted.picture, "L" if pipeline.config.channels == 1 else "RGB")
+        picture, size = fitted(pipeline, read)
         words = ["python", "-m", "cli.restore", *_positional(wanted.picture, "degraded"), "--run", wanted.run]
         words += _differing({"samples": (wanted.samples, 4), "seed": (wanted.seed, 0), "level": (wanted.level, None)})
         about = {"kind": "scene", "height": size.height, "width": size.width, "count": wanted.samples}
-        yield message(about | {"command": shlex.join(words), "levels": pipeline.corruption.levels}, render.to_pixels(picture))
+        yield message(about | {"command": shlex.join(words), "levels": pipeline.method.levels}, render.to_pixels(picture))
         level = wanted.level
         if level is None:
             yield message({"kind": "progress", "text": "Pictures of the model are degraded, to compare this one with them."})
@@ -259,52 +253,10 @@ def _kept(kept: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any
     return kept[key]
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A picture on its way through the levels that the page shows."""
-
-    peclet: float
-    title: str
-    size: Size
-    moments: Iterator[tuple[int, torch.Tensor]]
-    """Number of every frame, and the picture then, float32 [1, C, H, W]."""
-    numbers: dict[str, np.ndarray]
-    """Numbers of all frames by name: blur width [pixels], Fourier number, signal, noise."""
-    flow: tuple[Any, Any] | None
-    """What has the velocity field, and its seed; None without a flow."""
-    moving: bool
-    """Whether the velocity changes in time."""
-
-    def field(self, side: int, sigma: float = 0.0) -> torch.Tensor | None:
-        """The velocity on a grid with this shorter side, in units of V, float32 [1, 2, h, w], when the blur is ``sigma`` pixels."""
-        if self.flow is None:
-            return None
-        scale = min(side, self.size.shorter) / self.size.shorter
-        operator, seed = self.flow
-        return operator.velocity(seed, *(round(length * scale) for length in self.size), sigma=sigma * scale)
-
-
-def _scene(options: Corrupt, size: Size, u0: torch.Tensor, frames: int) -> Scene:
-    """The trajectory that ``cli.corrupt`` computes for these options, at ``frames`` moments."""
-    check_integer("frames", frames, 2, MOST_FRAMES)
-    if options.process is not None:
-        corruption: Corruption = process_of(replace(options, levels=frames - 1), size)
-        process = corruption.process
-        flow = (flow_operator(process, corruption.sigma), seeds(options.seed, "flow")) if process.peclet > 0.0 else None
-        moments = corruption.trajectory(u0, torch.tensor([options.seed]))
-        sigma, signal, noise = corruption.sigma, corruption.signal, corruption.noise
-        peclet, moving = process.peclet, process.turbulence == "waves"
-        title = f"{options.process}, Pe = {peclet:g}"
-    else:
-        peclet, strength = peclet_of(options, size.shorter), options.flow
-        schedule = Schedule(frame_widths(pixels(strength.sigma_max, size.shorter), frames))
-        operator = operator_of(strength, schedule, peclet)
-        flow = (operator, options.seed) if peclet > 0.0 else None
-        moments = operator.trajectory(u0, options.seed)
-        sigma, signal, noise = schedule.sigma, np.ones(frames), np.zeros(frames)
-        title, moving = f"Pe = {peclet:g}", strength.turbulence_time > 0.0 and strength.strokes is None
-    numbers = {"sigma": sigma, "fourier": 0.5 * (sigma / size.shorter) ** 2, "signal": signal, "noise": noise}
-    return Scene(peclet, title, size, moments, numbers, flow, moving and flow is not None)
+def _grid(size: tuple[int, int], side: int, sigma: float = 0.0) -> tuple[tuple[int, int], float]:
+    """The size of a velocity field with this shorter side for pictures of a size, and a blur width [pixels] in its cells."""
+    scale = min(side, *size) / min(size)
+    return (round(size[0] * scale), round(size[1] * scale)), sigma * scale
 
 
 def command(options: Corrupt, name: str) -> str:
@@ -316,7 +268,7 @@ def command(options: Corrupt, name: str) -> str:
 def _against_defaults(options: Corrupt) -> dict[str, tuple[Any, Any]]:
     """Value and default of every option of cli.corrupt that the page can change."""
     usual = asdict(Corrupt())
-    given = {name: (value, usual[name]) for name, value in asdict(options).items() if name in ("size", "peclet", "process", "seed")}
+    given = {name: (getattr(options, name), usual[name]) for name in ("size", "peclet", "process", "seed")}
     return given | {name: (value, getattr(FlowOptions(), name)) for name, value in asdict(options.flow).items()}
 
 
@@ -332,7 +284,7 @@ def _sample_command(wanted: Samples, num: int, columns: int | None) -> str:
     """The command line that makes the same samples."""
     model = ["--model", wanted.model] if wanted.model in BUNDLED else [wanted.model]
     values: dict[str, tuple[Any, Any]] = {"num": (num, None)}
-    values |= {name: (getattr(wanted, name), getattr(Samples, name)) for name in ("seed", "levels", "label", "guidance")}
+    values |= {name: (getattr(wanted, name), getattr(Samples, name)) for name in ("seed", "steps", "label", "guidance")}
     if wanted.mode == "interpolate":
         values["interpolate"] = columns, None
     mode = [f"--{wanted.mode}"] if MODES.get(wanted.mode) else []

@@ -38,6 +38,8 @@ TURBULENCE: dict[str, Turbulence] = {
 Solver = lbm_warp.AdvectionDiffusion | lbm_warp.WaveAdvectionDiffusion
 # Blur width below which a level is not told from the clean image [pixels].
 LEAST = 0.5
+# Steps of the time, at most, over which a derivative is taken.
+STEPS = 200
 
 
 class Operator(lbm_warp.Operator):
@@ -53,8 +55,12 @@ class Operator(lbm_warp.Operator):
         told_channels: channels of what a network may be told (:meth:`told`); 0 if there is nothing.
         peclet: advection against diffusion, 0 without a flow.
         moving: whether the flow changes in time.
+        transport: whether the flow carries the image; without that an operator is a control.
+        field_boundary: boundary of the velocity field, ``wall`` or ``periodic``.
     """
 
+    transport: bool = True
+    field_boundary: str = "wall"
     unchanged: bool = False
     invertible: bool = False
     told_channels: int = 0
@@ -91,8 +97,10 @@ class Operator(lbm_warp.Operator):
     def rate(self, u0: torch.Tensor, level: Integers, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A_k(u0) at levels 1 to K, and its derivative in the time t = 1 - k / K, which runs from noise to image.
 
-        By differences of three neighbouring levels of one trajectory, of second order in 1 / K: central ones, and one-sided ones at
-        the ends. Level 0 is not among them: a schedule of blur may begin with a jump.
+        By differences of three levels of one trajectory, of second order in their distance: 1 / K, or about 1 / 200 where there are
+        more levels, because a lattice makes whole iterations, and where their number changes two neighbouring levels differ by an
+        error of its own. They are central, and one-sided at the ends. Level 0 is not among them: a schedule of blur may begin with a
+        jump.
 
         Args:
             u0: images, [N, C, H, W].
@@ -236,6 +244,8 @@ class _Blurring(Operator):
         check_number("peclet", self.peclet, 0.0)
         check_boundary(self.boundary)
         check_integer("levels", self.levels, 1)
+        if not isinstance(self.blur, Blur):
+            raise InputError(f"blur must be a diffusion.Blur (subclass it), got {type(self.blur).__name__}")
 
     @property
     def random(self) -> bool:  # type: ignore[override]
@@ -251,6 +261,11 @@ class _Blurring(Operator):
     def diagonal(self) -> bool:  # type: ignore[override]
         """Whether it multiplies every cosine mode by a factor: there is no flow, and the boundary is a wall."""
         return self.peclet == 0.0 and self.boundary == "wall"
+
+    @property
+    def field_boundary(self) -> str:  # type: ignore[override]
+        """Boundary of the velocity field: that of the image."""
+        return self.boundary
 
     def check(self, size: Size) -> None:
         self.widths(size)
@@ -390,6 +405,7 @@ class Waves(_Blurring):
 
     wave_speed: float = 0.0
     """Speed W of the waves as W L / alpha, >= 0; L is the image side. Published: 98.3 at 128 px."""
+    field_boundary = "periodic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -429,15 +445,13 @@ def _solver(operator: _Blurring, shorter: int) -> Solver:
 
 
 def _rate(at: Callable[..., tuple[torch.Tensor, ...]], level: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [N, ...] at levels int64 [N], 1 to K, and their derivatives in t = 1 - k / K, from three neighbouring levels."""
+    """Values [N, ...] at levels int64 [N], 1 to K, and their derivatives in t = 1 - k / K, as :meth:`Operator.rate` says."""
     if levels < 3:
         raise InputError(f"a derivative in time needs at least 3 levels, got {levels}")
-    middle = level.clamp(2, levels - 1)
-    three = torch.stack(at(middle - 1, middle, middle + 1))
-    # Weights of the three levels: a row each for the first level, those between, and the last.
-    value = torch.eye(3, dtype=torch.float64)
-    slope = -levels * torch.tensor([[-1.5, 2.0, -0.5], [-0.5, 0.0, 0.5], [0.5, -2.0, 1.5]], dtype=torch.float64)
-    values, slopes = (
-        (table[level - middle + 1].T.to(three)[:, :, None, None, None] * three).sum(dim=0) for table in (value, slope)
-    )
-    return values, slopes
+    step = max(1, levels // STEPS)
+    # Which of three levels the own one is: the middle one, near the ends the lowest or the highest; and the weights of the three.
+    own = 1 - (level <= step).long() + (level > levels - step).long()
+    weights = torch.tensor([[-1.5, 2.0, -0.5], [-0.5, 0.0, 0.5], [0.5, -2.0, 1.5]], dtype=torch.float64)[own] * (-levels / step)
+    three = torch.stack(at(*(level + step * (place - own) for place in range(3))))
+    slopes = (weights.T.to(three)[:, :, None, None, None] * three).sum(dim=0)
+    return three[own.to(three.device), torch.arange(three.shape[1], device=three.device)], slopes

@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors, save_tensors
 from diffusion.forward.operators import Operator
 from diffusion.rng import seeds
@@ -59,6 +58,9 @@ class Statistics:
             flat: for an operator that leaves pictures as they are, whether all modes get one number, the mean square about the
                 middle of the range, and all means are that middle: sigma_data^2 of EDM.
         """
+        # Imported here: it brings Pillow, which a configuration does not need.
+        from diffusion.data.dataset import evenly_spaced
+
         chosen = evenly_spaced(len(dataset), MOST)
         knots = min(KNOTS, operator.levels + 1)
         levels = np.linspace(0, operator.levels, knots).round().astype(int).tolist()

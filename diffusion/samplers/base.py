@@ -79,8 +79,9 @@ class Sampler:
         name, other = type(self).__name__, type(denoiser).__name__
         if self.needs_step and not denoiser.gives_step:
             raise InputError(f"sampler {name} needs the predicted step, which denoiser {other} does not give: take Step")
-        if not self.needs_step and not denoiser.gives_clean:
-            raise InputError(f"sampler {name} needs the clean image, which denoiser {other} does not give: take Residual")
+        if not self.needs_step and not denoiser.gives_clean(forward):
+            fitting = "Residual" if denoiser.gives_step else "ODE"
+            raise InputError(f"sampler {name} needs the clean image, which denoiser {other} does not give here: take {fitting}")
         if self.spacing == "edm":
             noisy(forward, "spacing edm")
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from diffusion.denoisers import Denoiser, Reverse, noisy, white
+from diffusion.denoisers import Denoiser, Reverse, white, with_velocity
 from diffusion.forward.process import ForwardProcess, Noise
 from diffusion.samplers.base import Sampler
 from lbm_warp.checks import InputError
@@ -44,7 +44,7 @@ class ODE(Sampler):
             raise InputError(
                 f"sampler ODE needs the velocity, which denoiser {type(denoiser).__name__} does not give: take Residual"
             )
-        noisy(forward, "sampler ODE")
+        with_velocity(forward, "sampler ODE")
         if not forward.operator.linear:
             raise InputError(f"sampler ODE needs a linear operator, which {type(forward.operator).__name__} is not")
 

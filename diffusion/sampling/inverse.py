@@ -159,7 +159,7 @@ def solve(
     check_number("trust", trust, 1e-6)
     check_integer("images", images, 1)
     method = pipeline.method
-    if not method.denoiser.gives_clean or method.sampler.needs_step:
+    if not method.denoiser.gives_clean(pipeline.forward) or method.sampler.needs_step:
         raise InputError(f"{pipeline.config.process_name}: a measurement needs a run whose sampler goes by the clean image")
     if not isinstance(measurement, Measurement):
         measurement = Measurement.of(measurement) if hasattr(measurement, "A") else Measurement(measurement)

@@ -133,7 +133,7 @@ def restore(
 
     def draw(rows: slice) -> torch.Tensor:
         z = picture.to(pipeline.device, torch.float32).expand(len(own[rows]), -1, -1, -1)
-        if pipeline.method.denoiser.gives_clean:
+        if pipeline.method.denoiser.gives_clean(forward):
             z = _uncut(pipeline, z, level, own[rows])
         u = 0.5 + float(forward.signal[level]) * (z - 0.5)
         # The picture has its noise already; the sampler adds some below its level.

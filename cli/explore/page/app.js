@@ -7,30 +7,9 @@ import { Player } from "./player.js";
 import { Restore } from "./restore.js";
 
 const USUAL = {
-  view: "corrupt",
-  picture: "chelsea",
-  size: "256",
-  process: "",
-  peclet: "400",
-  sigma: "4",
-  octaves: "4",
-  turbulence: "curl-noise",
-  time: "0",
-  seed: "0",
-  strokes: "",
-  t: "0.3",
-  model: "fashion",
-  num: "36",
-  gseed: "0",
-  levels: "0",
-  label: "",
-  guidance: "1",
-  mode: "new",
-  rpicture: "degraded",
-  rmodel: "emoji",
-  rlevel: "",
-  rsamples: "4",
-  rseed: "0",
+  view: "corrupt", picture: "chelsea", size: "256", process: "", peclet: "400", sigma: "4", octaves: "4", turbulence: "curl-noise",
+  time: "0", seed: "0", strokes: "", t: "0.3", model: "fashion", num: "36", gseed: "0", steps: "0", label: "", guidance: "1",
+  mode: "new", rpicture: "degraded", rmodel: "emoji", rlevel: "", rsamples: "4", rseed: "0",
 };
 const NAMES = { chelsea: "the cat", degraded: "two emoji" };
 const anotherSeed = () => String(Math.floor(1e6 * Math.random()));
@@ -59,8 +38,7 @@ class App {
     const answer = await fetch("/api/choices");
     this.choices = await answer.json();
     const option = (name) => new Option(name, name);
-    document
-      .querySelector("[data-key=process]")
+    document.querySelector("[data-key=process]")
       .append(new Option("flow and blur", ""), ...Object.keys(this.choices.processes).map(option));
     for (const select of all(".models")) select.append(...this.choices.models.map(option));
     for (const control of all("[data-key]"))
@@ -73,17 +51,14 @@ class App {
     $("share").addEventListener("click", () => this.copy(location.href, "The address is in the clipboard."));
     $("copy").addEventListener("click", () => this.copy($("command").textContent, "The command is in the clipboard."));
     $("help").addEventListener("click", () => $("keys").showModal());
-    $("png").addEventListener("click", () =>
-      this.views[this.state.view].png().toBlob((blob) => this.save(blob, "png")),
-    );
+    $("png").addEventListener("click", () => this.views[this.state.view].png().toBlob((blob) => this.save(blob, "png")));
     $("mp4").addEventListener("click", () => this.film());
     $("file").addEventListener("change", (event) => this.add(event.target.files[0]));
     this.dragAndDrop();
     addEventListener("keydown", (event) => this.key(event));
     addEventListener("resize", () => this.views[this.state.view].show(this.player.number));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-      this.views[this.state.view].show(this.player.number),
-    );
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    dark.addEventListener("change", () => this.views[this.state.view].show(this.player.number));
     const share = Number(this.state.t) || 0;
     this.arrange();
     this.player.go(share);
@@ -96,8 +71,7 @@ class App {
 
   // A change, and what follows from it: another process has a Peclet number of its own, another model other classes.
   following(key, value) {
-    if (key === "process")
-      return { process: value, peclet: value ? String(this.choices.processes[value].peclet) : USUAL.peclet };
+    if (key === "process") return { process: value, peclet: value ? String(this.choices.processes[value].peclet) : USUAL.peclet };
     return key === "model" ? { model: value, label: "" } : { [key]: value };
   }
 
@@ -113,21 +87,16 @@ class App {
 
   // Controls and views as the state says.
   arrange() {
-    const { state } = this,
-      process = this.choices?.processes[state.process];
+    const { state } = this, process = this.choices?.processes[state.process];
     // Four times the process's own number, which may be a tenth.
-    const peclet = document.querySelector("[data-key=peclet]"),
-      most = process ? 4 * process.peclet : 1000;
+    const peclet = document.querySelector("[data-key=peclet]"), most = process ? 4 * process.peclet : 1000;
     Object.assign(peclet, { max: most, step: most / 1000 || 1 });
     for (const element of all("[data-views]")) element.hidden = !element.dataset.views.split(" ").includes(state.view);
     for (const tab of all("[data-view]")) tab.setAttribute("aria-selected", tab.dataset.view === state.view);
     for (const control of all("[data-key]")) {
       control.value = state[control.dataset.key];
       const output = control.closest("label")?.querySelector("output");
-      if (output)
-        output.textContent = Number(control.value)
-          .toPrecision(4)
-          .replace(/\.?0+$/, "");
+      if (output) output.textContent = Number(control.value).toPrecision(4).replace(/\.?0+$/, "");
     }
     $("process-about").textContent = process?.about ?? "The flow and the blur of your choice";
     $("own-flow").hidden = Boolean(process);
@@ -193,15 +162,13 @@ class App {
       r: () => this.set({ [seed]: anotherSeed() }),
       p: () => this.state.view === "corrupt" && this.views.corrupt.togglePainting(),
       "?": () => $("keys").showModal(),
-      ...(range
-        ? {}
-        : {
-            ArrowLeft: () => this.player.step(-1),
-            ArrowRight: () => this.player.step(1),
-            Home: () => this.player.go(0),
-            End: () => this.player.go(1),
-          }),
     };
+    if (!range) {
+      actions.ArrowLeft = () => this.player.step(-1);
+      actions.ArrowRight = () => this.player.step(1);
+      actions.Home = () => this.player.go(0);
+      actions.End = () => this.player.go(1);
+    }
     Object.keys(this.views).forEach((view, number) => (actions[number + 1] = () => this.set({ view })));
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!action) return;
@@ -241,15 +208,13 @@ class App {
   }
 
   numbers(values) {
-    $("numbers").replaceChildren(
-      ...Object.entries(values).map(([name, value]) => {
-        const part = document.createElement("span"),
-          bold = document.createElement("b");
-        bold.textContent = value;
-        part.append(name ? `${name} ` : "", bold);
-        return part;
-      }),
-    );
+    const parts = Object.entries(values).map(([name, value]) => {
+      const part = document.createElement("span"), bold = document.createElement("b");
+      bold.textContent = value;
+      part.append(name ? `${name} ` : "", bold);
+      return part;
+    });
+    $("numbers").replaceChildren(...parts);
   }
 
   // Only the last thing that was asked for is worked on.

@@ -58,11 +58,8 @@ export class Compare {
 
   // All pictures side by side, as they are seen.
   png() {
-    const sheet = document.createElement("canvas"),
-      columns = 4,
-      [first] = this.cards;
-    const wide = first.canvas.width + 8,
-      high = first.canvas.height + 24;
+    const sheet = document.createElement("canvas"), columns = 4, [first] = this.cards;
+    const wide = first.canvas.width + 8, high = first.canvas.height + 24;
     Object.assign(sheet, { width: columns * wide, height: Math.ceil(this.cards.length / columns) * high });
     const pen = sheet.getContext("2d");
     pen.fillStyle = "white";

@@ -33,9 +33,7 @@ export class Corrupt {
   }
 
   query(size = Number(this.app.state.size), frames) {
-    const values = Object.fromEntries(
-      this.keys.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""),
-    );
+    const values = Object.fromEntries(this.keys.map((key) => [key, this.app.state[key]]).filter(([, value]) => value !== ""));
     values.sigma = this.app.state.sigma / 100;
     // A process without a flow takes no Peclet number.
     if (this.app.choices.processes[values.process]?.peclet === 0) delete values.peclet;
@@ -101,8 +99,7 @@ export class Corrupt {
         { x: about.k, y: law, colour: "--soft", dashed: true, width: 1.2 },
         { x: about.k, y: about.energy, colour: "--warm" },
       ],
-      { xLabel: "waves per side; dashed: k^(-5/3)", decades: 4 },
-    );
+      { xLabel: "waves per side; dashed: k^(-5/3)", decades: 4 });
     this.show();
   }
 
@@ -111,8 +108,7 @@ export class Corrupt {
     if (this.app.state.view !== "corrupt" || !this.coarse) return;
     const place = (trajectory) => trajectory && Math.round(this.app.player.share * (trajectory.about.frames - 1));
     const [fine, coarse] = [this.finer, this.coarse].map((trajectory) => trajectory?.frames[place(trajectory)]);
-    const frame = fine ?? coarse ?? this.coarse.frames.at(-1),
-      { about } = fine ? this.finer : this.coarse;
+    const frame = fine ?? coarse ?? this.coarse.frames.at(-1), { about } = fine ? this.finer : this.coarse;
     if (!frame) return;
     showPixels($("picture"), frame.pixels, about.width, about.height);
     if (frame.velocity) this.field.show(frame.velocity, ...frame.field);
@@ -123,8 +119,7 @@ export class Corrupt {
         { x: about.wavenumbers, y: first?.spectrum ?? [], colour: "--soft", width: 1.2 },
         { x: about.wavenumbers, y: frame.spectrum, colour: "--accent" },
       ],
-      { xLabel: "waves per side; grey: clean" },
-    );
+      { xLabel: "waves per side; grey: clean" });
     $("picture-caption").textContent = `${about.title}, ${about.width} x ${about.height} px`;
     this.app.numbers({
       σ: `${frame.sigma.toPrecision(3)} px`,
@@ -147,8 +142,7 @@ export class Corrupt {
     const point = (event) => {
       const box = event.currentTarget.getBoundingClientRect();
       return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((v) =>
-        Math.round(1000 * Math.min(Math.max(v, 0), 1)),
-      );
+        Math.round(1000 * Math.min(Math.max(v, 0), 1)));
     };
     const words = () => this.app.state.strokes.split(" ").filter(Boolean);
     for (const place of [$("picture"), $("field")]) {
@@ -160,13 +154,11 @@ export class Corrupt {
       });
       place.addEventListener("pointermove", (event) => {
         if (!stroke) return;
-        const next = point(event),
-          last = stroke.at(-1);
+        const next = point(event), last = stroke.at(-1);
         if (Math.hypot(next[0] - last[0], next[1] - last[1]) < 30) return;
         const before = stroke.length > 1 ? words().slice(0, -1) : words();
         const points = [...before, "", ...stroke].join(",").split(",").length / 2;
-        if (before.length >= 64 || points > 500)
-          return this.app.say("The flow is full of strokes; clear it to paint on.");
+        if (before.length >= 64 || points > 500) return this.app.say("The flow is full of strokes; clear it to paint on.");
         stroke.push(next);
         this.app.set({ strokes: [...before, stroke.flat().join(",")].join(" ") });
       });

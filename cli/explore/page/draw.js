@@ -1,36 +1,19 @@
 // Pictures, fields and curves on canvases.
 
 // matplotlib's colour map magma (CC0), every sixteenth colour.
-const MAGMA = [
-  "000004",
-  "0b0924",
-  "20114b",
-  "3b0f70",
-  "57157e",
-  "721f81",
-  "8c2981",
-  "a8327d",
-  "c43c75",
-  "de4968",
-  "f1605d",
-  "fa7f5e",
-  "fe9f6d",
-  "febf84",
-  "fddea0",
-  "fcfdbf",
-].map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+const MAGMA = (
+  "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d c43c75 de4968 f1605d fa7f5e fe9f6d febf84 fddea0 fcfdbf"
+).split(" ").map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 
 function magma(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (MAGMA.length - 1),
-    low = Math.min(Math.floor(place), MAGMA.length - 2);
+  const place = Math.min(Math.max(share, 0), 1) * (MAGMA.length - 1), low = Math.min(Math.floor(place), MAGMA.length - 2);
   return MAGMA[low].map((value, i) => value + (place - low) * (MAGMA[low + 1][i] - value));
 }
 
 // uint8 RGB pixels, row by row, at their own resolution.
 export function showPixels(canvas, rgb, width, height) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  const image = new ImageData(width, height),
-    data = image.data;
+  const image = new ImageData(width, height), data = image.data;
   for (let from = 0, to = 0; from < rgb.length; from += 3, to += 4) {
     data[to] = rgb[from];
     data[to + 1] = rgb[from + 1];
@@ -42,8 +25,7 @@ export function showPixels(canvas, rgb, width, height) {
 
 // Several pictures of one size as a sheet with gaps of a pixel.
 export function showSheet(canvas, rgb, width, height, count, columns) {
-  const rows = Math.ceil(count / columns),
-    one = width * height * 3;
+  const rows = Math.ceil(count / columns), one = width * height * 3;
   Object.assign(canvas, { width: columns * (width + 1) - 1, height: rows * (height + 1) - 1 });
   const cell = document.createElement("canvas");
   for (let i = 0; i < count; i++) {
@@ -70,8 +52,7 @@ export class Field {
       this.clear();
       return;
     }
-    const cells = height * width,
-      rgb = new Uint8Array(3 * cells);
+    const cells = height * width, rgb = new Uint8Array(3 * cells);
     let largest = 1e-9;
     for (let i = 0; i < cells; i++) largest = Math.max(largest, Math.hypot(velocity[i], velocity[cells + i]));
     for (let i = 0; i < cells; i++) rgb.set(magma(Math.hypot(velocity[i], velocity[cells + i]) / largest), 3 * i);
@@ -83,8 +64,7 @@ export class Field {
   }
 
   clear() {
-    const { offsetWidth: width, offsetHeight: height } = this.streaks,
-      scale = devicePixelRatio;
+    const { offsetWidth: width, offsetHeight: height } = this.streaks, scale = devicePixelRatio;
     Object.assign(this.streaks, { width: Math.max(1, width * scale), height: Math.max(1, height * scale) });
   }
 
@@ -102,17 +82,13 @@ export class Field {
 
   // Particles go on by the velocity at the nearest cell; a step is about so many thousandths of the shorter side times V.
   advance(thousandths) {
-    const { velocity, height, width, particles, ages } = this,
-      pen = this.streaks.getContext("2d"),
-      cells = height * width;
-    const [wide, high] = [this.streaks.width, this.streaks.height],
-      shorter = Math.min(width, height);
+    const { velocity, height, width, particles, ages } = this, pen = this.streaks.getContext("2d"), cells = height * width;
+    const [wide, high] = [this.streaks.width, this.streaks.height], shorter = Math.min(width, height);
     pen.strokeStyle = "rgb(255 255 255 / 45%)";
     pen.lineWidth = devicePixelRatio;
     pen.beginPath();
     for (let i = 0; i < ages.length; i++) {
-      const x = particles[2 * i],
-        y = particles[2 * i + 1];
+      const x = particles[2 * i], y = particles[2 * i + 1];
       const cell = Math.min(Math.floor(y * height), height - 1) * width + Math.min(Math.floor(x * width), width - 1);
       const stepX = (velocity[cell] * thousandths * shorter) / (330 * width),
         stepY = (velocity[cells + cell] * thousandths * shorter) / (330 * height);
@@ -131,35 +107,26 @@ export class Field {
 
 // Curves in a frame. Each is {x, y, colour, dashed, width}; both axes are logarithmic unless told.
 export function plot(canvas, curves, { xLabel = "", decades = 8, linear = false, marks = [] } = {}) {
-  const scale = devicePixelRatio,
-    wide = canvas.offsetWidth,
-    high = canvas.offsetHeight;
+  const scale = devicePixelRatio, wide = canvas.offsetWidth, high = canvas.offsetHeight;
   if (!wide) return;
   Object.assign(canvas, { width: wide * scale, height: high * scale });
-  const pen = canvas.getContext("2d"),
-    style = getComputedStyle(document.body),
-    log = linear ? (value) => value : Math.log10;
+  const pen = canvas.getContext("2d"), style = getComputedStyle(document.body), log = linear ? (value) => value : Math.log10;
   pen.scale(scale, scale);
   const shown = curves.filter((curve) => curve.x?.length);
   if (!shown.length) return;
-  const xs = shown.flatMap((curve) => [curve.x[0], curve.x[curve.x.length - 1]]).map(log),
-    ys = shown.flatMap((curve) => curve.y);
-  const top = log(Math.max(...ys)) + (linear ? 0 : 0.3),
-    bottom = linear ? 0 : top - decades;
-  const [left, right] = [Math.min(...xs), Math.max(...xs)],
-    [padLeft, padBottom] = [10, 20];
+  const xs = shown.flatMap((curve) => [curve.x[0], curve.x[curve.x.length - 1]]).map(log), ys = shown.flatMap((curve) => curve.y);
+  const top = log(Math.max(...ys)) + (linear ? 0 : 0.3), bottom = linear ? 0 : top - decades;
+  const [left, right] = [Math.min(...xs), Math.max(...xs)], [padLeft, padBottom] = [10, 20];
   const at = (x, y) => [
     padLeft + ((log(x) - left) / (right - left || 1)) * (wide - padLeft - 8),
-    8 +
-      ((top - Math.max(linear ? y : Math.log10(Math.max(y, 1e-30)), bottom)) / (top - bottom || 1)) *
+    8 + ((top - Math.max(linear ? y : Math.log10(Math.max(y, 1e-30)), bottom)) / (top - bottom || 1)) *
         (high - padBottom - 10),
   ];
   pen.font = "10.5px system-ui, sans-serif";
   pen.fillStyle = style.getPropertyValue("--soft");
   pen.strokeStyle = style.getPropertyValue("--line");
-  for (const x of linear
-    ? [xs[0], xs[1]]
-    : [1, 2, 4, 8, 16, 32, 64, 128, 256].filter((x) => log(x) >= left && log(x) <= right)) {
+  const inside = [1, 2, 4, 8, 16, 32, 64, 128, 256].filter((x) => log(x) >= left && log(x) <= right);
+  for (const x of linear ? [xs[0], xs[1]] : inside) {
     const [place] = at(x, 1);
     pen.beginPath();
     pen.moveTo(place, 6);

@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 export class Generate {
   constructor(app) {
     this.app = app;
-    this.keys = ["model", "num", "gseed", "levels", "label", "guidance", "mode"];
+    this.keys = ["model", "num", "gseed", "steps", "label", "guidance", "mode"];
     this.filmPath = "/api/sampled-film";
     this.frames = [];
     $("again").addEventListener("click", () => {
@@ -18,8 +18,8 @@ export class Generate {
   }
 
   query() {
-    const { model, num, gseed, levels, label, guidance, mode } = this.app.state;
-    return { model, num, seed: gseed, mode, ...(levels !== "0" && { levels }), ...(label && { label, guidance }) };
+    const { model, num, gseed, steps, label, guidance, mode } = this.app.state;
+    return { model, num, seed: gseed, mode, ...(steps !== "0" && { steps }), ...(label && { label, guidance }) };
   }
 
   load() {
@@ -45,11 +45,9 @@ export class Generate {
     const rows = Math.ceil(about.count / this.columns);
     $("samples").parentElement.style.setProperty("--aspect", (this.columns * about.width) / (rows * about.height));
     const chosen = this.app.state.label;
-    $("label").replaceChildren(
-      new Option("open", ""),
-      ...(about.classes.length ? [new Option("every class in turn", "all")] : []),
-      ...about.classes.map((name) => new Option(name, name)),
-    );
+    const classes = about.classes.map((name) => new Option(name, name));
+    const every = classes.length ? [new Option("every class in turn", "all")] : [];
+    $("label").replaceChildren(new Option("open", ""), ...every, ...classes);
     $("label").value = chosen;
     $("label").disabled = !about.classes.length;
   }
@@ -59,8 +57,7 @@ export class Generate {
     if (!frame) return;
     const { width, height, count, process, frames } = this.about;
     showSheet($("samples"), frame.body, width, height, count, this.columns);
-    $("samples-caption").textContent =
-      `${this.app.state.model}: ${count} samples of ${width} x ${height} px, process ${process}`;
+    $("samples-caption").textContent = `${this.app.state.model}: ${count} samples of ${width} x ${height} px, process ${process}`;
     this.app.numbers({
       step: `${this.frames.indexOf(frame)} of ${frames - 1}`,
       level: frame.level,

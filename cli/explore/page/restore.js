@@ -14,13 +14,7 @@ export class Restore {
 
   load() {
     const { rpicture, rmodel, rlevel, rsamples, rseed } = this.app.state;
-    const query = {
-      picture: rpicture,
-      model: rmodel,
-      samples: rsamples,
-      seed: rseed,
-      ...(rlevel && { level: rlevel }),
-    };
+    const query = { picture: rpicture, model: rmodel, samples: rsamples, seed: rseed, ...(rlevel && { level: rlevel }) };
     return this.app.work(async (signal) => {
       for await (const message of messages("/api/restored", query, signal)) this[message.kind](message);
     });
@@ -34,25 +28,18 @@ export class Restore {
     this.app.player.frames = 2;
     this.app.command(about.command);
     showPixels($("degraded"), about.body, about.width, about.height);
-    showPixels(
-      $("restored"),
-      about.body.map(() => 128),
-      about.width,
-      about.height,
-    );
+    showPixels($("restored"), about.body.map(() => 128), about.width, about.height);
     $("restored-caption").textContent = "restored";
     $("levels-caption").textContent = "Probability of the levels";
     plot($("levels"), []);
     this.draws = Array.from({ length: about.count }, () => document.createElement("canvas"));
-    $("draws").replaceChildren(
-      ...this.draws.map((canvas, number) => {
-        const figure = document.createElement("figure"),
-          caption = document.createElement("figcaption");
-        caption.textContent = `sample ${number}`;
-        figure.append(canvas, caption);
-        return figure;
-      }),
-    );
+    const figures = this.draws.map((canvas, number) => {
+      const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+      caption.textContent = `sample ${number}`;
+      figure.append(canvas, caption);
+      return figure;
+    });
+    $("draws").replaceChildren(...figures);
   }
 
   progress({ text }) {
@@ -85,8 +72,7 @@ export class Restore {
     if (!frame) return;
     const one = 3 * this.about.width * this.about.height;
     this.draws.forEach((canvas, i) =>
-      showPixels(canvas, frame.body.subarray(i * one, (i + 1) * one), this.about.width, this.about.height),
-    );
+      showPixels(canvas, frame.body.subarray(i * one, (i + 1) * one), this.about.width, this.about.height));
     this.app.numbers({ level: frame.level, step: `${number} of ${this.frames.length - 1}` });
   }
 

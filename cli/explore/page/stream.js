@@ -2,8 +2,7 @@
 
 export async function* messages(path, query, signal) {
   const answer = await fetch(`${path}?${new URLSearchParams(query)}`, { signal });
-  if (!answer.ok)
-    throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
   const reader = answer.body.getReader();
   const parts = [];
   let have = 0;

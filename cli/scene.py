@@ -1,0 +1,221 @@
+"""A picture on its way through the levels of a flow or of a process, and the options that say which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from cli import console
+from diffusion import specs
+from diffusion.data.images import read_image, resize_shorter
+from diffusion.forward.operators import TURBULENCE, Operator
+from diffusion.forward.process import ForwardProcess
+from diffusion.methods import METHODS, named_method
+from diffusion.rng import seeds
+from diffusion.size import Size
+from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, Turbulence
+from lbm_warp.checks import InputError, check_integer
+
+PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
+# The work grows with the fourth power of the shorter side, so --size is at most this by default.
+DEFAULT_SIZE = 384
+DEFAULT_PECLET = 300.0
+PROCESS = f"Corrupt by a forward process: {', '.join(METHODS)}, or one of an installed package."
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """The flow and the blur; not with --process, which has its own."""
+
+    sigma_min: str = "0.5"
+    """Blur width of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
+    sigma_max: str = "0.08L"
+    """Blur width of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
+    turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
+    """Generator of the velocity field. The first two are divergence-free; the third is the published one, frozen."""
+    octaves: int = CurlNoise.octaves
+    """Octaves of the curl noise: more add smaller eddies."""
+    strokes: str | None = None
+    """A painted flow instead of turbulence: a word for each stroke of the brush, x and y of its points in thousandths of the sides,
+    such as '100,500,900,500'. cli.explore paints them."""
+    turbulence_time: float = 0.0
+    """How fast the flow itself changes: 0 freezes it; at 1 its largest eddies turn over in their own time."""
+    offset: float = 0.0
+    """Background the flow acts on; it matters for compressible flows only (9.5 in the published research code)."""
+    boundary: Literal["wall", "periodic"] = "wall"
+    """Boundary condition of the picture."""
+
+    def widths(self, length: int) -> tuple[float, float]:
+        """Blur widths of level 1 and of the last one for pictures of this shorter side [pixels]."""
+        return pixels(self.sigma_min, length), pixels(self.sigma_max, length)
+
+    def generator(self) -> Turbulence:
+        """The generator of the velocity field."""
+        if self.turbulence != "curl-noise" and self.octaves != CurlNoise.octaves:
+            raise InputError(f"--octaves is for curl-noise; --turbulence {self.turbulence} has none")
+        if self.strokes is not None:
+            return StrokeFlow.parse(self.strokes)
+        return CurlNoise(octaves=self.octaves) if self.turbulence == "curl-noise" else TURBULENCE[self.turbulence]
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """The picture, and how it is corrupted and shown."""
+
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURE]", help_behavior_hint="")] = PHOTOGRAPH
+    """The picture, anything Pillow reads; the bundled photograph of a cat by default. cli.corrupt takes a video or a folder of
+    pictures, too, and makes a film of it in one flow."""
+    size: int | None = None
+    """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
+    levels: int = 200
+    """Number of levels K."""
+    columns: int = 8
+    """Pictures in a row."""
+    seed: int = 0
+    """Seed of the velocity field and of the noise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def read(self) -> torch.Tensor:
+        """The picture in its size on the device, float32 [1, C, H, W].
+
+        Raises:
+            InputError: if it cannot be read, or an option is out of its range.
+        """
+        device = console.pick_device(self.device)
+        console.check_at_least(self, size=2, levels=1, columns=2)
+        check_integer("--seed", self.seed, 0, 2**63 - 1)
+        image = read_image(self.image)
+        length = self.size or min(*image.shape[1:], DEFAULT_SIZE)
+        image = image if length == min(image.shape[1:]) else resize_shorter(image, length)
+        return torch.from_numpy(image)[None].to(device)
+
+
+@dataclass(frozen=True)
+class SceneOptions(PictureOptions):
+    """The picture, and what corrupts it."""
+
+    peclet: float | None = None
+    """Peclet number V L / alpha; 0 is pure blur. By default 300, or the shorter side in pixels where that is less."""
+    process: Annotated[str | None, tyro.conf.arg(help=PROCESS)] = None
+    flow: Annotated[FlowOptions, tyro.conf.OmitArgPrefixes] = FlowOptions()
+
+    def operator(self, schedule: Schedule, length: int) -> AdvectionDiffusion:
+        """The advection-diffusion of pictures of this shorter side [pixels] that the options describe."""
+        flow, peclet = self.flow, float(min(DEFAULT_PECLET, length)) if self.peclet is None else self.peclet
+        how: dict[str, Any] = {name: getattr(flow, name) for name in ("boundary", "offset", "turbulence_time")}
+        return AdvectionDiffusion(schedule, peclet=peclet, turbulence=flow.generator(), **how)
+
+    def forward(self) -> ForwardProcess:
+        """The process that the options name.
+
+        Raises:
+            InputError: if there is none, or an option is given that the process has its own value for.
+        """
+        for option, value in asdict(self.flow).items():
+            if value != getattr(FlowOptions, option):
+                raise InputError(f"--{option.replace('_', '-')} does not go with --process, which has its own")
+        given = {} if self.peclet is None else {"peclet": self.peclet}
+        return specs.changed(named_method(str(self.process)).forward, levels=self.levels, **given)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture on its way through the levels, at some moments of it, and what to show of them."""
+
+    about: str
+    """One line for people."""
+    title: str
+    """Title of the figures."""
+    peclet: float
+    moments: Iterator[tuple[int, torch.Tensor]]
+    """The number of each moment, and the picture then, float32 [1, C, H, W]."""
+    sigma: np.ndarray
+    """Blur widths of all moments [pixels]; of the others of these numbers the same."""
+    signal: np.ndarray
+    noise: np.ndarray
+    flow: AdvectionDiffusion | Operator | None
+    """What has the velocity field; None without a flow."""
+    seed: int | torch.Tensor
+    """The seed of that field."""
+    boundary: str
+    """Its boundary."""
+    moving: bool
+    """Whether it changes in time."""
+    captions: dict[int, str] = field(default_factory=dict)
+    """The moments of a strip, with their captions."""
+    frames: set[int] = field(default_factory=set)
+    """The moments of a video."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """What corruption.json says about the levels."""
+
+    def velocity(self, size: tuple[int, int], sigma: float = 0.0) -> torch.Tensor | None:
+        """The velocity in units of V on a grid of this size, float32 [1, 2, h, w], when the blur is ``sigma`` cells."""
+        return None if self.flow is None else self.flow.velocity(self.seed, *size, sigma=sigma)
+
+
+def by_flow(options: SceneOptions, u0: torch.Tensor, sigma: np.ndarray) -> Scene:
+    """A picture in the flow and the blur that the options describe, at these blur widths [pixels], from 0 on."""
+    operator, flow = options.operator(Schedule(sigma), min(u0.shape[2:])), options.flow
+    kind = "painted flow" if flow.strokes else f"{flow.turbulence}, seed {options.seed}"
+    return Scene(
+        about=f"Pe = {operator.peclet:g}",
+        title=f"Pe = {operator.peclet:g}, {kind}",
+        peclet=operator.peclet,
+        moments=operator.trajectory(u0, options.seed),
+        sigma=sigma,
+        signal=np.ones_like(sigma),
+        noise=np.zeros_like(sigma),
+        flow=operator if operator.peclet > 0.0 else None,
+        seed=options.seed,
+        boundary=operator.boundary,
+        moving=operator.moving and not flow.strokes,
+    )
+
+
+def by_process(options: SceneOptions, u0: torch.Tensor) -> Scene:
+    """A picture at all levels of the process that the options name.
+
+    Raises:
+        InputError: as :meth:`SceneOptions.forward`.
+    """
+    forward, size = options.forward(), Size(*u0.shape[2:])
+    operator, about = forward.operator, f"{options.process}, Pe = {forward.operator.peclet:g}"
+    return Scene(
+        about=about,
+        title=f"{about}, seed {options.seed}",
+        peclet=operator.peclet,
+        moments=forward.trajectory(u0, torch.tensor([options.seed])),
+        sigma=operator.widths(size),
+        signal=forward.signal,
+        noise=forward.noise,
+        flow=operator if operator.peclet > 0.0 else None,
+        seed=seeds(options.seed, "flow"),
+        boundary=operator.field_boundary,
+        moving=operator.moving,
+    )
+
+
+def frame_widths(last: float, count: int) -> np.ndarray:
+    """Blur widths of the frames of a video, from 0 to ``last``: its time, a little slower at first, when most is visible."""
+    return last * np.linspace(0.0, 1.0, count) ** 1.15
+
+
+def pixels(text: str, length: int) -> float:
+    """A blur width in pixels from ``20``, ``20px`` or ``0.16L`` (a fraction of the shorter side).
+
+    Raises:
+        InputError: if it is none of these.
+    """
+    unit = length if text.endswith("L") else 1.0
+    try:
+        return float(text.removesuffix("L").removesuffix("px")) * unit
+    except ValueError:
+        raise InputError(f"a blur width is a number of pixels (20) or of shorter sides (0.16L), got {text!r}") from None
