@@ -7,18 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module, resources
 
-COMMANDS = (
-    "corrupt",
-    "compare",
-    "explore",
-    "train",
-    "sample",
-    "restore",
-    "evaluate",
-    "features",
-    "sweep",
-    "benchmark",
-)
+COMMANDS = ("corrupt", "compare", "explore", "train", "sample", "restore", "evaluate", "features", "sweep", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -189,7 +189,7 @@ def draw(scene: Scene, name: str, options: Corrupt, out: Path) -> list[Path]:
     strip = figures.strip(list(shown.values()), [scene.captions[k] for k in shown], f"{name}   {scene.title}")
     figures.save_figure(written[0], strip)
     render.save_image(written[1], shown[max(shown)])
-    if scene.flow is not None:
+    if scene.flows:
         written.append(out / "velocity.png")
         figures.save_figure(written[-1], draw_velocity(scene, shown[0].shape[:2]))
     return written
@@ -197,8 +197,7 @@ def draw(scene: Scene, name: str, options: Corrupt, out: Path) -> list[Path]:
 
 def draw_velocity(scene: Scene, size: tuple[int, int]) -> Figure:
     """The velocity field of a scene, and its spectrum beside the mean of several seeds."""
-    seeds = (scene.seed, *range(SPECTRUM_SEEDS))
-    velocity, *others = (velocity for seed in seeds if (velocity := replace(scene, seed=seed).velocity(size)) is not None)
+    velocity, *others = (replace(scene, seed=seed).velocity(size) for seed in (scene.seed, *range(SPECTRUM_SEEDS)))
     (k, energy), *found = (energy_spectrum(field, scene.boundary) for field in (velocity, *others))
     mean = sum((other for _, other in found), torch.zeros_like(energy)) / SPECTRUM_SEEDS
     spectrum = k.numpy(), energy.numpy(), mean.numpy()

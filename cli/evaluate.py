@@ -73,8 +73,8 @@ def run(options: Evaluate) -> None:
         parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         print(f"variance of the samples ({measured}): {parts}")
     place = Path(options.samples)
-    is_run_folder = (place / "config.json").exists()
-    out = options.out or (place / "metrics.json" if is_run_folder else Path("outputs") / f"{place.stem}-metrics.json")
+    usual = place / "metrics.json" if (place / "config.json").exists() else Path("outputs") / f"{place.stem}-metrics.json"
+    out = options.out or usual
     write_json(out, report)
     print(f"wrote {out}")
     if report.get("calibration"):

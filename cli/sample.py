@@ -212,13 +212,10 @@ def _write_sheets(
         shown, columns = _sheet(options, pipeline)
         written = [f"{out / 'grid.png'}" + (f" (the first {shown})" if len(files) > shown else "")]
         render.save_grid(out / "grid.png", _read(files[:shown]), columns)
-    for wanted, save, name in (
-        (options.results.npz, archives.save_npz, "samples.npz"),
-        (options.results.zip, archives.save_zip, "samples.zip"),
-    ):
-        if wanted:
-            save(out / name, files)
-            written.append(f"{out / name}")
+    for kind, save in {"npz": archives.save_npz, "zip": archives.save_zip}.items():
+        if getattr(options.results, kind):
+            save(out / f"samples.{kind}", files)
+            written.append(f"{out / f'samples.{kind}'}")
     if film is not None:
         film.save(out / "reverse.mp4", options.results.fps, _sheet(options, pipeline)[1])
         written.append(f"{out / 'reverse.mp4'}")
@@ -241,28 +238,18 @@ def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, wor
     # Refuses wrong ones before anything is written.
     pipeline.reverse(torch.zeros(1, dtype=torch.int64), options.label, options.guidance, np.arange(1) if ordinary else None)
     if picture is not None:
-        count = options.num or 6
-        return [
-            Part(
-                [f"level{level:03d}-{number:05d}" for number in range(count)],
-                partial(pipeline.restore, picture, level, count, **how),
-                len(visited(level)),
-            )
-            for level in _levels(options, pipeline)
-        ]
-    visits = len(visited())
-    if options.variation.interpolate is not None:
+        count, parts = options.num or 6, []
+        for level in _levels(options, pipeline):
+            names = [f"level{level:03d}-{number:05d}" for number in range(count)]
+            parts.append(Part(names, partial(pipeline.restore, picture, level, count, **how), len(visited(level))))
+        return parts
+    visits, points = len(visited()), options.variation.interpolate
+    if points is not None:
         numbers: Sequence[int] = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
         if len(numbers) % 2:
             raise InputError(f"--interpolate needs --seeds in pairs, got {len(numbers)} numbers")
-        return [
-            Part(
-                [f"{first:05d}-{second:05d}-{place:03d}" for place in range(options.variation.interpolate)],
-                partial(pipeline.interpolate, [(first, second)], options.variation.interpolate, **how),
-                visits,
-            )
-            for first, second in zip(numbers[::2], numbers[1::2], strict=True)
-        ]
+        pairs, draw = zip(numbers[::2], numbers[1::2], strict=True), partial(pipeline.interpolate, points=points, **how)
+        return [Part([f"{a:05d}-{b:05d}-{i:03d}" for i in range(points)], partial(draw, [(a, b)]), visits) for a, b in pairs]
     how |= {"same_init": options.variation.same_init, "share_noise": options.variation.share_noise}
     count = options.num or _sheet(options, pipeline)[0]
     numbers = list(dict.fromkeys(_numbers(options.seeds))) if options.seeds else range(count)

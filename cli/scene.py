@@ -134,21 +134,19 @@ class Scene:
     """One line for people."""
     title: str
     """Title of the figures."""
-    peclet: float
+    operator: AdvectionDiffusion | Operator
+    seed: int | torch.Tensor
+    """Seed of the velocity field."""
+    boundary: str
+    """Boundary of that field."""
+    moving: bool
+    """Whether that field changes in time."""
     moments: Iterator[tuple[int, torch.Tensor]]
     """The number of each moment, and the picture then, float32 [1, C, H, W]."""
     sigma: np.ndarray
-    """Blur widths of all moments [pixels]; of the others of these numbers the same."""
+    """Blur widths of all moments [pixels]."""
     signal: np.ndarray
     noise: np.ndarray
-    flow: AdvectionDiffusion | Operator | None
-    """What has the velocity field; None without a flow."""
-    seed: int | torch.Tensor
-    """The seed of that field."""
-    boundary: str
-    """Its boundary."""
-    moving: bool
-    """Whether it changes in time."""
     captions: dict[int, str] = field(default_factory=dict)
     """The moments of a strip, with their captions."""
     frames: set[int] = field(default_factory=set)
@@ -156,28 +154,23 @@ class Scene:
     record: dict[str, Any] = field(default_factory=dict)
     """What corruption.json says about the levels."""
 
-    def velocity(self, size: tuple[int, int], sigma: float = 0.0) -> torch.Tensor | None:
+    @property
+    def flows(self) -> bool:
+        """Whether there is a velocity field."""
+        return self.operator.peclet > 0.0
+
+    def velocity(self, size: tuple[int, int], sigma: float = 0.0) -> torch.Tensor:
         """The velocity in units of V on a grid of this size, float32 [1, 2, h, w], when the blur is ``sigma`` cells."""
-        return None if self.flow is None else self.flow.velocity(self.seed, *size, sigma=sigma)
+        return self.operator.velocity(self.seed, *size, sigma=sigma)
 
 
 def by_flow(options: SceneOptions, u0: torch.Tensor, sigma: np.ndarray) -> Scene:
     """A picture in the flow and the blur that the options describe, at these blur widths [pixels], from 0 on."""
-    operator, flow = options.operator(Schedule(sigma), min(u0.shape[2:])), options.flow
-    kind = "painted flow" if flow.strokes else f"{flow.turbulence}, seed {options.seed}"
-    return Scene(
-        about=f"Pe = {operator.peclet:g}",
-        title=f"Pe = {operator.peclet:g}, {kind}",
-        peclet=operator.peclet,
-        moments=operator.trajectory(u0, options.seed),
-        sigma=sigma,
-        signal=np.ones_like(sigma),
-        noise=np.zeros_like(sigma),
-        flow=operator if operator.peclet > 0.0 else None,
-        seed=options.seed,
-        boundary=operator.boundary,
-        moving=operator.moving and not flow.strokes,
-    )
+    operator, seed, flow = options.operator(Schedule(sigma), min(u0.shape[2:])), options.seed, options.flow
+    about, moving = f"Pe = {operator.peclet:g}", operator.moving and not flow.strokes
+    title = f"{about}, " + ("painted flow" if flow.strokes else f"{flow.turbulence}, seed {seed}")
+    moments, scales = operator.trajectory(u0, seed), (np.ones_like(sigma), np.zeros_like(sigma))
+    return Scene(about, title, operator, seed, flow.boundary, moving, moments, sigma, *scales)
 
 
 def by_process(options: SceneOptions, u0: torch.Tensor) -> Scene:
@@ -186,21 +179,12 @@ def by_process(options: SceneOptions, u0: torch.Tensor) -> Scene:
     Raises:
         InputError: as :meth:`SceneOptions.forward`.
     """
-    forward, size = options.forward(), Size(*u0.shape[2:])
-    operator, about = forward.operator, f"{options.process}, Pe = {forward.operator.peclet:g}"
-    return Scene(
-        about=about,
-        title=f"{about}, seed {options.seed}",
-        peclet=operator.peclet,
-        moments=forward.trajectory(u0, torch.tensor([options.seed])),
-        sigma=operator.widths(size),
-        signal=forward.signal,
-        noise=forward.noise,
-        flow=operator if operator.peclet > 0.0 else None,
-        seed=seeds(options.seed, "flow"),
-        boundary=operator.field_boundary,
-        moving=operator.moving,
-    )
+    forward = options.forward()
+    operator, seed = forward.operator, seeds(options.seed, "flow")
+    about, moments = f"{options.process}, Pe = {operator.peclet:g}", forward.trajectory(u0, torch.tensor([options.seed]))
+    of_field = operator.field_boundary, operator.moving
+    numbers = operator.widths(Size(*u0.shape[2:])), forward.signal, forward.noise
+    return Scene(about, f"{about}, seed {options.seed}", operator, seed, *of_field, moments, *numbers)
 
 
 def frame_widths(last: float, count: int) -> np.ndarray:

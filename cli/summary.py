@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cli import figures, render
+from cli import figures
 from cli.evaluate import distance_name
 from diffusion.data.dataset import OTHER_HALF, whole_and_half
 from diffusion.files import whole_file, write_json
@@ -197,8 +197,8 @@ def first_samples(grid: Path, size: Size) -> np.ndarray:
     """The first twelve samples of a grid that cli.train wrote, side by side, uint8 [H, W, 3]."""
     with Image.open(grid) as picture:
         sheet = np.asarray(picture.convert("RGB"))
-    # As render.save_grid draws it: samples enlarged to 64 pixels, with gaps of 4.
-    height, width = (side + 4 for side in render.enlarged(np.zeros((*size, 3), np.uint8), 64).shape[:2])
+    # As diffusion.training.observers.grid draws it: samples enlarged to 64 pixels, with gaps of 4.
+    height, width = (side * max(1, -(-64 // size.shorter)) + 4 for side in size)
     places = [divmod(number, sheet.shape[1] // width) for number in range(SHOWN)]
     cells = [sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] for row, column in places]
     return np.hstack(cells)

@@ -66,16 +66,14 @@ class Sweep:
         """Raise InputError if a value is out of its range, or does not go with another."""
         console.check_at_least(self, seeds=1, jobs=1)
         self.scoring.validate()
-        for name, example in (("peclet", "0 2 4"), ("process", ", ".join(METHODS))):
-            values = getattr(self, name)
-            if not values:
+        for name, example in (("peclet", "0 2 4"), ("process", ", ".join(METHODS)), ("network-calls", "")):
+            values = getattr(self, name.replace("-", "_"))
+            if example and not values:
                 raise InputError(f"--{name}: name at least one, such as {example}")
             if twice := [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]:
                 raise InputError(f"--{name} names {', '.join(twice)} more than once")
         for value in self.peclet:
             check_number("--peclet", value, 0.0)
-        if twice := [str(calls) for calls in dict.fromkeys(self.network_calls) if self.network_calls.count(calls) > 1]:
-            raise InputError(f"--network-calls names {', '.join(twice)} more than once")
         for name in self.process:
             if named_method(name).operator.peclet == 0.0 and max(self.peclet) > 0.0:
                 flowing = ", ".join(name for name, method in METHODS.items() if method.operator.peclet > 0.0)

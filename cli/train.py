@@ -249,7 +249,6 @@ class Signals(Observer):
         self.arrived = arrived
 
     def should_stop(self) -> bool:
-        """As :meth:`Observer.should_stop`."""
         return self.arrived()
 
 

@@ -115,7 +115,7 @@ class Denoiser:
             target: what :meth:`example` gave.
             level, seed: levels and seeds of the images, int64 [N] on the CPU.
         """
-        return summed((prediction - target).square())
+        return summed(difference(prediction, target).square())
 
     def clean(
         self, forward: ForwardProcess, prediction: torch.Tensor, u: torch.Tensor, level: Level, seed: torch.Tensor
@@ -132,6 +132,13 @@ class Denoiser:
     ) -> torch.Tensor:
         """du / dt that the prediction implies (:meth:`ForwardProcess.velocity`); arguments as for :meth:`clean`."""
         return forward.velocity(self.clean(forward, prediction, u, level, seed), u, level, seed)
+
+
+def difference(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The prediction minus its target, which must have its shape."""
+    if prediction.shape != target.shape:
+        raise InputError(f"the target must have the shape of the prediction, {list(prediction.shape)}, got {list(target.shape)}")
+    return prediction - target
 
 
 def summed(error: torch.Tensor) -> torch.Tensor:
@@ -187,7 +194,7 @@ class CleanImage(Denoiser):
     def loss(
         self, forward: ForwardProcess, prediction: torch.Tensor, target: Any, level: torch.Tensor, seed: torch.Tensor
     ) -> torch.Tensor:
-        error = prediction - target
+        error = difference(prediction, target)
         if self.error == "filtered":
             error = forward.operator(error, level, seeds(seed, "flow")) / forward.at(forward.noise, level, error)
         return summed(error.abs() if self.error == "absolute" else error.square())
@@ -206,6 +213,7 @@ class Noise(Denoiser):
         """As :meth:`Denoiser.check`: the image must follow from its noise."""
         super().check(forward)
         noisy(forward, "target noise")
+        with_signal(forward, "target noise")
         if not forward.operator.invertible:
             raise InputError(
                 "target noise needs an operator that loses nothing: no blur; or a blur floor above 0, walls and peclet 0"
@@ -240,6 +248,7 @@ class Remainder(Denoiser):
     def check(self, forward: ForwardProcess) -> None:
         super().check(forward)
         noisy(forward, "target remainder")
+        with_signal(forward, "target remainder")
         if self.spectrum == "flat" and not forward.operator.unchanged:
             raise InputError("spectrum flat needs an operator that leaves images as they are")
 
@@ -330,6 +339,12 @@ def noisy(forward: ForwardProcess, what: str) -> None:
     """Raise InputError unless a process has noise at every level above 0."""
     if not (forward.noise[1:] > 0.0).all():
         raise InputError(f"{what} needs noise above 0")
+
+
+def with_signal(forward: ForwardProcess, what: str) -> None:
+    """Raise InputError unless a process has some signal at every level."""
+    if not (forward.signal > 0.0).all():
+        raise InputError(f"{what} needs some signal at every level; that of level {int(forward.signal.argmin())} is 0")
 
 
 def with_velocity(forward: ForwardProcess, what: str) -> None:

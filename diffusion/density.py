@@ -10,7 +10,7 @@ import torch
 from diffusion.denoisers import noisy
 from diffusion.forward.process import ForwardProcess
 from diffusion.rng import below, uniform
-from lbm_warp.checks import check_number
+from lbm_warp.checks import InputError, check_number
 
 
 class Density:
@@ -22,10 +22,16 @@ class Density:
 
     def check(self, forward: ForwardProcess) -> None:
         """Raise InputError if the density makes no sense for a forward process."""
+        self.shares(forward)
 
     def shares(self, forward: ForwardProcess) -> np.ndarray:
         """Shares of the levels 1..K among the training levels, float64 [K]; their sum is one."""
         weights = np.asarray(self.weights(forward), dtype=np.float64)
+        if weights.shape != (forward.levels,) or not np.isfinite(weights).all() or (weights < 0.0).any() or not weights.any():
+            kind = type(self).__name__
+            raise InputError(
+                f"{kind}.weights must give a finite number >= 0 for each of {forward.levels} levels, and not only zeros"
+            )
         return weights / weights.sum()
 
     def draw(self, forward: ForwardProcess, seed: torch.Tensor) -> torch.Tensor:
@@ -59,6 +65,7 @@ class LogNormal(Density):
 
     def check(self, forward: ForwardProcess) -> None:
         noisy(forward, "a log-normal density of levels")
+        super().check(forward)
 
     def weights(self, forward: ForwardProcess) -> np.ndarray:
         with np.errstate(divide="ignore"):

@@ -15,7 +15,8 @@ dissipation flow matching (Ma et al. 2026, arXiv 2605.19371), here with a flow a
 The last two are solved mode by mode,
 
 so all nine pairs of prediction and loss can be built where no mode is lost (no blur, or a blur floor above 0 and no flow). With a
-flow, the clean image goes with any loss, and the velocity with its own.
+flow, the clean image goes with any loss, and the velocity with its own. Near level K an error of a predicted noise is divided by
+the little signal that is left there (``least_signal``), and a small network shows it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from diffusion.denoisers import Denoiser, summed, with_velocity
+from diffusion.denoisers import Denoiser, difference, summed, with_signal, with_velocity
 from diffusion.forward.process import ForwardProcess, Level
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_choice
@@ -53,8 +54,7 @@ class FlowMatching(Denoiser):
     def check(self, forward: ForwardProcess) -> None:
         super().check(forward)
         with_velocity(forward, "flow matching")
-        if (forward.signal <= 0.0).any():
-            raise InputError("flow matching needs some signal at every level: least signal above 0")
+        with_signal(forward, "flow matching")
         if not self.gives_clean(forward) and not self.prediction == self.loss_in == "velocity":
             raise InputError(
                 f"prediction {self.prediction} with loss in {self.loss_in} needs an operator that loses no mode (no blur, or a "
@@ -79,7 +79,7 @@ class FlowMatching(Denoiser):
             "noise": lambda: self._noise(forward, prediction, u, level, seed),
             "velocity": lambda: 2.0 * self.velocity(forward, prediction, u, level, seed),
         }
-        return summed((implied[self.loss_in]() - truth).square())
+        return summed(difference(implied[self.loss_in](), truth).square())
 
     def clean(
         self, forward: ForwardProcess, prediction: torch.Tensor, u: torch.Tensor, level: Level, seed: torch.Tensor

@@ -50,7 +50,7 @@ class Method:
         for name, kind in kinds.items():
             if not isinstance(part := getattr(self, name), kind):
                 raise InputError(f"{name} must be a diffusion.{kind.__name__} (subclass it), got {type(part).__name__}")
-        check_integer("levels", getattr(self.operator, "levels", None), 1)
+        check_integer("levels", getattr(self.operator, "levels", 0), 1)
         forward = self.forward
         self.denoiser.check(forward)
         self.density.check(forward)
@@ -168,12 +168,13 @@ def named_method(name: str) -> Method:
     return _offered(offered[name])
 
 
-def known_classes(types: Iterable[type] = ()) -> dict[str, type]:
+def known_classes(types: Iterable[type] | type = ()) -> dict[str, type]:
     """Classes that a run may name: the library's, those of the methods that installed packages offer, and these.
 
     Packages whose methods cannot be loaded are passed over.
     """
     offered: list[type] = []
+    types = (types,) if isinstance(types, type) else types
     for entry in entry_points(group=GROUP):
         with suppress(InputError):
             offered += specs.classes(_offered(entry))

@@ -16,7 +16,7 @@ from diffusion import specs
 from diffusion.files import read_json, write_json
 from diffusion.forward.process import ForwardProcess
 from diffusion.learning_rate import LearningRate, WarmUpAndDecay
-from diffusion.methods import Method, known_classes
+from diffusion.methods import LIBRARY, Method, known_classes
 from diffusion.network import GivenNetwork, NetworkConfig, NetworkShape, NetworkSpec
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_name, check_number
@@ -92,7 +92,14 @@ class RunConfig:
         self.network.validate()
         self.network.check_size(self.size)
         self.training.validate()
-        self.to_json()  # refuses what config.json cannot keep
+        # Refuse what config.json cannot keep, and what could not be loaded from it.
+        self.to_json()
+        specs.by_name(dict.fromkeys((*LIBRARY, *specs.classes(self.method), *specs.classes(self.training))))
+        if isinstance(self.classes, str) or not all(isinstance(name, str) for name in self.classes or ()):
+            raise InputError(f"classes must be a tuple of names, such as ('cat', 'dog'), got {self.classes!r}")
+        object.__setattr__(self, "classes", tuple(self.classes or ()))
+        if len(set(self.classes)) < len(self.classes):
+            raise InputError(f"classes must have different names, got {', '.join(self.classes)}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -150,7 +157,7 @@ def save_config(folder: Path, config: RunConfig) -> None:
     write_json(folder / "config.json", {"format": FORMAT} | config.to_json())
 
 
-def load_config(folder: Path, types: Iterable[type] = (), network: nn.Module | None = None) -> RunConfig:
+def load_config(folder: Path, types: Iterable[type] | type = (), network: nn.Module | None = None) -> RunConfig:
     """Read config.json.
 
     Args:
@@ -169,7 +176,7 @@ def load_config(folder: Path, types: Iterable[type] = (), network: nn.Module | N
     values = read_json(path)
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{path}: not a run of format {FORMAT}, the one this version reads")
-    known = known_classes((*types, RunConfig, TrainingConfig, NetworkConfig, GivenNetwork))
+    known = known_classes(types) | specs.by_name((RunConfig, TrainingConfig, NetworkConfig, GivenNetwork))
     if not isinstance(values.get("network"), dict):
         raise InputError(f"{path}: it names no network")
     config = specs.from_json(values | {specs.CLASS: RunConfig.__name__}, known, str(path))
@@ -192,7 +199,7 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
 
 def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
     """The first value of JSON in which another one differs, in words; None if the two are equal."""
-    ours, theirs = _flat(here), _flat(there)
+    ours, theirs = ({n: v for n, v in _flat(one).items() if n != "format"} for one in (here, there))
     names = dict.fromkeys((*ours, *theirs))
     return next(
         (f"{n} is {theirs.get(n, 'not there')}, not {ours.get(n, 'there')}" for n in names if ours.get(n) != theirs.get(n)), None

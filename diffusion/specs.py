@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from lbm_warp.checks import InputError
 
 CLASS = "class"
@@ -18,24 +20,35 @@ PACKAGES = ("diffusion", "lbm_warp")
 Spec = TypeVar("Spec")
 
 
-def to_json(value: object) -> Any:
+def to_json(value: object, place: str = "the run") -> Any:
     """An object as JSON: numbers, text, tuples of them, and frozen dataclasses (or objects without data) as dictionaries.
 
+    Args:
+        value: the object.
+        place: what holds it, for messages.
+
     Raises:
-        InputError: if it holds something else, such as a tensor.
+        InputError: if it holds something else, such as a tensor or a function.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
+        return [to_json(item, place) for item in value]
     kind = type(value)
     if is_dataclass(value):
         return {CLASS: class_name(kind)} | {
-            field.name: to_json(getattr(value, field.name)) for field in fields(value) if field.init
+            field.name: to_json(getattr(value, field.name), f"{kind.__name__}.{field.name}")
+            for field in fields(value)
+            if field.init
         }
-    if not getattr(value, "__dict__", True) and not hasattr(value, "__array__"):
+    if not callable(value) and not hasattr(value, "__array__") and not getattr(value, "__dict__", True):
         return {CLASS: class_name(kind)}
-    raise InputError(f"{kind.__name__} cannot be kept in config.json: make it a frozen dataclass of numbers, text and such objects")
+    raise InputError(
+        f"{place} holds a {kind.__name__}, which config.json cannot keep: use numbers, text, tuples and frozen dataclasses of "
+        "them, and make tensors from these where they are needed"
+    )
 
 
 def class_name(kind: type) -> str:
@@ -51,6 +64,8 @@ def by_name(kinds: Iterable[type]) -> dict[str, type]:
     """
     found: dict[str, type] = {}
     for kind in kinds:
+        if not isinstance(kind, type):
+            raise InputError(f"types must be classes, such as types=[Masking], got {kind!r}")
         if found.setdefault(class_name(kind), kind) is not kind:
             raise InputError(f"two classes are called {kind.__name__}, and files know them by their names: rename one")
     return found
@@ -129,7 +144,7 @@ def _changed(value: Any, changes: Mapping[str, Any]) -> Any:
         return value if all(item is old for item, old in zip(items, value, strict=True)) else items
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    new = {}
+    new: dict[str, Any] = {}
     for field in fields(value):
         if field.init:
             old, rest = getattr(value, field.name), {name: change for name, change in changes.items() if name != field.name}

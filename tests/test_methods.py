@@ -244,7 +244,7 @@ class NoLevels(Operator):
         (lambda: Start(start_noise=-1.0), "start noise must be at least 0, got -1"),
         # Parts that are no parts.
         (lambda: parts(operator="blur"), "operator must be a diffusion.Operator .* got str"),
-        (lambda: parts(operator=NoLevels()), "levels must be an integer"),
+        (lambda: parts(operator=NoLevels()), "levels must be at least 1, got 0"),
         (lambda: parts(scales=None), "scales must be a diffusion.Scales .* got NoneType"),
         (lambda: parts(denoiser=Step), "denoiser must be a diffusion.Denoiser .* got type"),
         (lambda: parts(density=0.5), "density must be a diffusion.Density .* got float"),
@@ -252,7 +252,7 @@ class NoLevels(Operator):
         # Parts that do not fit each other.
         (
             lambda: parts(denoiser=Step()),
-            "sampler Resample needs the clean image, which denoiser Step does not give: take Residual",
+            "sampler Resample needs the clean image, which denoiser Step does not give here: take Residual",
         ),
         (lambda: parts(denoiser=Step(), sampler=ODE()), "sampler ODE needs the velocity, which denoiser Step does not give"),
         (lambda: parts(sampler=Residual()), "sampler Residual needs the predicted step, which denoiser CleanImage does not give"),

@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.denoisers import Reverse
 from diffusion.forward import process as forward_process
-from diffusion.forward.process import Level
-from diffusion.forward.process import Noise as Drawn
+from diffusion.forward.process import Level, UnitNoise
 from diffusion.methods import METHODS, Method, named_method
 from diffusion.network import NetworkConfig, UNet
 from diffusion.rng import seeds
@@ -47,7 +46,7 @@ def walk(
     u: torch.Tensor,
     seed: torch.Tensor,
     callback: Callback | None = None,
-    noise: Drawn | None = None,
+    noise: UnitNoise | None = None,
     kind: type[Reverse] = Reverse,
     **options: int | None,
 ) -> torch.Tensor:

@@ -27,6 +27,7 @@ from diffusion.forward import FlowAndBlur, Waves
 from diffusion.methods import METHODS
 from diffusion.run import load_config, save_config
 from diffusion.size import Size
+from diffusion.training.observers import grid
 from tests.runs import SIZE, exit_code, files, said, stripes
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +118,7 @@ def finish(run: sweep.Run) -> None:
     for calls in (None, *run.network_calls):
         write_json(run.scores(calls), {"samples": asked | {"source": str(run.folder), "steps": calls}} | facts)
     samples = torch.from_numpy(generator.uniform(size=(36, 1, SIZE, SIZE)))
-    render.save_grid(summary.last_grid(run.folder, run.config.training.images), samples)
+    render.save_image(summary.last_grid(run.folder, run.config.training.images), grid(samples))
 
 
 def found(folder: Path) -> dict:
@@ -251,11 +252,11 @@ def test_scores_by_network_calls_are_added_to_finished_runs(call: Call, swept: P
         assert picture.height > 900 and len(np.unique(np.asarray(picture.convert("L")))) > 20
 
 
-@pytest.mark.parametrize("size", [Size(8, 8), Size(80, 96), Size(8, 24)])
+@pytest.mark.parametrize("size", [Size(8, 8), Size(28, 28), Size(80, 96), Size(8, 24)])
 def test_the_first_samples_of_a_grid(tmp_path: Path, size: Size) -> None:
     """Samples of one grey level each are found in their order."""
     levels = torch.arange(36) * 7 / 255
-    render.save_grid(tmp_path / "grid.png", levels[:, None, None, None].expand(-1, 1, *size))
+    render.save_image(tmp_path / "grid.png", grid(levels[:, None, None, None].expand(-1, 1, *size)))
     shown = summary.first_samples(tmp_path / "grid.png", size)
     cells = np.split(shown, 12, axis=1)
     assert [int(cell[-1, -1, 0]) for cell in cells] == [int(cell[40, 40, 0]) for cell in cells] == [7 * n for n in range(12)]

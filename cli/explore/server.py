@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cli.corrupt import Corrupt
 from cli.explore.pictures import check_bytes
 from cli.explore.stream import FAILED, Turns, in_turns, message
-from cli.explore.studio import SIZES, Restored, Samples, Studio
+from cli.explore.studio import SIZES, Samples, Studio
 from cli.scene import FlowOptions
 from lbm_warp.checks import InputError, check_choice, check_integer, check_number
 
@@ -142,14 +142,8 @@ class Desk:
 
     async def restored(self, request: Request) -> Response:
         query = request.query_params
-        wanted = Restored(
-            picture=query.get("picture", Restored.picture),
-            run=query.get("model", Restored.run),
-            level=number(query, "level", None, int),
-            samples=number(query, "samples", Restored.samples),
-            seed=number(query, "seed", 0),
-        )
-        return self.stream(self.studio.restored(wanted))
+        name, run, level = query.get("picture", "degraded"), query.get("model", "emoji"), number(query, "level", None, int)
+        return self.stream(self.studio.restored(name, run, level, number(query, "samples", 4), number(query, "seed", 0)))
 
     async def in_turn(self, make: Callable[[], Any]) -> Any:
         """What ``make()`` gives, made in one turn."""
@@ -186,15 +180,9 @@ def number(query: Mapping[str, str], name: str, usual: Any, kind: Callable[[str]
 
 def samples(query: Mapping[str, str]) -> Samples:
     """The samples that a query describes."""
-    return Samples(
-        model=query.get("model", Samples.model),
-        num=number(query, "num", Samples.num),
-        seed=number(query, "seed", 0),
-        steps=number(query, "steps", None, int),
-        label=query.get("label") or None,
-        guidance=number(query, "guidance", 1.0),
-        mode=query.get("mode", Samples.mode),
-    )
+    model, mode, label = query.get("model", Samples.model), query.get("mode", Samples.mode), query.get("label") or None
+    num, seed, steps = number(query, "num", Samples.num), number(query, "seed", 0), number(query, "steps", None, int)
+    return Samples(model, num, seed, steps, label, number(query, "guidance", 1.0), mode)
 
 
 def corruption(query: Mapping[str, str]) -> Corrupt:

@@ -54,17 +54,6 @@ class Samples:
     """new, same-init, share-noise or interpolate."""
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What is restored: the options of ``cli.restore``."""
-
-    picture: str = "degraded"
-    run: str = "emoji"
-    level: int | None = None
-    samples: int = 4
-    seed: int = 0
-
-
 class Studio:
     """Makes all that the page shows. Its methods give iterators of messages (``cli.explore.stream``) and keep nothing of a visitor.
 
@@ -125,9 +114,13 @@ class Studio:
         else:
             scene = by_process(replace(options, levels=frames - 1), u0)
         size = u0.shape[2], u0.shape[3]
-        field = scene.velocity(*_grid(size, FIELD))
+        field = scene.velocity(*_grid(size, FIELD)) if scene.flows else None
         about = {"kind": "scene", "title": scene.about, "frames": frames, "height": size[0], "width": size[1]}
-        about |= {"wavenumbers": power_spectrum(u0[0])[0].tolist(), "command": command(options, name), "peclet": scene.peclet}
+        about |= {
+            "wavenumbers": power_spectrum(u0[0])[0].tolist(),
+            "command": command(options, name),
+            "peclet": scene.operator.peclet,
+        }
         if field is not None:
             k, energy = energy_spectrum(field, scene.boundary)
             about |= {"field": list(field.shape[2:]), "k": k.tolist(), "energy": energy.tolist()}
@@ -198,39 +191,38 @@ class Studio:
         pairs = [(2 * row, 2 * row + 1) for row in range(num)]
         return pipeline, partial(pipeline.interpolate, pairs, columns, **how), num, columns
 
-    def restored(self, wanted: Restored) -> Iterator[bytes]:
-        """A degraded picture, its level if it is not given, and samples of what it may have been, step by step."""
-        pipeline = self._model(wanted.run)
-        check_integer("samples", wanted.samples, 1, 16)
-        read = self.pictures.read(wanted.picture, "L" if pipeline.config.channels == 1 else "RGB")
+    def restored(self, name: str, run: str, level: int | None, samples: int, seed: int) -> Iterator[bytes]:
+        """A degraded picture, its level if it is not given, and samples of what it may have been, step by step.
+
+        The options are those of ``cli.restore``.
+        """
+        pipeline = self._model(run)
+        check_integer("samples", samples, 1, 16)
+        read = self.pictures.read(name, "L" if pipeline.config.channels == 1 else "RGB")
         picture, size = fitted(pipeline, read)
-        words = ["python", "-m", "cli.restore", *_positional(wanted.picture, "degraded"), "--run", wanted.run]
-        words += _differing({"samples": (wanted.samples, 4), "seed": (wanted.seed, 0), "level": (wanted.level, None)})
-        about = {"kind": "scene", "height": size.height, "width": size.width, "count": wanted.samples}
+        words = ["python", "-m", "cli.restore", *_positional(name, "degraded"), "--run", run]
+        words += _differing({"samples": (samples, 4), "seed": (seed, 0), "level": (level, None)})
+        about = {"kind": "scene", "height": size.height, "width": size.width, "count": samples}
         yield message(about | {"command": shlex.join(words), "levels": pipeline.method.levels}, render.to_pixels(picture))
-        level = wanted.level
         if level is None:
             yield message({"kind": "progress", "text": "Pictures of the model are degraded, to compare this one with them."})
-            estimate = self._estimator(wanted.run, wanted.seed)(picture)
+            estimate = self._estimator(run, seed)(picture)
             level = estimate.quantile(0.5)
             (sigma, sigma_spread), (noise, noise_spread) = (estimate.spread(values) for values in (estimate.sigma, estimate.noise))
             about = {"kind": "estimate", "level": level, "low": estimate.quantile(0.05), "high": estimate.quantile(0.95)}
             about |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
             yield message(about | {"at": estimate.level.tolist(), "probability": estimate.probability.tolist()})
         pipeline = pipeline.at_size(size)
-        pipeline.batch = max(pipeline.batch, wanted.samples)
+        pipeline.batch = max(pipeline.batch, samples)
 
         def work(emit: Callable[[Any], None]) -> None:
-            drawn = restore(pipeline, picture, level, wanted.samples, wanted.seed, callback=lambda level, u: emit((level, u)))
-            emit((None, drawn))
+            emit((None, restore(pipeline, picture, level, samples, seed, callback=lambda level, u: emit((level, u)))))
 
         for at, u in steps(work):
+            about = {"kind": "frame", "level": at} if at is not None else {"kind": "result"}
             if at is None:
-                yield message(
-                    {"kind": "result", "spread": float(u.std(dim=0, unbiased=False).mean())}, render.to_pixels(u.mean(dim=0))
-                )
-            else:
-                yield message({"kind": "frame", "level": at}, np.stack([render.to_pixels(image) for image in u]))
+                about["spread"], u = float(u.std(dim=0, unbiased=False).mean()), u.mean(dim=0, keepdim=True)
+            yield message(about, np.stack([render.to_pixels(image) for image in u]))
 
     def _model(self, name: str) -> Pipeline:
         """A model by its name."""

@@ -75,6 +75,8 @@ class Pictures(Sequence[np.ndarray]):
             raise DataError(
                 f"{self.name}: not every image has a class; leave out --classes, or use data with labels ({kinds}), no stream"
             )
+        if names and self.class_names and set(names) == set(self.class_names) and tuple(names) != tuple(self.class_names):
+            raise DataError(f"{self.name}: its classes are {', '.join(self.class_names)}, in this order; got {', '.join(names)}")
         names = tuple(names or self.class_names or map(str, range(int(self.labels.max()) + 1)))
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(names)))
         if len(wrong):

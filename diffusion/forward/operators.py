@@ -99,8 +99,8 @@ class Operator(lbm_warp.Operator):
 
         By differences of three levels of one trajectory, of second order in their distance: 1 / K, or about 1 / 200 where there are
         more levels, because a lattice makes whole iterations, and where their number changes two neighbouring levels differ by an
-        error of its own. They are central, and one-sided at the ends. Level 0 is not among them: a schedule of blur may begin with a
-        jump.
+        error of its own. They are central, and one-sided at the ends. Level 0 is not among them: a schedule of blur may begin with
+        a jump.
 
         Args:
             u0: images, [N, C, H, W].

@@ -26,7 +26,7 @@ from lbm_warp.random import normal
 
 Level = int | torch.Tensor
 # Noise of unit variance for a level, in the shape of the images.
-Noise = Callable[[int], torch.Tensor]
+UnitNoise = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ class ForwardProcess:
             return noise
         return to_modes(noise) / power.sqrt().to(noise)
 
-    def seeded_noise(self, seed: torch.Tensor, like: torch.Tensor) -> Noise:
+    def seeded_noise(self, seed: torch.Tensor, like: torch.Tensor) -> UnitNoise:
         """Noise of unit variance in the shape of ``like`` [N, C, H, W] for all levels, from one seed a sample, int64 [N].
 
         The seeds of all levels go to the device at once.

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from diffusion.denoisers import Denoiser, Reverse, noisy
-from diffusion.forward.process import ForwardProcess, Noise
+from diffusion.denoisers import Denoiser, Reverse, noisy, with_signal
+from diffusion.forward.process import ForwardProcess, UnitNoise
 from diffusion.rng import seeds
 from lbm_warp.checks import InputError, check_choice, check_integer, check_number
 from lbm_warp.random import normal
@@ -73,6 +73,8 @@ class Sampler:
             check_integer("steps", self.steps, 2)
         check_choice("spacing", self.spacing, SPACINGS)
         check_number("sampling noise", self.sampling_noise, 0.0)
+        if not isinstance(self.start, Start):
+            raise InputError(f"start must be a diffusion.Start, such as MeanColour(), got {self.start!r}")
 
     def check(self, forward: ForwardProcess, denoiser: Denoiser) -> None:
         """Raise InputError if the sampler makes no sense for a forward process and a denoiser."""
@@ -84,8 +86,9 @@ class Sampler:
             raise InputError(f"sampler {name} needs the clean image, which denoiser {other} does not give here: take {fitting}")
         if self.spacing == "edm":
             noisy(forward, "spacing edm")
+            with_signal(forward, "spacing edm")
 
-    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: Noise) -> torch.Tensor:
+    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: UnitNoise) -> torch.Tensor:
         """Images at the level below, float32 [N, C, H, W].
 
         Args:
@@ -96,7 +99,7 @@ class Sampler:
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method step(reverse, u, level, below, noise)")
 
-    def begin(self, forward: ForwardProcess, u: torch.Tensor, level: int, noise: Noise) -> torch.Tensor:
+    def begin(self, forward: ForwardProcess, u: torch.Tensor, level: int, noise: UnitNoise) -> torch.Tensor:
         """Images at the level that sampling starts from, with its noise, from those without."""
         return u + self.sampling_noise * float(forward.noise[level]) * noise(level)
 
@@ -105,7 +108,7 @@ class Sampler:
         self,
         reverse: Reverse,
         u: torch.Tensor,
-        noise: Noise,
+        noise: UnitNoise,
         callback: Callback | None = None,
         *,
         start: int | None = None,
@@ -135,7 +138,9 @@ class Sampler:
                 callback(below, u)
         return u
 
-    def walk(self, reverse: Reverse, u: torch.Tensor, visited: Sequence[int], noise: Noise) -> Iterator[tuple[torch.Tensor, int]]:
+    def walk(
+        self, reverse: Reverse, u: torch.Tensor, visited: Sequence[int], noise: UnitNoise
+    ) -> Iterator[tuple[torch.Tensor, int]]:
         """The images after every step, and their level."""
         for level, below in pairwise(visited):
             u = self.step(reverse, u, level, below, noise)
@@ -175,7 +180,9 @@ class Sampler:
     def check_density(self, forward: ForwardProcess) -> None:
         """Raise InputError unless it adds noise at the start and in every step above the last, so that all have densities."""
         name = type(self).__name__
-        if not self.has_density or not float(forward.noise[-1]) * self.sampling_noise > 0.0 or not self.adds_noise(forward):
+        if not self.has_density:
+            raise InputError(f"no likelihood: its sampler {name} gives no terms of one (has_density)")
+        if not float(forward.noise[-1]) * self.sampling_noise > 0.0 or not self.adds_noise(forward):
             raise InputError(
                 f"no likelihood with sampling noise {self.sampling_noise:g}: {name} has steps without fresh noise; runs of fluid, "
                 "ddpm, blurring, ihd and the beyond-blur family have one, with noise above 0"
@@ -239,12 +246,12 @@ def energy(forward: ForwardProcess, field: torch.Tensor) -> torch.Tensor:
     return forward.whitened(field).double().square().flatten(1).sum(dim=1)
 
 
-def noise_of_parts(first: Noise, later: Noise, start: int) -> Noise:
+def noise_of_parts(first: UnitNoise, later: UnitNoise, start: int) -> UnitNoise:
     """Noise that is ``first`` at the level that a sampler starts from, and ``later`` below it."""
     return lambda level: first(level) if level == start else later(level)
 
 
-def spherical(first: Noise, second: Noise, place: torch.Tensor) -> Noise:
+def spherical(first: UnitNoise, second: UnitNoise, place: torch.Tensor) -> UnitNoise:
     """Noise between two independent noises of images [N, C, H, W], by :func:`circular`."""
     return lambda level: circular(first(level), second(level), place)
 

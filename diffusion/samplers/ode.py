@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from diffusion.denoisers import Denoiser, Reverse, white, with_velocity
-from diffusion.forward.process import ForwardProcess, Noise
+from diffusion.forward.process import ForwardProcess, UnitNoise
 from diffusion.samplers.base import Sampler
 from lbm_warp.checks import InputError
 from lbm_warp.random import normal
@@ -25,7 +25,8 @@ class ODE(Sampler):
     with and without flow (Lipman et al. 2023; Ma et al. 2026). For a process without blur and flow it is the probability flow ODE
     (Song et al. 2021).
 
-    Steps are Heun's, of second order, with two network calls each, or Euler's. The last one, from level 1, is Euler's.
+    The operator must change smoothly with the level. Steps are Heun's, of second order, with two network calls each, or Euler's.
+    The last one, from level 1, gives the clean image, or is Euler's where that is not known.
     """
 
     steps: int | None = 30
@@ -52,7 +53,9 @@ class ODE(Sampler):
         super().check_density(forward)
         white(forward, "the likelihood of sampler ODE")
 
-    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: Noise) -> torch.Tensor:
+    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: UnitNoise) -> torch.Tensor:
+        if below == 0 and reverse.denoiser.gives_clean(reverse.forward):
+            return reverse.clean(u, level)
         here = reverse.velocity(u, level)
         time = (level - below) / reverse.forward.levels
         there = u + time * here

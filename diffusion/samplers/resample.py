@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffusion.denoisers import Denoiser, Reverse, noisy, white
-from diffusion.forward.process import ForwardProcess, Level, Noise
+from diffusion.forward.process import ForwardProcess, Level, UnitNoise
 from diffusion.samplers.base import Sampler, gaussian_divergence
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_choice, check_number
@@ -69,7 +69,9 @@ class Resample(Sampler):
         clean = reverse.clean(u, level)
         return clean.clamp(0.0, 1.0) if self.clip_clean else clean
 
-    def walk(self, reverse: Reverse, u: torch.Tensor, visited: Sequence[int], noise: Noise) -> Iterator[tuple[torch.Tensor, int]]:
+    def walk(
+        self, reverse: Reverse, u: torch.Tensor, visited: Sequence[int], noise: UnitNoise
+    ) -> Iterator[tuple[torch.Tensor, int]]:
         forward, signal, sigma = reverse.forward, reverse.forward.signal.tolist(), reverse.forward.noise.tolist()
         second_order = float("inf") if self.second_order_above is None else self.second_order_above
         previous = None
@@ -139,7 +141,7 @@ class Posterior(Sampler):
         if not forward.operator.diagonal:
             raise InputError("sampler Posterior needs a diagonal operator, walls and no flow: peclet 0 and boundary wall")
 
-    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: Noise) -> torch.Tensor:
+    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: UnitNoise) -> torch.Tensor:
         clean = reverse.clean(u, level)
         if below == 0:
             return clean

@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 
 from diffusion.denoisers import Reverse
-from diffusion.forward.process import ForwardProcess, Noise
+from diffusion.forward.process import ForwardProcess, UnitNoise
 from diffusion.samplers.base import Sampler, gaussian_divergence
 from diffusion.size import Size
 from lbm_warp.heat import from_modes, to_modes
@@ -48,11 +48,11 @@ class Residual(Sampler):
     needs_step: ClassVar[bool] = True
     has_density: ClassVar[bool] = True
 
-    def begin(self, forward: ForwardProcess, u: torch.Tensor, level: int, noise: Noise) -> torch.Tensor:
+    def begin(self, forward: ForwardProcess, u: torch.Tensor, level: int, noise: UnitNoise) -> torch.Tensor:
         """As :meth:`Sampler.begin`: every step adds its noise itself, the first one too."""
         return u
 
-    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: Noise) -> torch.Tensor:
+    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: UnitNoise) -> torch.Tensor:
         u = u + self.sampling_noise * float(reverse.forward.noise[level]) * noise(level)
         residual = reverse.predict(u, level)
         u = u + residual

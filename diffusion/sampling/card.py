@@ -41,17 +41,23 @@ def card_text(config: RunConfig, prior: Prior, parameters: int, metrics: dict[st
     }
     if metrics:
         sections["Metrics"] = dict(_numbers(metrics))
+    own = [kind.__name__ for kind in specs.classes(config) if specs.class_name(kind).startswith(specs.OWN)]
+    loads, needs = f'"{repo_id}"', ""
+    if own:
+        loads += f", types=[{', '.join(own)}]"
+        needs = f"It is made of classes of its author's own, which loading needs: {', '.join(own)}. "
+    about = "its images are corrupted level by level, and the network learned the reverse."
+    if operator.peclet > 0.0 or sigma[-1] > 0.0:
+        about = "a flow carries the pictures while they blur, or blur alone, and noise is added; the network learned the reverse."
     tables = "\n\n".join(f"## {_plain(title)}\n\n{_table(rows)}" for title, rows in sections.items())
     return f"""# {_plain(config.process_name)}: {height} x {width} {colours} images
 
-An image diffusion model of the process {_plain(config.process_name)}. Its family of forward processes is an advection-diffusion
-equation, solved with a lattice Boltzmann method: a flow carries the pictures while they blur, and noise is added. The network
-learned the reverse. Method: *Beyond Blur: A Fluid Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
+An image diffusion model of the process {_plain(config.process_name)}: {about} {needs}Library: *Beyond Blur: A Fluid Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
 
 ```python
 from diffusion import Pipeline  # the library beyond-blur
 
-pipeline = Pipeline.from_pretrained("{repo_id}")
+pipeline = Pipeline.from_pretrained({loads})
 images = pipeline.sample(16, seed=0)  # float32 [16, {config.channels}, {height}, {width}], values around [0, 1]
 ```
 
@@ -74,7 +80,7 @@ def _entries(values: dict[str, Any], part: str = "") -> Iterator[tuple[str, Any]
         elif name != specs.CLASS:
             yield name, tuple(value) if isinstance(value, list) else value
         elif part:
-            yield part, value
+            yield part, str(value).removeprefix(specs.OWN)
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

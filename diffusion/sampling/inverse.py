@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion.denoisers import Reverse
+from diffusion.denoisers import Reverse, noisy, with_signal
 from diffusion.forward.process import ForwardProcess, Level
 from diffusion.rng import seeds
 from diffusion.samplers.base import Callback
@@ -48,20 +48,55 @@ class Measurement:
 
     @classmethod
     def of(cls, physics: Any, level: int | None = None, seed: int = 0) -> Measurement:
-        """The measurement of a physics of deepinv (anything with methods A and A_adjoint), or of an operator at a level.
+        """The measurement of a linear function, a physics of deepinv (or whatever has A and A_adjoint), or an operator at a level.
 
         Raises:
-            InputError: if it is neither, or the operator is not linear.
+            InputError: if it is none of these, or the operator is not linear.
         """
+        if isinstance(physics, Measurement):
+            return physics
         if isinstance(physics, Operator):
             if not physics.linear or level is None:
                 raise InputError("a measurement needs a linear operator and its level, such as Measurement.of(operator, level=10)")
             return cls(lambda x: physics(x, level, seed), lambda y: physics.adjoint(y, level, seed))
-        if not callable(getattr(physics, "A", None)):
+        if callable(getattr(physics, "A", None)):
+            return cls(physics.A, getattr(physics, "A_adjoint", None))
+        if not callable(physics):
             raise InputError(
-                f"a measurement needs a function, or an object with methods A and A_adjoint, got {type(physics).__name__}"
+                f"a measurement is a linear function of images or has methods A and A_adjoint, got {type(physics).__name__}"
             )
-        return cls(physics.A, getattr(physics, "A_adjoint", None))
+        return cls(physics)
+
+    def check(self, shape: tuple[int, ...], device: torch.device) -> tuple[int, ...]:
+        """The shape of the measurement of one image of this shape.
+
+        Raises:
+            InputError: if H is not linear, differs from call to call, or the adjoint is not H's, by dot products of random images.
+        """
+        generator = torch.Generator().manual_seed(0)
+        one, other = (torch.rand((2, *shape), generator=generator).to(device) for _ in range(2))
+        y = self.forward(one)
+        if not isinstance(y, torch.Tensor) or y.is_complex() or not y.is_floating_point() or len(y) != len(one):
+            found = f"{y.dtype} {list(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
+            hint = " (torch.view_as_real makes complex values real)" if isinstance(y, torch.Tensor) and y.is_complex() else ""
+            raise InputError(
+                f"a measurement must give real floating-point tensors [N, ...] of images [N, C, H, W], got {found}{hint}"
+            )
+        scale = y.abs().max().clamp_min(1e-12)
+        for what, error in (
+            ("differs from call to call", self.forward(one) - y),
+            ("is not linear: a black image must give 0", self.forward(torch.zeros_like(one))),
+            ("is not linear: H(a - 2 b) must be H(a) - 2 H(b)", self.forward(one - 2.0 * other) - y + 2.0 * self.forward(other)),
+        ):
+            if not float(error.abs().max() / scale) < 1e-3:
+                raise InputError(
+                    f"the measurement {what}; it is off by {float(error.abs().max() / scale):.2g} of its largest value"
+                )
+        w = torch.rand(y.shape, generator=generator).to(y)
+        products = ((y * w).sum(), (one * self.transpose(w, one)).sum())
+        if not float((products[0] - products[1]).abs()) <= 1e-3 * float((y * w).abs().sum()):
+            raise InputError(f"the adjoint is not H's: <H x, w> = {products[0]:.4g}, and <x, adjoint(w)> = {products[1]:.4g}")
+        return tuple(y.shape[1:])
 
     def transpose(self, y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """H^T y, an image in the shape of ``like``."""
@@ -124,7 +159,7 @@ def conjugate_gradients(matrix: Linear, right: torch.Tensor) -> torch.Tensor:
 def solve(
     pipeline: Pipeline,
     y: torch.Tensor,
-    measurement: Measurement | Linear | Any,
+    measurement: Any,
     noise: float,
     images: int = 1,
     seed: int = 0,
@@ -161,14 +196,16 @@ def solve(
     method = pipeline.method
     if not method.denoiser.gives_clean(pipeline.forward) or method.sampler.needs_step:
         raise InputError(f"{pipeline.config.process_name}: a measurement needs a run whose sampler goes by the clean image")
-    if not isinstance(measurement, Measurement):
-        measurement = Measurement.of(measurement) if hasattr(measurement, "A") else Measurement(measurement)
-    y = torch.as_tensor(y, dtype=torch.float32, device=pipeline.device)
-    expected = tuple(measurement.forward(torch.zeros((1, *pipeline.config.shape), device=pipeline.device)).shape[1:])
+    for check in (noisy, with_signal):
+        check(pipeline.forward, f"{pipeline.config.process_name}: a measurement")
+    measurement = Measurement.of(measurement)
+    expected = measurement.check(pipeline.config.shape, pipeline.device)
+    y = torch.as_tensor(y)
     if tuple(y.shape) != expected:
-        raise InputError(
-            f"the measurement of a {list(pipeline.config.shape)} image has shape {list(expected)}, got {list(y.shape)}"
-        )
+        raise InputError(f"a measurement of images {list(pipeline.config.shape)} has shape {list(expected)}, got {list(y.shape)}")
+    if not y.is_floating_point() or not y.isfinite().all():
+        raise InputError(f"the measurement must be finite floating-point numbers, got {y.dtype} from {y.min():g} to {y.max():g}")
+    y = y.to(pipeline.device, torch.float32)
     own = seeds(seed, "measurement", np.arange(images))
 
     def draw(rows: slice) -> torch.Tensor:

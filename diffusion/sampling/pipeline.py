@@ -15,16 +15,16 @@ from torch import nn
 
 from diffusion.denoisers import Reverse
 from diffusion.files import load_tensors, read_json, save_tensors, write_json
-from diffusion.forward.process import Noise
+from diffusion.forward.process import UnitNoise
 from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.methods import Method
 from diffusion.rng import seeds
-from diffusion.run import RunConfig, load_config, save_config
+from diffusion.run import RunConfig, differing, load_config, save_config
 from diffusion.samplers.base import Callback, Sampler, circular, noise_of_parts, spherical
 from diffusion.sampling.card import PAPER, card_text
 from diffusion.sampling.prior import Prior, load_prior
 from diffusion.size import Size
-from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.checks import InputError, as_batch, check_integer, check_number
 
 # Models in assets, by name.
 BUNDLED = {name: Path(str(resources.files("assets") / f"{name}-model")) for name in ("digits", "fashion", "emoji")}
@@ -98,7 +98,7 @@ class Pipeline(
         precision: Literal["fp32", "bf16"] = "fp32",
         batch: int | None = None,
         best: bool = False,
-        types: Iterable[type] = (),
+        types: Iterable[type] | type = (),
         network: nn.Module | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -163,19 +163,20 @@ class Pipeline(
         """The device of the network and of the samples while they are made."""
         return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
 
-    def at_size(self, size: Size) -> Pipeline:
+    def at_size(self, size: Size | int | str) -> Pipeline:
         """The same run for images of another height and width: the network is convolutional, the statistics are interpolated.
 
         Raises:
             InputError: if the network cannot take this size.
         """
+        size = Size.of(size)
         if size == self.config.size:
             return self
         statistics = self.statistics.at_size(size) if self.statistics else None
         return self._changed(replace(self.config, size=size), statistics=statistics, batch=None)
 
     def with_sampler(self, sampler: Sampler) -> Pipeline:
-        """The same run with another sampler, such as ``Resample(eta=0.0, steps=20)``, which is DDIM.
+        """The same run with another sampler, such as ``replace(pipeline.method.sampler, eta=0.0, steps=20)``: DDIM.
 
         Raises:
             InputError: if it does not fit the run's forward process and denoiser.
@@ -273,12 +274,15 @@ class Pipeline(
             InputError: if an argument is out of its range.
         """
         check_integer("points", points, 2)
+        if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
+            raise InputError(f"pairs must be pairs of image numbers, such as [(0, 1), (2, 3)], got shape {list(np.shape(pairs))}")
         numbers = np.asarray(pairs).reshape(-1, 2).repeat(points, axis=0)
         first, second = (_sample_seeds(column, seed) for column in numbers.T)
         places = torch.linspace(0.0, 1.0, points).repeat(len(numbers) // points)[:, None, None, None]
         method = self._sampled(sampling_noise)
         flow = torch.where(places.flatten() < 0.5, first, second)
-        still = method.changed(operator=method.operator.still(), start_noise=0.0)
+        begin = replace(method.sampler.start, start_noise=0.0)
+        still = replace(method, operator=method.operator.still(), sampler=replace(method.sampler, start=begin))
 
         def draw(rows: slice) -> torch.Tensor:
             one, other = (self._start(of[rows], method) for of in (first, second))
@@ -303,8 +307,7 @@ class Pipeline(
         Raises:
             InputError: if an argument has the wrong shape or range.
         """
-        if tuple(image.shape) != self.config.shape:
-            raise InputError(f"the image must have shape {list(self.config.shape)}, got {list(image.shape)}")
+        image = self._pictures(torch.as_tensor(image)[None])[0]
         check_integer("level", level, 0, self.forward.levels)
         flow = _sample_seeds(np.zeros(1, dtype=np.int64), seed)
         return self.forward.mean(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
@@ -387,6 +390,8 @@ class Pipeline(
             InputError: if ``level`` or ``steps`` is out of its range.
         """
         self.method.sampler.visited(self.forward, level, steps)
+        images = self._pictures(images)
+        seed, draw = (as_batch("seed", one, len(images)) for one in (seed, draw))
 
         def restored(rows: slice) -> torch.Tensor:
             u = self.forward.mean(images[rows].to(self.device), level, seed[rows])
@@ -401,7 +406,7 @@ class Pipeline(
         """Write the files that others need: config.json, ema.safetensors, prior.safetensors, README.md, and metrics.json.
 
         Args:
-            save_directory: folder, made if missing. An existing model card is kept.
+            save_directory: folder, made if missing. A model card that stands there is kept, unless it is that of another run.
             options: those of ``huggingface_hub.ModelHubMixin.save_pretrained``; ``model_card_kwargs`` is passed to
                 :meth:`generate_model_card`.
 
@@ -410,6 +415,8 @@ class Pipeline(
         """
         if (Path(save_directory) / "metrics.jsonl").exists():
             raise InputError(f"{save_directory}: a run is trained in this folder; choose another one")
+        if (config := Path(save_directory) / "config.json").is_file() and differing(self.config.to_json(), read_json(config)):
+            (Path(save_directory) / "README.md").unlink(missing_ok=True)
         return super().save_pretrained(save_directory, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -438,21 +445,41 @@ class Pipeline(
     def _save_pretrained(self, save_directory: Path) -> None:
         save_tensors(save_directory / "ema.safetensors", self.network.state_dict())
         save_tensors(save_directory / "prior.safetensors", {"thumbnails": self.prior.thumbnails})
+        # What this model lacks, and another one may have left there.
+        stale = {"best.safetensors", "statistics.safetensors", "metrics.json"}
         if self.statistics:
             self.statistics.save(save_directory)
+            stale.remove("statistics.safetensors")
         if self.metrics:
             write_json(save_directory / "metrics.json", self.metrics)
+            stale.remove("metrics.json")
         save_config(save_directory, self.config)
+        for name in stale:
+            (save_directory / name).unlink(missing_ok=True)
 
     def _sampled(self, sampling_noise: float | None, sampler: Sampler | None = None) -> Method:
         """The method with another sampler, or another amount of its noise."""
         method = self.method if sampler is None else replace(self.method, sampler=sampler)
-        return method if sampling_noise is None else method.changed(sampling_noise=sampling_noise)
+        return method if sampling_noise is None else replace(method, sampler=replace(method.sampler, sampling_noise=sampling_noise))
+
+    def _pictures(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [N, C, H, W] of the run's shape and range; up to half of it beyond both ends is let pass.
+
+        Raises:
+            InputError: if they are not such images.
+        """
+        images = torch.as_tensor(images)
+        if tuple(images.shape[1:]) != self.config.shape:
+            raise InputError(f"images must have shape {list(self.config.shape)}, got {list(images.shape[1:])}")
+        low, high = (float(end) for end in images.double().aminmax())
+        if not images.is_floating_point() or not (low >= -0.5 and high <= 1.5):
+            raise InputError(f"images must be floating-point numbers from 0 to 1, got {images.dtype} from {low:g} to {high:g}")
+        return images
 
     def _start(self, seed: torch.Tensor, method: Method, flow: torch.Tensor | None = None) -> torch.Tensor:
         return self.prior.draw(seed, method, self.config.size, self.device, flow)
 
-    def _noise(self, seed: torch.Tensor, like: torch.Tensor) -> Noise:
+    def _noise(self, seed: torch.Tensor, like: torch.Tensor) -> UnitNoise:
         return self.forward.seeded_noise(seed, like)
 
     def _run(
@@ -460,7 +487,7 @@ class Pipeline(
         sampler: Sampler,
         reverse: Reverse,
         u: torch.Tensor,
-        noise: Noise,
+        noise: UnitNoise,
         start: int,
         steps: int | None,
         callback: Callback | None,
@@ -547,14 +574,14 @@ def default_batch(config: RunConfig, device: torch.device) -> int:
 
 
 def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors as float32, if their names and shapes are the network's."""
+    """The tensors in the dtypes of the network's, if their names and shapes are the same."""
     expected = network.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         have, want = tensors.get(name), expected.get(name)
         if have is None or want is None or have.shape != want.shape:
             have_shape, want_shape = (None if t is None else list(t.shape) for t in (have, want))
             raise InputError(f"{path}: weights do not fit config.json: {name} is {have_shape}, expected {want_shape}")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
 
 
 def is_model_id(name: str) -> bool:

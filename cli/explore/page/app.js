@@ -25,12 +25,7 @@ class App {
       this.keepAddress();
       this.views[this.state.view].show(number);
     });
-    this.views = {
-      corrupt: new Corrupt(this),
-      compare: new Compare(this),
-      generate: new Generate(this),
-      restore: new Restore(this),
-    };
+    this.views = { corrupt: new Corrupt(this), compare: new Compare(this), generate: new Generate(this), restore: new Restore(this) };
   }
 
   async start() {
