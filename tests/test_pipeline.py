@@ -508,7 +508,7 @@ def test_every_method_trains_and_samples_on_the_digits(name: str, tmp_path: Path
     # A run remembers its own process: the same samples from the folder, others from another seed, and pictures restored.
     assert pipeline.config.method == config.method
     assert (samples - pipeline.sample(4, seed=2)).abs().max() > 1e-3
-    assert pipeline.restore(samples[0], 3, 2).shape == (2, 1, 16, 16)
+    assert pipeline.restore(samples[0].clamp(0.0, 1.0), 3, 2).shape == (2, 1, 16, 16)
     assert pipeline.interpolate([(0, 1)], 3, steps=3).shape == (1, 3, 1, 16, 16)
 
 

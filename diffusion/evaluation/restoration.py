@@ -51,8 +51,6 @@ def score_restoration(
     z = as_stored(0.5 + (u - 0.5) / signal)
     widths = forward.operator.widths(pipeline.config.size)
     sigma, noise = float(widths[level]), float(forward.noise[level]) / signal
-    if sigma == 0.0:
-        raise InputError(f"{pipeline.config.process_name} does not blur: scores of restoration need a run whose process blurs")
     estimator, errors = LevelEstimator(pipeline, seed=seed), []
     clean, degraded = (list(pictures.double().permute(0, 2, 3, 1).numpy()) for pictures in (x, z))
 
@@ -80,6 +78,12 @@ def score_restoration(
         singles.append(restored[0].permute(1, 2, 0).double().numpy())
     methods |= {"one sample": scored(singles, clean[test]), f"mean of {SAMPLES}": scored(means, clean[test])}
     return {"level": level, "sigma": sigma, "noise": noise, "sigma_error": float(np.median(errors)), "methods": methods}
+
+
+def check_blurs(pipeline: Pipeline) -> None:
+    """Raise InputError unless a run's process blurs: the other methods undo blur."""
+    if not pipeline.forward.operator.widths(pipeline.config.size).any():
+        raise InputError(f"{pipeline.config.process_name} does not blur: scores of restoration need a run whose process blurs")
 
 
 def _baselines(sigma: float, noise: float) -> dict[str, tuple[Callable[[Picture, float], Picture], tuple[float, ...]]]:

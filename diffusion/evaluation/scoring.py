@@ -19,7 +19,7 @@ from diffusion.evaluation.features import Features
 from diffusion.evaluation.likelihood import check_density, likelihood
 from diffusion.evaluation.metrics import Measurement, Scores, fit_gaussian, frechet_distance, memorisation, score
 from diffusion.evaluation.reference import Reference
-from diffusion.evaluation.restoration import score_restoration
+from diffusion.evaluation.restoration import check_blurs, score_restoration
 from diffusion.evaluation.sources import open_pictures, open_run, open_sources
 from diffusion.evaluation.variance import analysis_of_variance
 from diffusion.sampling.pipeline import Pipeline
@@ -77,6 +77,8 @@ def evaluate(
         raise InputError(f"{source.name}: not a run; leave out likelihood, calibration, variance and restoration")
     if config.likelihood and run is not None:
         check_density(run)  # before all else, which takes longer
+    if config.restoration and run is not None:
+        check_blurs(run)
 
     real, extractor = reference.measured(), reference.extractor
     generated = source.measure(index, extractor, config.batch, device)

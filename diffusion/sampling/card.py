@@ -52,7 +52,8 @@ def card_text(config: RunConfig, prior: Prior, parameters: int, metrics: dict[st
     tables = "\n\n".join(f"## {_plain(title)}\n\n{_table(rows)}" for title, rows in sections.items())
     return f"""# {_plain(config.process_name)}: {height} x {width} {colours} images
 
-An image diffusion model of the process {_plain(config.process_name)}: {about} {needs}Library: *Beyond Blur: A Fluid Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
+An image diffusion model of the process {_plain(config.process_name)}: {about}
+{needs}Library: *Beyond Blur: A Fluid Perspective on Generative Diffusion Models* (ICCV 2025, {PAPER}).
 
 ```python
 from diffusion import Pipeline  # the library beyond-blur
