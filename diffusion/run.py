@@ -187,12 +187,17 @@ def load_config(folder: Path, types: Iterable[type] | type = (), network: nn.Mod
 
 def check_same_run(folder: Path, config: RunConfig) -> None:
     """Raise InputError unless the folder holds this run; only the length of the training may differ."""
-    if not (folder / "config.json").is_file():
-        load_config(folder)
-    there = read_json(folder / "config.json")
     here = {"format": FORMAT} | config.to_json()
+    try:  # fields that the file lacks have their defaults
+        there = {"format": FORMAT} | load_config(folder, specs.classes(config)).to_json()
+    except InputError:
+        if not (folder / "config.json").is_file():
+            raise
+        there = read_json(folder / "config.json")
     if isinstance(there.get("training"), dict) and "images" in there["training"]:
         here["training"]["images"] = there["training"]["images"]
+    # As text NaN equals NaN.
+    here, there = (json.loads(json.dumps(values), parse_constant=str) for values in (here, there))
     if difference := differing(here, there):
         raise InputError(f"{folder} holds another run ({difference}); choose another --out")
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lbm_warp import Operator
 from lbm_warp.checks import InputError
 
 CLASS = "class"
@@ -43,7 +44,9 @@ def to_json(value: object, place: str = "the run") -> Any:
             for field in fields(value)
             if field.init
         }
-    if not callable(value) and not hasattr(value, "__array__") and not getattr(value, "__dict__", True):
+    # An operator can be called; functions and the like are not made again from the names of their classes.
+    named = isinstance(value, Operator) or not callable(value)
+    if named and not hasattr(value, "__array__") and not getattr(value, "__dict__", True):
         return {CLASS: class_name(kind)}
     raise InputError(
         f"{place} holds a {kind.__name__}, which config.json cannot keep: use numbers, text, tuples and frozen dataclasses of "

@@ -281,7 +281,6 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--process", "ddpm", "--peclet", "1"], "Unrecognized options: --peclet, 1"),
         ("train", ["--tell-flow", "--turbulence-time", "1"], "tell flow needs a frozen flow to be told"),
         ("train", ["--turbulence", "waves"], "invalid choice 'waves' for argument '--turbulence'"),
-        ("train", ["--init", "nowhere"], "nowhere: no such run folder"),
         ("train", ["--stop-after", "3"], "--stop-after counts scores; say how often to score with --score-every"),
         ("train", ["--stop-after", "0", "--score-every", "9"], "--stop-after must be at least 1, got 0"),
         ("compare", ["--processes", "ihdd"], "unknown process 'ihdd': expected one of fluid"),
@@ -450,7 +449,8 @@ def test_train_then_sample(call: Call, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_train_begins_from_another_run_and_stops_early(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores that only grow stop the run after the second one that is no better, and the same command leaves it so."""
-    assert call("train", *SMALL_RUN, "--out", "first")[0] == 0
+    assert "nowhere: no such run folder" in call("train", *SMALL_RUN, "--init", "nowhere", "--out", "none")[2]
+    assert files(tmp_path) == set() and call("train", *SMALL_RUN, "--out", "first")[0] == 0
     scores = iter(range(100))
     monkeypatch.setattr(train, "scorer", lambda options, device: lambda pipeline: float(next(scores)))
     options = [*SMALL_RUN, "--images", "3200", "--init", "first", "--score-every", "32", "--stop-after", "2", "--out", "second"]

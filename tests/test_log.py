@@ -34,7 +34,7 @@ def test_the_first_step_that_is_not_finite_is_named(loss: float, norm: float, wh
     log.add(1, 8, torch.tensor(1.0), torch.tensor(1.0))
     for step in (2, 3):
         log.add(step, 8 * step, torch.tensor(float(loss)), torch.tensor(float(norm)))
-    with pytest.raises(ValueError, match=f"the {what} in step 2, at image 16: try a smaller --learning-rate"):
+    with pytest.raises(ValueError, match=f"the {what} in step 2, at image 16: try a smaller learning rate"):
         log.line(1e-3)
 
 

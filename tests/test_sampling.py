@@ -19,7 +19,7 @@ from diffusion.forward.process import Level, UnitNoise
 from diffusion.methods import METHODS, Method, named_method
 from diffusion.network import NetworkConfig, UNet
 from diffusion.rng import seeds
-from diffusion.samplers import Residual
+from diffusion.samplers import Resample, Residual
 from diffusion.samplers.base import Callback, spherical
 from diffusion.sampling.pipeline import default_batch
 from diffusion.sampling.prior import Prior, _resized
@@ -490,3 +490,16 @@ def test_batches_are_chosen_by_memory() -> None:
     assert default_batch(tiny_config(network=NetworkConfig()), CPU) == 64
     assert 1 <= default_batch(tiny_config(size=(128, 96), network=large), CPU) < 10
     assert default_batch(tiny_config(size=1024, network=large), CPU) == 1
+
+
+def test_the_spacing_of_edm_is_its_rule() -> None:
+    """Karras et al. (2022, equation 5), rho = 7. Tolerance: half a level, of which there are 999 in a factor of 10,000."""
+    forward = METHODS["edm"].forward
+    visited = Resample(steps=18, spacing="edm").visited(forward)
+    root = np.linspace(40.0 ** (1 / 7), 0.004 ** (1 / 7), 18)
+    found = 2.0 * forward.noise[visited[:-1]] / forward.signal[visited[:-1]]
+    np.testing.assert_allclose(np.log(found), 7.0 * np.log(root), rtol=0, atol=0.51 * np.log(1e4) / 999)
+    assert visited[0] == 1000 and visited[-2:] == [1, 0] and all(level > below for level, below in pairwise(visited))
+    # With hardly fewer steps than levels it still goes down in every step.
+    assert Resample(spacing="edm").visited(forward, steps=999)[0] == 1000
+    assert len(set(Resample(spacing="edm").visited(forward, steps=999))) == 1000

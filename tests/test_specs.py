@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from diffusion import specs
-from diffusion.forward.operators import FlowAndBlur, Geometric, Sine
+from diffusion.forward.operators import FlowAndBlur, Geometric, Operator, Sine
 from diffusion.forward.scales import Scales
 from diffusion.methods import LIBRARY, METHODS, Method, known_classes
 from diffusion.presets import PRESETS
@@ -44,6 +44,12 @@ class Empty:
         return type(self) is type(other)
 
 
+class Plain(Operator):
+    """An operator that is no dataclass."""
+
+    levels = 5
+
+
 def through_text(value: object, *known: type) -> object:
     """What a file of the value gives."""
     return specs.from_json(json.loads(json.dumps(specs.to_json(value))), specs.by_name(known), "config.json")
@@ -67,6 +73,7 @@ def test_every_preset_comes_back_from_its_folder(name: str, tmp_path: Path) -> N
 def test_objects_in_tuples_and_objects_without_data_come_back() -> None:
     whole = Whole("a", (Part(2.0), Part()))
     assert through_text(whole, Whole, Part) == whole and through_text(Empty(), Empty) == Empty()
+    assert type(through_text(Plain(), Plain)) is Plain
     assert specs.to_json(whole)["parts"][1] == {"class": "types.Part", "number": 1.0} and "derived" not in specs.to_json(whole)
     assert specs.classes(whole) == [Whole, Part]
     for value in (None, True, 3, 0.1 + 0.2, -0.0, 1e300, "text", (), (1, (2.5, None))):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -17,17 +18,23 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.denoisers import Step
+from diffusion.denoisers import CleanImage, Denoiser, Reverse, Step, summed
+from diffusion.density import Uniform
 from diffusion.files import load_tensors
-from diffusion.forward.process import ForwardProcess
+from diffusion.forward.operators import Operator
+from diffusion.forward.process import ForwardProcess, Level, UnitNoise
+from diffusion.forward.scales import ConstantNoise
 from diffusion.learning_rate import LearningRate, WarmUpAndDecay
-from diffusion.methods import METHODS
+from diffusion.methods import METHODS, Method
 from diffusion.rng import below, seeds
-from diffusion.run import load_config
+from diffusion.run import check_same_run, load_config
+from diffusion.samplers import Resample, Sampler
 from diffusion.sampling.pipeline import Pipeline
+from diffusion.size import Size
+from diffusion.training.dry_step import check_step
 from diffusion.training.log import StepLog
 from diffusion.training.loop import ExecutionConfig, Trainer, train
-from diffusion.training.observers import Observer
+from diffusion.training.observers import EarlyStop, Observer
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import EMA, TrainingState
 from lbm_warp.checks import InputError
@@ -354,9 +361,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 
     def broken(self: Step, *arguments: object) -> tuple:
         inputs, target = example(self, *arguments)
-        return inputs, target * float("nan")
+        return inputs, target * float("nan" if len(target) > 2 else 1)
 
-    message = r"the loss is nan in step 7, at image 56: .*; the last good checkpoint is .*000000048.safetensors$"
+    message = (
+        r"the loss is nan in step 7, at image 56: try a smaller learning rate; the last good checkpoint is .*000000048.safetensors$"
+    )
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=message):
         patch.setattr(Step, "example", broken)
         train(tiny_config(images=96), stripes(), folder, CPU)
@@ -563,9 +572,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 class Own(nn.Module):
     """A user's network, with a norm that has averages and counts of its own, a tied weight, and one that is never trained."""
 
-    def __init__(self, inputs: int = 1, outputs: int = 1) -> None:
+    def __init__(self, enter: nn.Module | None = None, inputs: int = 1, outputs: int = 1) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(inputs, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, outputs, 1))
+        self.layers = nn.Sequential(enter or nn.Conv2d(inputs, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, outputs, 1))
         self.tied = self.layers[0]
         self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
 
@@ -604,13 +613,28 @@ class Paired(Own):
         return u, u
 
 
+class Doubling(Own):
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return super().forward(u.mul_(2.0), level)
+
+
+class Undefined(Own):
+    def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return super().forward(u, level) / (level > 1)[:, None, None, None]
+
+
 @pytest.mark.parametrize(
     ("network", "classes", "message"),
     [
-        (Own(outputs=2), (), r"Own returns \[2, 2, 8, 8\] for images .*; expected a tensor of shape \[2, 1, 8, 8\]"),
-        (Pooled(), (), r"Pooled returns \[2, 1, 4, 4\] for images"),
-        (Alike(), (), r"Alike returns \[1, 1, 8, 8\] for images"),
-        (Paired(), (), r"Paired returns tuple for images"),
+        (Own(outputs=2), (), r"Own called as .* gives float32 \[2, 2, 8, 8\]; expected a tensor of shape \[2, 1, 8, 8\]"),
+        (Pooled(), (), r"Pooled .* gives float32 \[2, 1, 4, 4\]"),
+        (Alike(), (), r"Alike .* gives float32 \[1, 1, 8, 8\]"),
+        (Paired(), (), r"Paired .* gives tuple; expected"),
+        (Doubling(), (), r"Doubling called as .* changes its input in place; clone it first"),
+        (Undefined(), (), r"Undefined called as .* gives a tensor with values that are NaN or infinite"),
+        (Own(nn.LazyConv2d(4, 1)), (), r"Own: layers.0.weight has no shape yet \(a lazy module\)"),
+        (Own(nn.Conv2d(1, 4, 1, dtype=torch.complex64)), (), r"Own: layers.0.weight is complex"),
+        (nn.Identity(), (), r"Identity has no weights to train"),
         (Own(inputs=3), (), r"Own called as \(images, levels\) .*\[2, 1, 8, 8\] fails: .*expected input.* to have 3"),
         (Own(), ("a", "b"), r"Own called as \(images, levels, labels\) .* fails: .*takes 3 positional arguments but 4 were given"),
     ],
@@ -622,6 +646,152 @@ def test_a_network_that_does_not_fit_is_refused_in_one_line(
     with pytest.raises(InputError, match=message) as error:
         train(tiny_config(network=network, classes=classes), pairs, tmp_path / "run", CPU)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+class Same(Operator):
+    """Leaves images as they are, wrongly in the one way or the other."""
+
+    levels = 6
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0.clone()
+
+
+class InPlace(Same):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0.mul_(0.5)
+
+
+class Broken(Same):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return u0 / (level < 6)[:, None, None, None]
+
+
+class NegativeNoise(ConstantNoise):
+    def noise_power(self, size: Size) -> torch.Tensor:
+        return torch.full(tuple(size), -1.0)
+
+
+class FromZero(Uniform):
+    def draw(self, forward: ForwardProcess, seed: torch.Tensor) -> torch.Tensor:
+        return super().draw(forward, seed) - 1
+
+
+class Unwritten(Denoiser):
+    pass
+
+
+class Whole(CleanImage):
+    def target(self, forward: ForwardProcess, u0: torch.Tensor, u: torch.Tensor, level: Level, seed: torch.Tensor) -> torch.Tensor:
+        return u0.mean(dim=1)
+
+
+class PerImage(CleanImage):
+    def loss(self, forward: ForwardProcess, prediction: torch.Tensor, target: object, *_: object) -> torch.Tensor:
+        return (prediction - target).square().flatten(1).sum(dim=1)
+
+
+class Detached(CleanImage):
+    def loss(self, forward: ForwardProcess, prediction: torch.Tensor, target: object, *_: object) -> torch.Tensor:
+        return summed((prediction - target).square()).detach()
+
+
+class Cut(CleanImage):
+    def clean(self, *arguments: object) -> torch.Tensor:
+        return super().clean(*arguments)[..., :4]
+
+
+class Halving(Sampler):
+    def step(self, reverse: Reverse, u: torch.Tensor, level: int, below: int, noise: UnitNoise) -> torch.Tensor:
+        return u[..., ::2]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"operator": InPlace()}, "InPlace.apply changes its input in place; clone it first"),
+        ({"operator": Broken()}, "Broken.apply gives images with values that are NaN or infinite"),
+        ({"scales": NegativeNoise(0.1)}, "NegativeNoise.noise_power gives noise with values that are NaN"),
+        ({"density": FromZero()}, "FromZero.draw gives levels 0 to 5; expected 1 to 6"),
+        ({"denoiser": Unwritten()}, r"Unwritten.example fails: Unwritten needs a method target\(forward"),
+        ({"denoiser": Whole()}, r"Whole.target gives float32 \[2, 8, 8\]; expected a target of shape \[2, 1, 8, 8\]"),
+        ({"denoiser": PerImage()}, r"PerImage.loss gives float32 \[2\]; expected a scalar tensor"),
+        ({"denoiser": Detached()}, "the gradient of Detached.loss with UNet fails: RuntimeError"),
+        ({"denoiser": Cut()}, r"Cut.clean gives float32 \[2, 1, 8, 4\]; expected images of shape"),
+        ({"sampler": Sampler()}, r"Sampler.step fails: Sampler needs a method step\(reverse"),
+        ({"sampler": Halving()}, r"Halving.step gives float32 \[2, 1, 8, 4\]; expected images"),
+        ({"schedule": LearningRate()}, r"LearningRate.at fails: LearningRate needs a method at\("),
+        ({"schedule": CosineDecay(math.nan)}, "CosineDecay.at gives nan as the learning rate of the first step"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_named_before_anything_is_written(tmp_path: Path, parts: dict, message: str) -> None:
+    parts = {"operator": Same(), "scales": ConstantNoise(0.1), "denoiser": CleanImage(), "density": Uniform()} | parts
+    schedule = {"schedule": parts.pop("schedule")} if "schedule" in parts else {}
+    config = tiny_config(Method(**{"sampler": Resample(eta=0.0)} | parts), **schedule)
+    before = torch.random.get_rng_state()
+    with pytest.raises(InputError, match=message) as error:
+        check_step(config, config.build_network(empty=True).to_empty(device=CPU), stripes(), CPU)
+    assert "\n" not in str(error.value) and torch.equal(before, torch.random.get_rng_state())
+    with pytest.raises(InputError, match=message):
+        train(config, stripes(), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": lambda pipeline: 1.0}, r"score and ExecutionConfig\(score_every=...\) go together"),
+        ({"execution": ExecutionConfig(score_every=8)}, r"score and ExecutionConfig\(score_every=...\) go together"),
+        ({"observers": [print]}, "observers must be objects of classes that subclass .*Observer, got <built-in function print>"),
+        ({"observers": [Observer]}, "observers must be objects"),
+        ({"device": f"cuda:{torch.cuda.device_count()}"}, "torch sees . CUDA devices here; take cpu"),
+        ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, got 'gpu'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        train(tiny_config(), stripes(), tmp_path / "run", **{"device": CPU} | options)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_score_may_be_any_number_and_nan_is_never_the_best(tmp_path: Path) -> None:
+    given = iter([math.nan, np.float32(3.0), torch.tensor(2.0), math.nan, None])
+    how = ExecutionConfig(score_every=8, checkpoint_every=8)
+    with pytest.raises(InputError, match="score gives NoneType; expected a number"):
+        train(tiny_config(), stripes(), tmp_path, CPU, how, score=lambda pipeline: next(given))
+    assert json.loads((tmp_path / "best.json").read_text()) == {"images": 24, "frechet_distance": 2.0}
+    early = EarlyStop(2)
+    early.scores = [math.nan, 3.0, 2.0, math.nan]
+    assert not early.should_stop()
+    early.scored(40, math.nan)
+    assert early.should_stop()
+
+
+@dataclass(frozen=True)
+class Plain(LearningRate):
+    rate: float = 1e-3
+    extra: float = math.nan
+
+    def at(self, first: int, last: int, images: int) -> np.float32:  # type: ignore[override]
+        return np.float32(self.rate)
+
+
+def test_a_run_is_the_same_when_its_file_means_the_same(tmp_path: Path) -> None:
+    """A field that an older file lacks has its default, and NaN equals NaN; a run of another class is compared as text."""
+    config = tiny_config(schedule=Plain(), images=8)
+    assert train(config, stripes(), tmp_path, CPU)
+    file = tmp_path / "config.json"
+    check_same_run(tmp_path, config)
+    values = json.loads(file.read_text())
+    del values["training"]["schedule"]["extra"], values["method"]["sampler"]["spacing"]
+    file.write_text(json.dumps(values))
+    check_same_run(tmp_path, tiny_config(schedule=Plain(), images=16))
+    with pytest.raises(InputError, match="training.schedule.rate is 0.001, not 0.002"):
+        check_same_run(tmp_path, tiny_config(schedule=Plain(2e-3)))
+    with pytest.raises(InputError, match="training.schedule.extra is nan, not 1.0|extra is NaN, not 1.0"):
+        check_same_run(tmp_path, tiny_config(schedule=Plain(extra=1.0)))
+    with pytest.raises(InputError, match="training.schedule.class is types.Plain, not types.CosineDecay"):
+        check_same_run(tmp_path, tiny_config(schedule=CosineDecay()))
 
 
 def test_labels_and_classes_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -678,12 +848,20 @@ def test_weights_come_from_a_bundled_model_or_a_pipeline_and_what_does_not_fit_i
 ) -> None:
     train(tiny_config(images=8), stripes(), tmp_path / "one", CPU, init=Pipeline.from_pretrained(finished))
     assert "the weights are those of a pipeline of beyond-blur on stripes\n" in capsys.readouterr().out
+    train(tiny_config(images=8, schedule=CosineDecay()), stripes(), tmp_path / "own", CPU)
     wide = replace(tiny_config(images=8), network=replace(tiny_config().network, width=24, multipliers=(1, 2, 2)))
     train(wide, stripes(), tmp_path / "two", CPU, init="digits")
     said = capsys.readouterr().out
     assert "the weights are those of digits, except enter.weight ([24, 2, 3, 3] there, [24, 1, 3, 3] here)" in said
+    train(tiny_config(images=8), stripes(), tmp_path / "few", CPU, init="digits")
+    assert re.search(r"\d of \d+ tensors are taken from digits, except ", capsys.readouterr().out)
     for init, network, message in (
         (finished, Own(), "none of its weights fit this network in name and shape"),
+        (
+            tmp_path / "own",
+            Own(),
+            r"names the class CosineDecay, .*; or load it first, init=Pipeline.from_pretrained\('.*', types=",
+        ),
         ("nowhere", tiny_config().network, "nowhere: no such run folder"),
     ):
         with pytest.raises(InputError, match=message):

@@ -15,6 +15,7 @@ Files are JSON and safetensors: reading a run never executes code from it.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +49,11 @@ class Checkpoints:
         self.good: Path | None = None
 
     def keep_best(self, score: dict[str, float], weights: dict[str, torch.Tensor]) -> None:
-        """Write best.safetensors and best.json if the score, a line of the log, is the best so far."""
+        """Write best.safetensors and best.json if the score, a line of the log, is the best so far; NaN never is."""
         folder = self.folder.parent
         record = folder / "best.json"
-        if record.is_file() and read_json(record)["frechet_distance"] <= score["frechet_distance"]:
+        new = score["frechet_distance"]
+        if math.isnan(new) or (record.is_file() and read_json(record)["frechet_distance"] <= new):
             return
         save_tensors(folder / BEST, weights)
         write_json(record, score)

@@ -60,7 +60,7 @@ class StepLog:
         for (step, images), loss, norm in zip(self.steps, losses.tolist(), norms.tolist(), strict=True):
             if not math.isfinite(loss + norm):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
-                raise InputError(f"the {what} in step {step}, at image {images}: try a smaller --learning-rate")
+                raise InputError(f"the {what} in step {step}, at image {images}: try a smaller learning rate")
         step, images = self.steps[-1]
         elapsed = time.perf_counter() - self.start
         line = {

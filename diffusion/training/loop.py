@@ -23,6 +23,7 @@ from diffusion.run import RunConfig, check_same_run, save_config
 from diffusion.sampling.prior import Prior, load_prior
 from diffusion.specs import classes
 from diffusion.training.checkpoint import Checkpoints
+from diffusion.training.dry_step import check_step
 from diffusion.training.log import StepLog, Stopwatch
 from diffusion.training.observers import SCORE, MetricsFile, Observer, Progress
 from diffusion.training.ranks import Ranks, one_line
@@ -86,6 +87,10 @@ def train(
     Call it in one process, or in each process that torchrun or accelerate launch started: they share every batch, and the result
     is the same up to rounding (except for dropout, whose masks differ).
 
+    Before anything is written a new run makes one step, which is not kept, on two pictures: parts that do not fit are named. A
+    network that is given as a module is copied, and the module is left as it is. torch's global generator is seeded anew, from the
+    run's seed, for the first weights and in every step, and is left like that.
+
     Args:
         config: the run. A folder that holds another run is refused; only the length of the training may differ.
         dataset: pictures of the run's size, as :func:`diffusion.data.as_dataset` takes them: with labels where ``config.classes``
@@ -96,8 +101,9 @@ def train(
         init: averaged weights that a new run begins from: a run folder, the name of a model, or a pipeline. Weights of another
             name or shape begin anew, and are named in a line. A run that is resumed goes on from its checkpoint instead.
         observers: told what happens, after the progress bar and metrics.jsonl; see :class:`Observer`.
-        score: called as ``score(pipeline)`` after every ``execution.score_every`` images, on all ranks; returns on rank 0 the
-            Frechet distance of samples. The averaged weights with the smallest one are kept as best.safetensors.
+        score: called as ``score(pipeline)`` after every ``execution.score_every`` images, on all ranks; returns on rank 0 a number,
+            such as the Frechet distance of samples. The averaged weights with the smallest one are kept as best.safetensors; NaN
+            is never the smallest. It needs ``score_every``, which needs it.
 
     Returns:
         Whether the training is complete.
@@ -109,7 +115,12 @@ def train(
     """
     execution = execution or ExecutionConfig()
     execution.validate()
-    ranks = Ranks(None if device is None else torch.device(device))
+    if (score is None) != (execution.score_every is None):
+        raise InputError("score and ExecutionConfig(score_every=...) go together: pass both or neither")
+    for observer in observers:
+        if not isinstance(observer, Observer):
+            raise InputError(f"observers must be objects of classes that subclass diffusion.training.Observer, got {observer!r}")
+    ranks = Ranks(device)
     run = _Run(config, dataset, Path(folder), ranks, execution, [Progress(), MetricsFile(), *observers], init)
     state, complete, log = run.state, False, run.log
     try:
@@ -175,7 +186,6 @@ class _Run:
             if config.classes:
                 self.dataset.classes(config.classes)
             self.state = TrainingState.initial(config, ranks.device)
-            _check_network(config, self.state.network, ranks.device)
         self.checkpoints = Checkpoints(folder, execution.keep_every)
         self._begin_or_resume(init)
         with ranks.together():
@@ -194,6 +204,8 @@ class _Run:
             if (folder / "config.json").exists():
                 check_same_run(folder, config)
             problems = self.checkpoints.resume(self.state.load)
+            if self.checkpoints.good is None and ranks.main:
+                check_step(config, self.state.network, self.dataset, ranks.device)
             if self.checkpoints.good is None and init is not None:
                 note = _begin_from(init, config, self.state)
         if not ranks.agree(self.state.images):
@@ -224,7 +236,10 @@ class _Run:
         if note is not None:
             write_json(folder / INIT, note)
             new = [*note["new"][:4], *([f"{len(note['new']) - 4} more"] if len(note["new"]) > 4 else [])]
-            print(f"the weights are those of {note['init']}" + (f", except {', '.join(new)}" if new else ""))
+            count = len(self.state.network.state_dict())
+            fitting = count - len(note["new"])
+            most = f"{fitting} of {count} tensors are taken from" if 2 * fitting < count else "the weights are those of"
+            print(f"{most} {note['init']}" + (f", except {', '.join(new)}" if new else ""))
 
     def reading(self) -> AbstractContextManager[Iterator[torch.Tensor]]:
         """This rank's share of every batch from here on, as :func:`batches` gives it."""
@@ -266,7 +281,11 @@ class _Run:
     def write_score(self, score: float | None) -> None:
         """The score of the averaged weights, which are kept if it is the best; None on ranks other than 0."""
         with self.ranks.together():
-            if score is not None and self.ranks.main:
+            if self.ranks.main:
+                try:
+                    score = float(score)  # type: ignore[arg-type]
+                except (TypeError, ValueError, RuntimeError):
+                    raise InputError(f"score gives {type(score).__name__}; expected a number") from None
                 self.checkpoints.keep_best({"images": self.state.images, SCORE: score}, self.state.average.network.state_dict())
                 for observer in self.observers:
                     observer.scored(self.state.images, score)
@@ -295,7 +314,11 @@ def _begin_from(init: str | Path | Pipeline, config: RunConfig, state: TrainingS
     from diffusion.sampling.pipeline import Pipeline
 
     known = classes(config)
-    source = init if isinstance(init, Pipeline) else Pipeline.from_pretrained(init, types=known)
+    try:
+        source = init if isinstance(init, Pipeline) else Pipeline.from_pretrained(init, types=known)
+    except InputError as error:
+        advice = f"; or load it first, init=Pipeline.from_pretrained({str(init)!r}, types=[...])"
+        raise InputError(f"{error}{advice if (Path(str(init)) / 'config.json').is_file() else ''}") from None
     try:
         return {"init": _name(init), "new": state.begin_from(source.network.state_dict())}
     except InputError as error:
@@ -305,21 +328,6 @@ def _begin_from(init: str | Path | Pipeline, config: RunConfig, state: TrainingS
 def _name(init: str | Path | Pipeline) -> str:
     """What weights begin from, in words."""
     return str(init) if isinstance(init, (str, Path)) else f"a pipeline of {init.config.process_name} on {init.config.data}"
-
-
-def _check_network(config: RunConfig, network: nn.Module, device: torch.device) -> None:
-    """Raise InputError unless the network takes what it will see, and returns what it has to predict."""
-    inputs, expected, name = (2, *config.input_shape), [2, *config.shape], type(network).__name__
-    numbers = torch.ones((1 + bool(config.classes), 2), dtype=torch.int64, device=device)
-    try:
-        with torch.no_grad():
-            found = network.eval()(torch.zeros(inputs, device=device), *numbers)
-    except Exception as error:
-        called = "(images, levels, labels)" if config.classes else "(images, levels)"
-        raise InputError(f"{name} called as {called} with images of shape {list(inputs)} fails: {one_line(error)[:300]}") from error
-    shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-    if shape != expected:
-        raise InputError(f"{name} returns {shape} for images of shape {list(inputs)}; expected a tensor of shape {expected}")
 
 
 class Trainer:
@@ -379,7 +387,7 @@ class Trainer:
         with log.watch.part("network"):
             norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
             for group in state.optimiser.param_groups:
-                group["lr"] = training.schedule.at(state.images, state.images + batch, training.images)
+                group["lr"] = float(training.schedule.at(state.images, state.images + batch, training.images))
             state.images += batch
             state.optimiser.step()
             state.average.update()

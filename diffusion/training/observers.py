@@ -192,7 +192,8 @@ class EarlyStop(Observer):
 
     def should_stop(self) -> bool:
         """As :meth:`Observer.should_stop`: the best score is ``patience`` scores old."""
-        return bool(self.scores) and len(self.scores) - 1 - self.scores.index(min(self.scores)) >= self.patience
+        scores = [math.inf if math.isnan(score) else score for score in self.scores]
+        return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.patience
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -39,15 +39,22 @@ class Ranks:
         precision: ``fp32``, or the precision that ``accelerate launch --mixed_precision`` sets.
 
     Raises:
-        InputError: if a machine has more processes than devices, or the launcher asks for more than data parallelism.
+        InputError: if there is no such device, a machine has more processes than devices, or the launcher asks for more than data
+            parallelism.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        try:
+            device = None if device is None else torch.device(device)
+        except (RuntimeError, TypeError):
+            raise InputError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
         kind = device.type if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if launched and kind == "cuda" and processes > devices:
             raise InputError(f"{processes} processes on this machine and {devices} CUDA devices; start one process a device")
+        if not launched and kind == "cuda" and device is not None and (device.index or 0) >= devices:
+            raise InputError(f"device {device}: torch sees {devices} CUDA devices here; take cpu, or leave device out")
         self._accelerator = Accelerator(
             # Only the network uses mixed precision (``MixedPrecision``): the solver stays in float32.
             mixed_precision="no",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from diffusion.rng import seeds
 from diffusion.run import RunConfig
 from diffusion.training.checkpoint import Checkpoints, load_checkpoint
+from diffusion.training.dry_step import called
 from lbm_warp.checks import InputError
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -68,11 +71,19 @@ class TrainingState:
 
     @classmethod
     def initial(cls, config: RunConfig, device: torch.device) -> TrainingState:
-        """The state before the first step: weights from the run's seed, on a device."""
+        """The state before the first step: weights from the run's seed, on a device.
+
+        Raises:
+            InputError: if Adam cannot train the network: no weights, weights without a shape yet, or complex ones.
+        """
         torch.manual_seed(int(seeds(config.training.seed, "weights")))
-        network = config.build_network().to(device)
+        network = called(f"{type(config.network).__name__}.build", config.build_network)
+        _check_weights(network, f"{type(config.network).__name__}.build")
+        network = network.to(device)
         # The learning rate is set in every step.
-        return cls(network, EMA(network, config.training.ema), torch.optim.Adam(network.parameters(), fused=True))
+        adam = partial(torch.optim.Adam, network.parameters(), fused=True)
+        optimiser = called(f"Adam on the weights of {type(network).__name__}", adam)
+        return cls(network, EMA(network, config.training.ema), optimiser)
 
     def begin_from(self, weights: dict[str, torch.Tensor]) -> list[str]:
         """Take over weights, where names and shapes fit, into the network and its average.
@@ -128,3 +139,17 @@ class TrainingState:
                 self.optimiser.state[parameter] = found | alike
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: not a checkpoint of this network ({' '.join(str(error).split())[:200]})") from None
+
+
+def _check_weights(network: nn.Module, build: str) -> None:
+    """Raise InputError unless what ``build`` gave is a network with weights that can be trained."""
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{build} gives {type(network).__name__}; expected a torch.nn.Module")
+    kind, weights = type(network).__name__, dict(network.named_parameters())
+    if not any(weight.requires_grad for weight in weights.values()):
+        raise InputError(f"{kind} has no weights to train; expected parameters with requires_grad")
+    for name, tensor in (weights | dict(network.named_buffers())).items():
+        if is_lazy(tensor):
+            raise InputError(f"{kind}: {name} has no shape yet (a lazy module); call the network once before it is trained")
+        if name in weights and tensor.is_complex():
+            raise InputError(f"{kind}: {name} is complex; expected float32 (keep real and imaginary part, torch.view_as_real)")
