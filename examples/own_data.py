@@ -1,30 +1,19 @@
 """Data of one's own, a torch Dataset of (image, label) pairs, with a score of one's own, a logger and a learning rate."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tyro
 from torch.utils.data import Dataset
 
+import diffusion
 from cli.render import save_grid
-from diffusion import (
-    EvaluationConfig,
-    LearningRate,
-    Observer,
-    Pipeline,
-    RunConfig,
-    Size,
-    TrainingConfig,
-    evaluate,
-    named_method,
-    train,
-)
 
 
 class Discs(Dataset[tuple[torch.Tensor, int]]):
-    """Discs on the left (class 0) or on the right (class 1), of random size and brightness."""
+    """Discs on the left (class 0) or on the right (class 1)."""
 
     def __len__(self) -> int:
         return 2000
@@ -37,35 +26,31 @@ class Discs(Dataset[tuple[torch.Tensor, int]]):
 
 
 @dataclass(frozen=True)
-class Cosine(LearningRate):
+class Cosine(diffusion.LearningRate):
     peak: float = 2e-3
 
     def at(self, first: int, last: int, images: int) -> float:
         return 0.5 * self.peak * (1.0 + math.cos(math.pi * first / images))
 
 
-class Losses(Observer):
-    """A logger: whatever is done with a line of numbers, such as wandb.log(line)."""
-
+class Losses(diffusion.Observer):  # a logger, such as wandb.log(line)
     def logged(self, line: dict[str, float]) -> None:
         print(f"  image {line['images']:.0f}: loss {line['loss']:.3g}")
 
 
 def left_and_right(images: torch.Tensor) -> torch.Tensor:
-    """Features: the brightness of both halves, and how far up it is. uint8 [N, 1, 16, 16] to float32 [N, 3]."""
-    u = images[:, 0].float() / 255.0
-    height = (u.sum(dim=2) * torch.arange(16.0, device=u.device)).sum(dim=1) / u.sum(dim=(1, 2)).clamp_min(1e-3)
-    return torch.stack([u[:, :, :8].mean(dim=(1, 2)), u[:, :, 8:].mean(dim=(1, 2)), height / 16.0], dim=1)
+    """Features: the brightness of both halves, uint8 [N, 1, 16, 16] to float32 [N, 2]."""
+    return images.view(-1, 16, 2, 8).float().mean(dim=(1, 3)) / 255.0
 
 
 def main(out: Path = Path("runs/discs"), images: int = 40_000) -> None:
     """Train with classes (the same command goes on with an interrupted run), sample both, score."""
-    training = TrainingConfig(images, schedule=Cosine())
-    config = RunConfig("fluid", "discs", 1, Size.of(16), named_method("fluid"), training=training, classes=("left", "right"))
-    train(config, Discs(), out, observers=[Losses()])
-    pipeline = Pipeline.from_pretrained(out, types=[Cosine])
+    preset, training = diffusion.preset("digits"), diffusion.TrainingConfig(images, schedule=Cosine())
+    config = replace(preset, data="discs", training=training, classes=("left", "right"))
+    diffusion.train(config, Discs(), out, observers=[Losses()])
+    pipeline = diffusion.Pipeline.from_pretrained(out, types=[Cosine])
     save_grid(out / "samples.png", pipeline.sample(16, label="all"), columns=2)
-    report = evaluate(pipeline, Discs(), EvaluationConfig(num=200), features=left_and_right)
+    report = diffusion.evaluate(pipeline, Discs(), diffusion.EvaluationConfig(num=200), features=left_and_right)
     print("Frechet distance:", report and report["scores"]["frechet_distance"])
 
 

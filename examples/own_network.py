@@ -1,6 +1,6 @@
 """Networks of one's own: a small one in the style of EDM2 (Karras et al. 2024), or diffusers' UNet2DModel with --diffusers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,14 +9,13 @@ from torch import nn
 from torch.nn.functional import conv2d, silu
 
 from cli.render import save_grid
-from diffusion import NetworkShape, NetworkSpec, Pipeline, RunConfig, TrainingConfig, named_method, open_dataset, train
+from diffusion import NetworkShape, NetworkSpec, Pipeline, TrainingConfig, open_dataset, preset, train
 
 
 class MPConv(nn.Conv2d):  # weights of unit norm keep the magnitude of what it sees (EDM2, equation 66)
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return conv2d(
-            x, self.weight / self.weight.flatten(1).norm(dim=1)[:, None, None, None], None, 1, self.padding, self.dilation
-        )
+        weight = self.weight / self.weight.flatten(1).norm(dim=1)[:, None, None, None]
+        return conv2d(x, weight, None, 1, self.padding, self.dilation)
 
 
 class EDM2Style(nn.Module):
@@ -48,13 +47,11 @@ class EDM2(NetworkSpec):
 
 
 def main(out: Path = Path("runs/own-network"), images: int = 40_000, diffusers: bool = False) -> None:
-    """Train on the digits (the same command goes on with an interrupted run), load the run by naming the class, sample."""
     kind: type[NetworkSpec] = EDM2
     if diffusers:
         from diffusers_unet import Diffusers as kind
-    digits, method = open_dataset("digits"), named_method("fluid")
-    config = RunConfig("fluid", digits.name, 1, digits.size, method, kind(), TrainingConfig(images))
-    train(config, digits, out)
+    config = replace(preset("digits"), network=kind(), training=TrainingConfig(images))
+    train(config, open_dataset("digits"), out)
     save_grid(out / "samples.png", Pipeline.from_pretrained(out, types=[kind]).sample(16))
 
 

@@ -2,6 +2,7 @@
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.augmentation import RandomTurbulence, Transport
+from lbm_warp.checks import InputError
 from lbm_warp.operator import Operator
 from lbm_warp.physics import as_physics
 from lbm_warp.report import OperatorReport, check_operator
@@ -24,6 +25,7 @@ __all__ = [
     "CurlNoise",
     "FieldRequest",
     "GivenVelocity",
+    "InputError",
     "Operator",
     "OperatorReport",
     "RandomTurbulence",

@@ -20,7 +20,17 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from lbm_warp import sensitivity, trajectory
-from lbm_warp.checks import Device, InputError, Integers, as_batch, check_boundary, check_images, check_levels, check_number
+from lbm_warp.checks import (
+    Device,
+    InputError,
+    Integers,
+    as_batch,
+    check_boundary,
+    check_images,
+    check_levels,
+    check_number,
+    check_object,
+)
 from lbm_warp.flow import STEADY, Clock, Flow, sorted_like
 from lbm_warp.heat import blur
 from lbm_warp.interop import not_traced
@@ -78,9 +88,11 @@ class AdvectionDiffusion(Operator):
         check_number("offset", offset, -1e6, 1e6)
         check_number("turbulence_time", turbulence_time, 0.0)
         check_boundary(boundary)
+        check_object("schedule", schedule, Schedule)
         self.schedule = schedule
         self.levels = schedule.levels
         self.turbulence = CurlNoise() if turbulence is None else turbulence
+        check_object("turbulence", self.turbulence, Turbulence)
         self.boundary = boundary
         self.offset = float(offset)
         self.turbulence_time = float(turbulence_time)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
-from lbm_warp.checks import InputError, Integers, as_batch, check_integer, check_number
+from lbm_warp.checks import InputError, Integers, as_batch, check_integer, check_number, check_object
 from lbm_warp.grids import with_ghost_cells
 from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import CurlNoise, Turbulence
@@ -64,6 +64,7 @@ class RandomTurbulence(nn.Module):
         check_integer("levels", levels, 1)
         self.peclet, self.sigma_max, self.p, self.levels = peclet, sigma_max, p, levels
         self.turbulence = CurlNoise() if turbulence is None else turbulence
+        check_object("turbulence", self.turbulence, Turbulence)
 
     def forward(self, *inputs: Any) -> Any:
         """Transform a sample.

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
 import torch
 
 BOUNDARIES = ("wall", "periodic")
@@ -30,16 +31,23 @@ def check_boundary(boundary: str) -> None:
     check_choice("boundary", boundary, BOUNDARIES)
 
 
+def check_object(name: str, value: object, kind: type) -> None:
+    """Raise InputError unless ``value`` is an object of the class ``kind`` of this library."""
+    if not isinstance(value, kind):
+        got = f"a class; pass an object: {value.__name__}()" if isinstance(value, type) else type(value).__name__
+        raise InputError(f"{name} must be a lbm_warp.{kind.__name__}, got {got}")
+
+
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise InputError unless ``value`` is finite and ``low <= value <= high``."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+    """Raise InputError unless ``value``, of Python or numpy, is finite and ``low <= value <= high``."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or not math.isfinite(value) or not low <= value <= high:
         limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise InputError(f"{name} must be {limits}, got {value!r}")
 
 
 def check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
-    """Raise InputError unless ``value`` is an integer from ``low`` to ``high``."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    """Raise InputError unless ``value`` is an integer, of Python or numpy, from ``low`` to ``high``."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise InputError(f"{name} must be an integer, got {value!r}")
     check_number(name, value, low, high)
 
@@ -56,9 +64,12 @@ def as_batch(name: str, value: Integers, batch: int, device: Device = "cpu") -> 
     """One integer per image, int64 [batch] on ``device``, from one integer for all images or one per image.
 
     Raises:
-        InputError: if ``value`` is not integer or has another length.
+        InputError: if ``value`` is not integer, does not fit int64, or has another length.
     """
-    tensor = torch.as_tensor(value)
+    try:
+        tensor = torch.as_tensor(value)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{name} must be an integer from 0 to 2^63 - 1, or one for each of the {batch} images") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise InputError(f"{name} must be integer, got {tensor.dtype}")
     if tensor.ndim == 0:

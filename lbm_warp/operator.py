@@ -53,8 +53,8 @@ class Operator:
         """Images at levels 1 to K: the one method that an operator needs.
 
         Args:
-            u0: clean images, floating-point [N, C, H, W]; they are not changed.
-            level: 1 to K, int64 [N] on the CPU.
+            u0: clean images, floating-point [N, C, H, W]; it must not change them.
+            level: 1 to K, int64 [N] on the CPU; with ``keeps_size = False`` all images of one call have the same level.
             seed: int64 [N] on the CPU.
 
         Returns:
@@ -77,7 +77,7 @@ class Operator:
             A tensor like ``u0`` for each of the levels.
 
         Raises:
-            InputError: if :meth:`apply` gives no such images.
+            InputError: if :meth:`apply` gives no such images, or changes the clean ones.
         """
         return tuple(self._at(u0, level, seed) for level in levels)
 
@@ -162,7 +162,12 @@ class Operator:
             # Tensors of inference mode cannot be differentiated.
             w = w.clone() if w.is_inference() else w
             u = torch.zeros_like(w, requires_grad=True)
-            (image,) = self.at(u, (level,), seed)
+            try:
+                (image,) = self.at(u.clone(), (level,), seed)
+            except RuntimeError as error:
+                if "numpy() on Tensor that requires grad" not in str(error):
+                    raise
+                image = w.detach()
             if not image.requires_grad:
                 raise InputError(f"{name} has no gradient, because apply leaves torch: write its method adjoint(w, level, seed)")
             return torch.autograd.grad(image, u, w, create_graph=again)[0]
@@ -185,7 +190,14 @@ class Operator:
 
     def _applied(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """What :meth:`apply` gives, checked, in the size and dtype of the clean images."""
+        if u0.is_inference() or (u0.is_leaf and u0.requires_grad and torch.is_grad_enabled()):
+            # Torch counts no changes of the former and refuses those of the latter; it does neither for a copy.
+            with torch.inference_mode(False):
+                u0 = u0.clone()
+        version = u0._version
         u = self.apply(u0, level, seed)
+        if u0._version != version:
+            raise InputError(f"{type(self).__name__}.apply changes its images in place; clone them first")
         check_result(self, u, u0, self.keeps_size)
         if u.shape != u0.shape:
             u = functional.interpolate(u, u0.shape[2:], mode="nearest-exact")

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from lbm_warp.checks import Device, InputError, check_integer
+from lbm_warp.checks import Device, InputError, as_batch, check_integer, check_object
+from lbm_warp.heat import from_modes, to_modes
 from lbm_warp.operator import Operator, check_result
 
-# Largest error of linearity and of the adjoint, and largest difference between batches and between calls, in float32.
-LEAST_LINEAR, LEAST_EQUAL = 1e-4, 1e-5
+# Largest error of linearity, of the adjoint and of modes, largest difference between batches and between calls, and largest error
+# of the inverse, which makes rounding errors larger; in float32.
+LEAST_LINEAR, LEAST_EQUAL, LEAST_INVERSE = 1e-4, 1e-5, 1e-3
+
+
+class Size(NamedTuple):
+    """Height and width of images [pixels], as the method ``transfer`` of an operator takes them."""
+
+    height: int
+    width: int
+
+    @property
+    def shorter(self) -> int:
+        """The shorter side [pixels]."""
+        return min(self)
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,16 @@ class OperatorReport:
     """Norm of A(a u + b w) - a A(u) - b A(w) relative to its terms, at most 1e-4; None unless it says that it is linear."""
     adjoint: float | None
     """Error of <A u, w> = <u, A^T w> relative to the norms, at most 1e-4; None unless it says that it is linear."""
+    ends: float | None
+    """Difference of levels 1 and K; must not be zero; None for one level, or if it says that every level is the clean image."""
+    unchanged: float | None
+    """Difference of any level from the clean image; must be zero; None unless it has ``unchanged = True``."""
+    modes: float | None
+    """What A makes of a cosine mode beside a multiple of it, relative, at most 1e-4; None unless it says that it is diagonal."""
+    transfer: float | None
+    """Error of the factors of cosine modes, at most 1e-4; None unless it is diagonal and has a method ``transfer(level, size)``."""
+    inverse: float | None
+    """Error of A^-1 A u = u relative to u, at most 1e-3; None unless it has ``invertible = True`` and a method ``invert``."""
 
     @property
     def _lines(self) -> list[tuple[bool, str]]:
@@ -64,6 +90,16 @@ class OperatorReport:
         if self.linearity is not None and self.adjoint is not None:
             lines.append(line("linear; relative error of A(a u + b w) = a A(u) + b A(w)", self.linearity, LEAST_LINEAR))
             lines.append(line("linear; relative error of <A u, w> = <u, adjoint(w)>", self.adjoint, LEAST_LINEAR))
+        if self.ends is not None:
+            lines.append((self.ends > 0.0, f"levels 1 and K differ by: {self.ends:.2g} (must not be 0)"))
+        for what, value, most in (
+            ("unchanged; levels differ from the clean image by", self.unchanged, 0.0),
+            ("diagonal; part of a cosine mode that goes into others", self.modes, LEAST_LINEAR),
+            ("diagonal; error of the factors of transfer(level, size)", self.transfer, LEAST_LINEAR),
+            ("invertible; relative error of invert(A(u)) = u", self.inverse, LEAST_INVERSE),
+        ):
+            if value is not None:
+                lines.append(line(what, value, most))
         return lines
 
     @property
@@ -94,17 +130,21 @@ def check_operator(
         device: where to try it.
 
     Raises:
-        InputError: if its images have the wrong shape, dtype or device, or if a linear operator has no adjoint.
+        InputError: if it is no operator with levels, its images have the wrong shape, dtype or device, a linear operator has no
+            adjoint, or a diagonal one no factors.
     """
+    check_object("operator", operator, Operator)
+    check_integer("levels", getattr(operator, "levels", None), 1)  # type: ignore[arg-type]
     check_integer("seed", seed, 0)
+    seeds = as_batch("seed", seed, 4) + torch.arange(4)
     generator = torch.Generator().manual_seed(seed)
     shape = (4, channels, *((size, size) if isinstance(size, int) else size))
     u0, other, positive = (torch.rand(shape, generator=generator).to(device) for _ in range(3))
     mixed = torch.randn(shape, generator=generator).to(device)
-    last, seeds = operator.levels, seed + torch.arange(4)
-    middle = (last + 1) // 2
+    last, middle = operator.levels, (operator.levels + 1) // 2
     level, mean = torch.tensor([last, 1, 0, middle]), torch.tensor([middle, last, 1, middle])
-    changes = []
+    changes: list[float] = []
+    operator = _sparing(operator, changes)
 
     def at(u: torch.Tensor, levels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         given = u.clone()
@@ -131,6 +171,17 @@ def check_operator(
             inner = (image.double() * w).sum() - (u0.double() * transposed).sum()
             errors.append(_relative(inner, torch.maximum(image.norm() * w.norm(), u0.norm() * transposed.norm())))
         adjoint = _largest(errors)
+    modes = transfer = inverse = None
+    if operator.diagonal:
+        mode = _modes(mixed)
+        modes = _largest([_into_others(mode, at(mode, torch.full((4,), k), seeds)) for k in (1, middle, last)])
+        if hasattr(operator, "transfer"):
+            factors = operator.transfer(level, Size(*shape[2:])).to(mixed)
+            transfer = _difference(to_modes(at(mixed, level, seeds)), factors * to_modes(mixed))
+    if getattr(operator, "invertible", False) and hasattr(operator, "invert"):
+        inverse = _relative(operator.invert(at(u0, mean, seeds), mean) - u0, u0.norm())
+    unchanged = getattr(operator, "unchanged", False)
+    ends = [at(u0, torch.full((4,), k), seeds) for k in (1, last)]
     return OperatorReport(
         name=type(operator).__name__,
         random=operator.random,
@@ -142,7 +193,41 @@ def check_operator(
         input=_largest(changes),
         linearity=linearity,
         adjoint=adjoint,
+        ends=None if unchanged or last == 1 else _difference(*ends),
+        unchanged=_difference(together, u0) if unchanged else None,
+        modes=modes,
+        transfer=transfer,
+        inverse=inverse,
     )
+
+
+def _sparing(operator: Operator, changes: list[float]) -> Operator:
+    """The operator with an ``apply`` that works on copies, and appends to ``changes`` how much it changes them."""
+
+    def apply(u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        given = u0.clone()
+        result = operator.apply(given, level, seed)
+        changes.append(_difference(given.detach(), u0.detach()))
+        return result
+
+    sparing = copy(operator)
+    object.__setattr__(sparing, "apply", apply)  # also of a frozen dataclass
+    return sparing
+
+
+def _modes(like: torch.Tensor) -> torch.Tensor:
+    """Four cosine modes, from the constant to the highest, another multiple of it in every channel of an image."""
+    modes, (channels, height, width) = torch.zeros_like(like), like.shape[1:]
+    for mode, y, x in zip(modes, (0, 0, height // 2, height - 1), (0, 1, width // 3, width - 1), strict=True):
+        mode[:, y, x] = torch.arange(1, channels + 1)
+    return from_modes(modes)
+
+
+def _into_others(u: torch.Tensor, image: torch.Tensor) -> float:
+    """Norm of what is no multiple of ``u`` in an image of it, relative to u, the largest of a batch."""
+    u, image = u.flatten(1).double(), image.flatten(1).double()
+    rest = image - (image * u).sum(dim=1, keepdim=True) / u.square().sum(dim=1, keepdim=True) * u
+    return float((rest.norm(dim=1) / u.norm(dim=1)).max())
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -25,6 +25,7 @@ from lbm_warp.checks import (
     check_images,
     check_integer,
     check_number,
+    check_object,
 )
 from lbm_warp.grids import midpoint_velocity
 from lbm_warp.interop import launch
@@ -76,6 +77,7 @@ class TextbookSolver(Operator):
         boundary: str = "wall",
         offset: float = 0.0,
     ) -> None:
+        check_object("schedule", schedule, Schedule)
         check_number("peclet", peclet, 0.0)
         check_choice("collision", collision, COLLISIONS)
         check_number("relaxation_time", relaxation_time, 0.5 + 1e-6, 1.5)
@@ -83,6 +85,7 @@ class TextbookSolver(Operator):
         check_number("offset", offset, -1e6, 1e6)
         self.schedule, self.peclet, self.boundary, self.offset = schedule, float(peclet), boundary, float(offset)
         self.turbulence = CurlNoise() if turbulence is None else turbulence
+        check_object("turbulence", self.turbulence, Turbulence)
         self.levels, self.random = schedule.levels, peclet > 0.0 and self.turbulence.random
         self.populations = Populations(collision, float(relaxation_time), boundary == "periodic")
 

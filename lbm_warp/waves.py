@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
-from lbm_warp.checks import Device, Integers, as_batch, check_images, check_number
+from lbm_warp.checks import Device, Integers, as_batch, check_images, check_number, check_object
 from lbm_warp.interop import launch
 from lbm_warp.kernels.turbulence import wave_phases_kernel
 from lbm_warp.operator import Operator
@@ -118,6 +118,7 @@ class WaveAdvectionDiffusion(Operator):
         boundary: str = "wall",
         transport: bool = True,
     ) -> None:
+        check_object("schedule", schedule, Schedule)
         check_number("peclet", peclet, 0.0)
         check_number("wave_speed", wave_speed, 0.0)
         check_number("offset", offset, -1e6, 1e6)

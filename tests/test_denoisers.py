@@ -200,6 +200,7 @@ def test_a_network_that_predicts_the_step_can_be_told_the_flow_too(tmp_path: Pat
     assert Pipeline.from_pretrained(tmp_path).sample(2).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"peclet": 0.0}, {}, {"noise_exponent": 0.5}])
 def test_the_network_sees_the_best_linear_estimates_of_image_and_noise(change: dict[str, object]) -> None:
     """Errors of the best linear estimates are uncorrelated with them, in every mode: <x b> = <b b> and <eps n> = c <n n> with one c

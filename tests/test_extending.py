@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,7 @@ def test_the_lines_of_the_readme_make_a_run_of_ones_own(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {name: getattr(diffusion, name) for name in diffusion.__all__}
     names |= {"torch": torch, "dataclass": dataclass, "digits": diffusion.open_dataset("digits", Size(16, 16))}
-    names["RunConfig"] = lambda *parts: RunConfig(*parts, network=SmallSpec(), training=TrainingConfig(images=64, batch=32))
+    names["RunConfig"] = partial(RunConfig, network=SmallSpec(), training=TrainingConfig(images=64, batch=32))
     names["Pipeline"] = type(
         "Pipeline", (), {"from_pretrained": lambda folder, types: Pipeline.from_pretrained(folder, types=[*types, SmallSpec])}
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,9 @@ from lbm_warp import (
     AdvectionDiffusion,
     CurlNoise,
     GivenVelocity,
+    InputError,
     Operator,
+    RandomTurbulence,
     Schedule,
     SpectralTurbulence,
     StrokeFlow,
@@ -27,7 +29,7 @@ from lbm_warp import (
     WaveAdvectionDiffusion,
     check_operator,
 )
-from lbm_warp.checks import InputError
+from lbm_warp.checks import Integers, as_batch, check_integer, check_number
 
 SCHEDULE = Schedule.geometric(0.5, 6.0, 8)
 
@@ -159,8 +161,6 @@ class Mixing(Wrong):
 
 
 class InPlace(Wrong):
-    linear = False
-
     def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         return u0.mul_(1.0 - share(self, level, u0))
 
@@ -185,6 +185,33 @@ class NotFinite(Wrong):
         return u0 / (level < self.levels)[:, None, None, None].to(u0) - u0
 
 
+class Spreading(Wrong):
+    diagonal = True
+
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return super().apply(u0, level, seed) + 0.01 * torch.roll(u0, 1, dims=3)
+
+
+class Factors(Wrong):
+    diagonal = invertible = True
+
+    def transfer(self, level: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        assert level.dtype == torch.int64 and size.shorter == min(size) == 16  # type: ignore[attr-defined]
+        return (0.9 - level.double() / self.levels)[:, None, None, None].expand(-1, 1, *size)
+
+    def invert(self, y: torch.Tensor, level: Integers) -> torch.Tensor:
+        return 2.0 * y
+
+
+class Static(Wrong):
+    def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return 0.5 * u0
+
+
+class Unchanged(Wrong):
+    unchanged = True
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -198,6 +225,11 @@ class NotFinite(Wrong):
         (Clean, r"level 0 differs from the clean image by: 0\.1 \(must be 0\)"),
         (Forgetful, r"a level alone and after another one differ by: 0\.\d+ \(at most 1e-05\)"),
         (NotFinite, r"differ by: nan"),
+        (Spreading, r"part of a cosine mode that goes into others: 0\.0\d+ \(at most 0\.0001\)"),
+        (Factors, r"error of the factors of transfer\(level, size\): 0\.\d+ \(at most 0\.0001\)"),
+        (Factors, r"error of invert\(A\(u\)\) = u: 0\.\d+ \(at most 0\.001\)"),
+        (Static, r"levels 1 and K differ by: 0 \(must not be 0\)"),
+        (Unchanged, r"levels differ from the clean image by: 1 \(must be 0\)"),
     ],
 )
 def test_wrong_operators_are_found_and_by_how_much(kind: type[Operator], message: str) -> None:
@@ -206,6 +238,65 @@ def test_wrong_operators_are_found_and_by_how_much(kind: type[Operator], message
         report.raise_if_wrong()
     assert "\n" not in str(error.value)
     assert any("WRONG" in line for line in str(report).splitlines())
+
+
+def test_images_are_never_changed_silently() -> None:
+    """By single levels, several sizes, with gradients, in inference mode and in the adjoint."""
+    u0, line = images(), "^InPlace.apply changes its images in place; clone them first$"
+    for call in (
+        lambda: InPlace()(u0.clone(), 3, 0),
+        lambda: InPlace()(u0, [0, 1, 2, 3], 0),
+        lambda: InPlace()(u0.clone().requires_grad_(), 3, 0),
+        lambda: InPlace().adjoint(u0, 3, 0),
+        torch.inference_mode()(lambda: InPlace()(u0.clone(), 3, 0)),
+    ):
+        with pytest.raises(InputError, match=line):
+            call()
+    assert torch.equal(u0, images())
+    with torch.inference_mode():
+        assert torch.equal(Fade()(u0.clone(), 3, 0), Fade()(u0, 3, 0))
+    wrong = check_operator(InPlace(), 16).wrong
+    assert len(wrong) == 1 and wrong[0].startswith("the clean images are changed by")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: check_operator(Fade, 16), r"^operator must be a lbm_warp\.Operator, got a class; pass an object: Fade\(\)$"),
+        (lambda: check_operator(Fade(0), 16), "^levels must be at least 1, got 0$"),
+        (lambda: check_operator(Fade(2.5), 16), r"^levels must be an integer, got 2\.5$"),
+        (lambda: check_operator(Operator(), 16), "^levels must be an integer, got None$"),
+        (lambda: check_operator(Fade(), 16, seed=2**63), r"^seed must be an integer from 0 to 2\^63 - 1, or one for each"),
+        (lambda: Fade()(images(), 1, [2**63] * 4), r"^seed must be an integer from 0 to 2\^63 - 1"),
+        (lambda: Fade()(images(), 1, "3"), r"^seed must be an integer from 0 to 2\^63 - 1"),
+        (lambda: AdvectionDiffusion(SCHEDULE, turbulence=CurlNoise), r"^turbulence must be .*: CurlNoise\(\)$"),
+        (lambda: TextbookSolver(SCHEDULE, turbulence=CurlNoise), r"^turbulence must be .*: CurlNoise\(\)$"),
+        (lambda: RandomTurbulence(turbulence="curl"), r"^turbulence must be a lbm_warp\.Turbulence, got str$"),
+        (lambda: AdvectionDiffusion(SCHEDULE, boundary=None), "^boundary must be one of wall, periodic, got None$"),
+        (lambda: AdvectionDiffusion([0.0, 1.0]), r"^schedule must be a lbm_warp\.Schedule, got list$"),
+        (lambda: TextbookSolver([0.0, 1.0]), "^schedule must be"),
+        (lambda: WaveAdvectionDiffusion([0.0, 1.0], peclet=1.0, wave_speed=1.0), "^schedule must be"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    check_number("peclet", np.float32(2.0), 0.0)
+    check_integer("levels", np.int64(2), 1)
+    assert as_batch("seed", np.int64(2**63 - 1), 2).tolist() == [2**63 - 1] * 2
+    numpy = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, np.int64(8)), peclet=np.float32(4.0))
+    assert torch.equal(numpy(images(), 3, 1), AdvectionDiffusion(SCHEDULE, peclet=4.0)(images(), 3, 1))
+    for check, value in (
+        (check_integer, True),
+        (check_integer, np.True_),
+        (check_number, np.True_),
+        (check_number, np.float32("nan")),
+    ):
+        with pytest.raises(InputError, match="x must be"):
+            check("x", value, 0)
 
 
 @pytest.mark.parametrize(
@@ -314,10 +405,14 @@ def test_what_has_no_adjoint_says_so() -> None:
         def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(u0.detach().numpy() * 0.5)
 
+    class Raw(Numpy):
+        def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(u0.numpy() * 0.5)
+
     with pytest.raises(InputError, match="only a linear operator has an adjoint, and Gamma is not; if it is, it must say: linear"):
         Gamma().adjoint(images(), 1, 0)
-    for call in (lambda: Numpy().adjoint(images(), 1, 0), lambda: check_operator(Numpy(), 8)):
-        with pytest.raises(InputError, match="Numpy has no gradient, because apply leaves torch: write its method adjoint"):
+    for call in (lambda: Numpy().adjoint(images(), 1, 0), lambda: check_operator(Numpy(), 8), lambda: check_operator(Raw(), 8)):
+        with pytest.raises(InputError, match=r"(Numpy|Raw) has no gradient, because apply leaves torch: write its method adjoint"):
             call()
     background = WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=9.0, offset=9.5)
     with pytest.raises(InputError, match="WaveAdvectionDiffusion is not"):

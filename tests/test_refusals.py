@@ -130,7 +130,10 @@ def measured(function: Any, **more: Any) -> Callable[[], object]:
         (lambda: replace(METHOD, density=Weights((np.nan,) * 20)), "Weights.weights must give a finite number"),
         (lambda: replace(METHOD, density=Weights((1.0,) * 21)), "for each of 20 levels"),
         (lambda: replace(METHOD, density=Weights((0.0,) * 20)), "not only zeros"),
-        (lambda: replace(METHOD, scales=Fading(), denoiser=Noise()), "target noise needs some signal at every level; that of level 2"),
+        (
+            lambda: replace(METHOD, scales=Fading(), denoiser=Noise()),
+            "target noise needs some signal at every level; that of level 2",
+        ),
         (lambda: replace(METHOD, scales=Fading(), sampler=Resample(spacing="edm")), "spacing edm needs some signal"),
         (lambda: replace(METHOD, sampler=Resample(start="mean")), r"start must be a diffusion\.Start"),  # type: ignore[arg-type]
         (lambda: Flat().loss(METHOD.forward, IMAGE[None], IMAGE, torch.tensor([1]), torch.tensor([1])), "shape of the prediction"),

@@ -453,5 +453,6 @@ def _rate(at: Callable[..., tuple[torch.Tensor, ...]], level: torch.Tensor, leve
     own = 1 - (level <= step).long() + (level > levels - step).long()
     weights = torch.tensor([[-1.5, 2.0, -0.5], [-0.5, 0.0, 0.5], [0.5, -2.0, 1.5]], dtype=torch.float64)[own] * (-levels / step)
     three = torch.stack(at(*(level + step * (place - own) for place in range(3))))
-    slopes = (weights.T.to(three)[:, :, None, None, None] * three).sum(dim=0)
-    return three[own.to(three.device), torch.arange(three.shape[1], device=three.device)], slopes
+    weights = weights.T.to(three.device, three.dtype, non_blocking=True)[:, :, None, None, None]
+    values = three[own.to(three.device, non_blocking=True), torch.arange(three.shape[1], device=three.device)]
+    return values, (weights * three).sum(dim=0)
