@@ -36,6 +36,7 @@ from diffusion import (
     Uniform,
     named_method,
     solve,
+    train,
 )
 from lbm_warp.checks import InputError
 
@@ -175,6 +176,15 @@ def test_a_model_saved_over_another_leaves_nothing_of_it(tmp_path: Path) -> None
     pipeline(METHOD).save_pretrained(tmp_path)
     assert not (tmp_path / "statistics.safetensors").exists() and not (tmp_path / "metrics.json").exists()
     assert "mine" in (tmp_path / "README.md").read_text()
+
+
+def test_a_training_does_not_overwrite_a_saved_model(tmp_path: Path) -> None:
+    mine = pipeline(METHOD)
+    mine.save_pretrained(tmp_path)
+    before = (tmp_path / "ema.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a model, and no checkpoints to go on from"):
+        train(mine.config, [np.full((1, 8, 8), 0.25 * i, np.float32) for i in range(4)], tmp_path, "cpu")
+    assert (tmp_path / "ema.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("blur", [None, FlowAndBlur(levels=20), FlowAndBlur(levels=20, blur=Sine(0.16))])

@@ -204,6 +204,8 @@ class _Run:
             if (folder / "config.json").exists():
                 check_same_run(folder, config)
             problems = self.checkpoints.resume(self.state.load)
+            if self.checkpoints.good is None and (folder / "ema.safetensors").exists():
+                raise InputError(f"{folder} holds a model, and no checkpoints to go on from; choose another folder (--out)")
             if self.checkpoints.good is None and ranks.main:
                 check_step(config, self.state.network, self.dataset, ranks.device)
             if self.checkpoints.good is None and init is not None:
