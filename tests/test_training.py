@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -687,17 +688,17 @@ class Whole(CleanImage):
 
 
 class PerImage(CleanImage):
-    def loss(self, forward: ForwardProcess, prediction: torch.Tensor, target: object, *_: object) -> torch.Tensor:
+    def loss(self, forward: ForwardProcess, prediction: torch.Tensor, target: Any, *_: Any) -> torch.Tensor:
         return (prediction - target).square().flatten(1).sum(dim=1)
 
 
 class Detached(CleanImage):
-    def loss(self, forward: ForwardProcess, prediction: torch.Tensor, target: object, *_: object) -> torch.Tensor:
+    def loss(self, forward: ForwardProcess, prediction: torch.Tensor, target: Any, *_: Any) -> torch.Tensor:
         return summed((prediction - target).square()).detach()
 
 
 class Cut(CleanImage):
-    def clean(self, *arguments: object) -> torch.Tensor:
+    def clean(self, *arguments: Any) -> torch.Tensor:
         return super().clean(*arguments)[..., :4]
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def train(
     *,
     init: str | Path | Pipeline | None = None,
     observers: Sequence[Observer] = (),
-    score: Callable[[Pipeline], float | None] | None = None,
+    score: Callable[[Pipeline], SupportsFloat | None] | None = None,
 ) -> bool:
     """Train a run, or resume it from its last checkpoint.
 
@@ -280,17 +280,17 @@ class _Run:
             line = self.log.line(self.state.optimiser.param_groups[0]["lr"])
             self.tell(lambda observer: observer.logged(line))
 
-    def write_score(self, score: float | None) -> None:
+    def write_score(self, score: SupportsFloat | None) -> None:
         """The score of the averaged weights, which are kept if it is the best; None on ranks other than 0."""
         with self.ranks.together():
             if self.ranks.main:
                 try:
-                    score = float(score)  # type: ignore[arg-type]
+                    number = float(score)  # type: ignore[arg-type]
                 except (TypeError, ValueError, RuntimeError):
                     raise InputError(f"score gives {type(score).__name__}; expected a number") from None
-                self.checkpoints.keep_best({"images": self.state.images, SCORE: score}, self.state.average.network.state_dict())
+                self.checkpoints.keep_best({"images": self.state.images, SCORE: number}, self.state.average.network.state_dict())
                 for observer in self.observers:
-                    observer.scored(self.state.images, score)
+                    observer.scored(self.state.images, number)
         self.log.restart()
 
     def write_checkpoint(self) -> None:
