@@ -9,7 +9,7 @@ DEMO := runs/demo
 
 FIGURES := assets/figures
 
-.PHONY: demo test lint types figures gallery evidence kernels cuda clean
+.PHONY: demo test lint types docs figures gallery evidence kernels cuda clean
 
 demo: $(VENV)/.installed
 	$(PY) -m cli.corrupt --video
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(PY) -m mypy
+
+# The documentation, in site/: open site/index.html. A warning or a dead link is an error.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 # One page with every process, its pictures, film, equation and code.
 gallery: $(VENV)/.installed
@@ -55,9 +59,9 @@ figures: $(VENV)/.installed
 evidence: $(VENV)/.installed
 	$(PY) -m tools.evidence --jobs 2
 
-# Registers and instructions of the CUDA kernels, from their binaries: needs no GPU, but CUDA's disassembler or the package triton.
+# Registers and instructions of the CUDA kernels, from their binaries: needs no GPU.
 kernels: $(VENV)/.installed
-	$(PY) -m tools.kernels
+	$(PY) -m cli.benchmark kernels
 
 # For a machine with a GPU: tests, speed, training and sampling on it, in one report.
 cuda: $(VENV)/.installed
@@ -69,4 +73,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv outputs $(DEMO)
+	rm -rf .venv outputs site $(DEMO)

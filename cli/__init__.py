@@ -3,11 +3,25 @@
 import sys
 from importlib.util import find_spec
 
+from cli.streams import open_closed
+
 # What the extra cli installs: without one of these no command starts.
 NEEDED = (
-    *("PIL", "accelerate", "filelock", "huggingface_hub", "imageio", "imageio_ffmpeg", "lazy_loader", "matplotlib", "numpy"),
+    *(
+        "PIL",
+        "accelerate",
+        "filelock",
+        "huggingface_hub",
+        "imageio",
+        "imageio_ffmpeg",
+        "lazy_loader",
+        "matplotlib",
+        "numpy",
+        "psutil",
+    ),
     *("safetensors", "torch", "tqdm", "tyro", "warp"),
 )
+open_closed()
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     print(f"error: the commands need {', '.join(missing)}: pip install 'beyond-blur[cli]'", file=sys.stderr)
     sys.exit(2)

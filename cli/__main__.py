@@ -7,21 +7,24 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module, resources
 
+from cli import streams
+
 COMMANDS = ("corrupt", "compare", "explore", "train", "sample", "restore", "evaluate", "features", "sweep", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command with the rest of the command line; without one, list them."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in COMMANDS:
-        module = import_module(f"cli.{name}")
-        (module if hasattr(module, "main") else import_module(f"cli.{name}.__main__")).main(rest)
-    elif name in ("-h", "--help"):
-        lines = (f"  {command:<11}{about(command)}" for command in COMMANDS)
-        print("usage: beyond-blur COMMAND [OPTIONS]", "", *lines, "", "beyond-blur COMMAND --help lists its options.", sep="\n")
-    else:
-        print(f"error: unknown command {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
+    with streams.quiet():
+        if name in COMMANDS:
+            module = import_module(f"cli.{name}")
+            (module if hasattr(module, "main") else import_module(f"cli.{name}.__main__")).main(rest)
+        elif name in ("-h", "--help"):
+            lines = (f"  {command:<11}{about(command)}" for command in COMMANDS)
+            print("usage: beyond-blur COMMAND [OPTIONS]", "", *lines, "", "beyond-blur COMMAND --help lists its options.", sep="\n")
+        else:
+            print(f"error: unknown command {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+            sys.exit(2)
 
 
 def about(command: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from cli import console, figures, render
-from cli.corrupt import save_video
 from cli.scene import PictureOptions
+from cli.video import held, save_video
 from diffusion import specs
 from diffusion.data.dataset import evenly_spaced
+from diffusion.files import owned, products, write_json
 from diffusion.forward.process import ForwardProcess
 from diffusion.methods import METHODS, named_method
 from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
 
+RECORD = "comparison.json"
 VIDEO_WIDTH = 1920
 VIDEO_PANEL = 480
 
@@ -48,9 +50,23 @@ def compare(options: Compare) -> None:
     if not options.processes:
         raise InputError(f"--processes: name at least one of {', '.join(METHODS)}")
     processes = {name: specs.changed(named_method(name).forward, levels=options.levels) for name in options.processes}
-    u0 = options.read()
     columns = evenly_spaced(options.levels + 1, options.columns).tolist()
+    out = options.out or Path("outputs") / f"{options.image.resolve().stem}-comparison"
+    with owned(out), products(out, RECORD, "comparison.png", "comparison.mp4") as folder:
+        rows, film = corrupted(processes, options, columns)
+        figures.save_figure(folder / "comparison.png", figures.comparison(rows, [level / options.levels for level in columns]))
+        if options.video:
+            frames = side_by_side(film, list(processes), options.levels)
+            save_video(folder / "comparison.mp4", held(frames, options.fps), options.fps)
+        write_json(folder / RECORD, {"command": console.command_line(), "processes": list(processes)})
+    print(f"wrote {out / 'comparison.png'}" + (f", {out / 'comparison.mp4'}" if options.video else ""))
 
+
+def corrupted(
+    processes: Mapping[str, ForwardProcess], options: Compare, columns: list[int]
+) -> tuple[list[figures.ComparedProcess], list[np.ndarray]]:
+    """What is drawn of every process at some levels; and for a video all pictures, uint8 [H, W, 3], by process and level."""
+    u0 = options.read()
     rows: list[figures.ComparedProcess] = []
     film: list[np.ndarray] = []
     with tqdm(total=len(processes) * (options.levels + 1), desc="corrupting", unit="level") as progress:
@@ -65,14 +81,7 @@ def compare(options: Compare) -> None:
                 if options.video:
                     film.append(picture)
             rows.append(figures.ComparedProcess(name, describe(forward), pictures, spectra))
-
-    out = options.out or Path("outputs") / f"{options.image.stem}-comparison"
-    written = [out / "comparison.png"]
-    figures.save_figure(written[0], figures.comparison(rows, [level / options.levels for level in columns]))
-    if options.video:
-        written.append(out / "comparison.mp4")
-        save_video(written[-1], side_by_side(film, list(processes), options.levels), options.fps)
-    print(f"wrote {', '.join(map(str, written))}")
+    return rows, film
 
 
 def describe(forward: ForwardProcess) -> str:

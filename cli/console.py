@@ -1,4 +1,4 @@
-"""What all commands share: parsing, devices, signals, and errors of one line."""
+"""What all commands share: parsing, devices, and errors of one line."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import tyro
 import warp as wp
+from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cli import signals, streams
+from diffusion.launcher import launch
 from lbm_warp.checks import InputError, check_integer
 
 Options = TypeVar("Options")
-# Environment variable of a command that another one started: it ends when its standard input does.
-CHILD = "BEYOND_BLUR_CHILD"
 
 
 def run(
@@ -36,7 +36,8 @@ def run(
     arguments: Sequence[str] | None = None,
     package: str = "cli",
 ) -> None:
-    """Parse a command line and run the command; bad input ends in one line on standard error and exit code 2.
+    """Parse a command line and run the command; bad input ends in one line on standard error and exit code 2, signals as
+    :mod:`cli.signals` says.
 
     Of the processes that a launcher started on a machine, only the first one prints.
 
@@ -47,52 +48,99 @@ def run(
         arguments: the command line; that of this process by default.
         package: where the command is.
     """
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    with streams.quiet():
+        _run(name, command, parse, list(sys.argv[1:] if arguments is None else arguments), package)
+
+
+def _run(
+    name: str, command: Callable[[Options], object], parse: Callable[..., Options], words: Sequence[str], package: str
+) -> None:
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
     prog = f"beyond-blur {name}" if _is_script() else f"python -m {package}.{name}"
-    description = sys.modules[command.__module__].__doc__
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if CHILD in os.environ:
-        threading.Thread(target=stop_with_parent, daemon=True).start()
+    description, speaks = sys.modules[command.__module__].__doc__, True
     try:
-        with parse_errors():
-            no_none = (tyro.conf.DisallowNone,)
-            options = parse(args=words, prog=prog, description=description, console_outputs=speaks, config=no_none)
-        start_warp()
-        with logging_redirect_tqdm():
+        speaks = launch().local_rank == 0
+        logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
+        no_none = (tyro.conf.DisallowNone,)
+        options = parsed(parse, args=words, prog=prog, description=description, console_outputs=speaks, config=no_none)
+        with signals.handled(), logging_redirect_tqdm(), warnings_in_a_line(speaks):
+            start_warp()
             command(options)
         return
+    except BrokenPipeError:
+        raise
     except InputError as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
+    except UnicodeEncodeError as error:
+        message, code = f"error: {error.object}: a library that this needs takes names in UTF-8 alone; rename it", 2
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for the memory of a CPU
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        message, code = "error: not enough memory for this; choose smaller pictures (--size) or fewer at a time (--batch)", 2
     except OSError as error:
         message, code = f"error: {error.filename or 'system'}: {error.strerror or error}", 2
-    except KeyboardInterrupt:
-        message, code = "interrupted", 130
+    except KeyboardInterrupt as interrupt:
+        message, code = "interrupted", signals.exit_code(interrupt)
     if speaks:
         print(message, file=sys.stderr)
     sys.exit(code)
 
 
 @contextmanager
-def parse_errors() -> Iterator[None]:
-    """A block in which what tyro says about a wrong command line, several lines in a box, is raised as an InputError of one."""
-    box = io.StringIO()
+def warnings_in_a_line(speaks: bool) -> Iterator[None]:
+    """A block in which a warning is one line on standard error, said once; none if this process does not speak."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object) -> None:
+        if speaks and str(message) not in said:
+            said.add(str(message))
+            tqdm.write(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def parsed(parse: Callable[..., Options], **arguments: Any) -> Options:
+    """What tyro makes of a command line; its help has the colours of the terminal, unless NO_COLOR is set.
+
+    Args:
+        parse: ``tyro.cli`` with a type bound, or a function that takes the same arguments.
+        arguments: for it.
+
+    Raises:
+        InputError: what tyro says about a wrong command line, which are several lines in a box, in one.
+    """
     try:
-        with redirect_stderr(box):
-            yield
+        with redirect_stderr(io.StringIO()), _environment({"TERM": "dumb"} if os.environ.get("NO_COLOR") else {}):
+            return parse(**arguments)
     except SystemExit as end:
         if end.code != 2:
             raise
-        _, *rows = (re.sub(r"^[╰─╯-]+$", "", line.strip("│ ")) for line in [*box.getvalue().splitlines(), ""])
-        # What is between the title and the next horizontal line or empty row.
-        problem = " ".join(takewhile(bool, dropwhile(lambda row: not row, rows)))
-        if of_object := re.match(r"Error parsing \w[\w.]*: ", problem):
-            # An object was made of options that do not fit each other, or the object; its own message says all.
-            raise InputError(problem[of_object.end() :].rstrip(".")) from None
-        near = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
-        advice = f"did you mean {near[1]}?" if near else "--help explains the options"
-        raise InputError(f"{problem.rstrip('.')}; {advice}") from None
+    # Once more for a box without colours, wide enough for every line.
+    with redirect_stderr(io.StringIO()) as box, _environment({"TERM": "dumb", "COLUMNS": "10000"}), suppress(SystemExit):
+        parse(**arguments)
+    _, *rows = (re.sub(r"^[╰─╯-]+$", "", line.strip("│ ")) for line in [*box.getvalue().splitlines(), ""])
+    # What is between the title and the next horizontal line or empty row.
+    problem = " ".join(takewhile(bool, dropwhile(lambda row: not row, rows)))
+    if of_object := re.match(r"Error parsing \w[\w.]*: ", problem):
+        # An object was made of options that do not fit each other, or the object; its own message says all.
+        raise InputError(problem[of_object.end() :].rstrip("."))
+    near = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
+    advice = f"did you mean {near[1]}?" if near else "--help explains the options"
+    raise InputError(f"{problem.rstrip('.')}; {advice}")
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """A block in which environment variables have other values."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def check_at_least(options: object, **lowest: int) -> None:
@@ -147,26 +195,3 @@ def start_warp() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-def stop_with_parent() -> None:
-    """Send SIGTERM to this process when its standard input ends, that is when the process at the other end of the pipe is gone."""
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def signals_noted() -> Iterator[Callable[[], bool]]:
-    """A block in which SIGINT and SIGTERM are noted instead of raised, so that long work ends between two steps and saves.
-
-    Yields:
-        A function that tells whether one has arrived.
-    """
-    arrived: list[int] = []
-    previous = {number: signal.signal(number, lambda which, _: arrived.append(which)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(arrived)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

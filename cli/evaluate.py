@@ -23,8 +23,8 @@ class Evaluate:
     """Options of ``python -m cli.evaluate``."""
 
     samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
-    """A run (its folder, or owner/name on the Hugging Face Hub), or samples of any model: a folder or .zip of images, or an
-    .npz file (arr_0, uint8 [N, H, W, C])."""
+    """A run (its folder, owner/name on the Hugging Face Hub, or digits, fashion or emoji, which are included), or samples of any
+    model: a folder or .zip of images, or an .npz file (arr_0, uint8 [N, H, W, C])."""
     data: str | None = None
     """Real pictures to compare with, named as for cli.train; by default those that the run was trained on."""
     device: str = "auto"

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from cli import console
-from diffusion.data.dataset import open_dataset
+from diffusion.data.dataset import grey_or_colour, open_dataset
 from diffusion.evaluation.features import train_classifier
 from diffusion.files import save_tensors
 from lbm_warp.checks import InputError
@@ -30,8 +30,14 @@ class Features:
     """Times that each picture is seen."""
     seed: int = 0
     """Seed of the weights, the order and the shifts."""
+    grey: bool = False
+    """Turn colour pictures to grey. By default pictures are grey if all are, of 256 that are looked at."""
+    colour: bool = False
+    """Keep colour, also of pictures that look grey."""
     data_root: Path | None = None
     """Folder of named data sets; by default the environment variable BEYOND_BLUR_DATA, or ./data."""
+    data_cache: Path | None = None
+    """Folder of prepared pictures; ~/.cache/beyond-blur/data by default."""
     out: Path | None = None
     """File for the weights; outputs/<data>-features.safetensors by default."""
 
@@ -41,7 +47,8 @@ def run(options: Features) -> None:
     out = options.out or Path("outputs") / f"{Path(options.data).name}-features.safetensors"
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: expected a file *.safetensors")
-    dataset = open_dataset(options.data, options.size, options.data_root)
+    grey = grey_or_colour(options.grey, options.colour)
+    dataset = open_dataset(options.data, options.size, options.data_root, grey=grey, cache=options.data_cache)
     # More threads change the last digits of the weights, and are no faster.
     torch.set_num_threads(1)
     classifier, accuracy = train_classifier(dataset, options.held_out, epochs=options.epochs, seed=options.seed)

@@ -1,29 +1,46 @@
-"""Films: a video or a folder of pictures in one flow, and the way from one picture through turbulence into another."""
+"""Films: moving pictures in one flow, and the way from one picture through turbulence into another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import imageio.v2 as imageio
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from cli import render
-from diffusion.data.images import fit, is_image_name, read_image, resize_shorter
+from cli import console, render
+from cli.scene import DEFAULT_SIZE, SceneOptions, frame_widths
+from cli.video import Pictures, open_film, read_still, save_video, there_and_back
+from diffusion.data.images import fit, resize_shorter
 from diffusion.size import Size
+from lbm_warp import Schedule
 from lbm_warp.checks import InputError
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+FPS = 30
+VIDEO_SIZE = 512
+LEVELS_OF_FILM = 1000
 BATCH = 8
 # One picture changes into another in this middle part of the film.
 CHANGE = (0.3, 0.7)
 # Corrupts pictures float32 [N, C, H, W] by fractions of the whole way, [N], with one flow and one noise.
 CorruptTo = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """The video."""
+
+    video: bool = False
+    """Write trajectory.mp4 as well."""
+    frames: int = 240
+    """Frames of the video from clean to fully corrupted."""
+    fps: int | None = None
+    """Frames per second of the video; by default 30, or those of the film that is corrupted."""
 
 
 @dataclass(frozen=True)
@@ -33,74 +50,65 @@ class FilmOptions:
     to: Path | None = None
     """Go through the turbulence into this other picture, and write film.mp4."""
     course: Literal["rise", "hold"] = "rise"
-    """A video or a folder of pictures: corrupted more and more, or every frame by the whole."""
+    """A video, an animated picture or a folder of pictures: corrupted more and more, or every frame by the whole."""
     loop: bool = False
     """Come back to the beginning at the end of the video, so that it can be repeated."""
     png: bool = False
     """Write the frames of the film as PNG files too: frames/00000.png, ..."""
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures of one size, read one after the other.
+def make(options: SceneOptions, how: FilmOptions, video: VideoOptions, folder: Path) -> list[str]:
+    """Corrupt moving pictures frame by frame, or go from a picture into another; write film.mp4 and, if wanted, its frames.
 
-    Attributes:
-        count: how many, at least 1.
-        size: of all of them.
-        fps: frames per second of a video; None for a folder.
-        read: makes an iterator of them, float32 [C, H, W] in [0, 1].
-    """
-
-    count: int
-    size: Size
-    fps: float | None
-    read: Callable[[], Iterator[np.ndarray]]
-
-
-def is_film(path: Path) -> bool:
-    """Whether a path is a video or a folder, not a picture."""
-    return path.is_dir() or path.suffix.lower() in VIDEOS
-
-
-def open_film(path: Path, shorter: Callable[[int], int]) -> Pictures:
-    """The frames of a video, or the pictures of a folder in the order of their names; they get the size of the first.
-
-    Args:
-        path: the video or the folder.
-        shorter: gives the shorter side [pixels] that frames of this one are resized to.
+    Returns:
+        The names of what was written.
 
     Raises:
-        InputError: if it cannot be read or holds no picture.
+        InputError: if something cannot be read or written, or options do not go together.
     """
-    frames: Callable[[], Iterator[np.ndarray]]
-    fps: float | None = None
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if is_image_name(file.name))
-        if not files:
-            raise InputError(f"{path}: no pictures in this folder")
-        count, frames = len(files), lambda: (read_image(file, "RGB") for file in files)
-    else:
-        try:
-            with _reader(path) as reader:
-                count, fps = reader.count_frames(), float(reader.get_meta_data()["fps"])
-        except (OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
-            raise InputError(f"{path}: not a video that ffmpeg can read ({str(error).strip().splitlines()[0][:100]})") from error
-        if count < 1:
-            raise InputError(f"{path}: no frames in this video")
-        frames = lambda: _decoded(path)  # noqa: E731
-    first = next(frames())
-    size = Size(*resize_shorter(first, shorter(min(first.shape[1:]))).shape[1:])
-    return Pictures(count, size, fps, lambda: (fit(frame, size) for frame in frames()))
+    frames, fps = _of_moving(options, how) if how.to is None else _from_one_to_another(options, how.to, video.frames, how.loop)
+
+    def kept() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(render.enlarged(frame, VIDEO_SIZE) for frame in frames):
+            if how.png:
+                render.save_image(folder / "frames" / f"{number:05d}.png", frame, "frame")
+            yield frame
+
+    save_video(folder / "film.mp4", kept(), video.fps or fps)
+    return ["film.mp4", *["frames"] * how.png]
 
 
-def _reader(path: Path) -> Any:
-    return imageio.get_reader(path)
+def _of_moving(options: SceneOptions, how: FilmOptions) -> tuple[Iterator[np.ndarray], Fraction | int]:
+    console.check_at_least(options, size=2, levels=1)
+    pictures, device = open_film(options.image), console.pick_device(options.device)
+    for remark in pictures.remarks:
+        print(f"{options.image}: {remark}")
+    first = next(pictures.read())
+    size = Size(*resize_shorter(first, options.size or min(*first.shape[1:], DEFAULT_SIZE)).shape[1:])
+    return corrupted(pictures, size, how, corrupter(options, size), device), pictures.fps or FPS
 
 
-def _decoded(path: Path) -> Iterator[np.ndarray]:
-    with _reader(path) as reader:
-        for frame in reader:
-            yield np.ascontiguousarray(frame.transpose(2, 0, 1), dtype=np.float32) / 255.0
+def _from_one_to_another(options: SceneOptions, to: Path, count: int, loop: bool) -> tuple[Iterator[np.ndarray], int]:
+    if options.image.is_dir():
+        raise InputError(f"--to needs a picture to start from, got {options.image}")
+    first = options.read().expand(1, 3, -1, -1)
+    size = Size(*first.shape[2:])
+    second = torch.from_numpy(fit(read_still(to, "RGB"), size))[None].to(first.device)
+    frames = passage(first, second, count, corrupter(options, size))
+    return there_and_back(frames) if loop else frames, FPS
+
+
+def corrupter(options: SceneOptions, size: Size) -> CorruptTo:
+    """What corrupts pictures of this size by fractions of the whole way, with the flow of the options' seed."""
+    if options.process is not None:
+        forward = options.forward()
+        return lambda u, part: forward.corrupt(
+            u, torch.from_numpy((part * forward.levels).round().astype(np.int64)), torch.full((len(u),), options.seed)
+        )
+    # A level for each blur width that differs visibly; the blur width grows with the fraction.
+    sigma = frame_widths(options.flow.widths(size.shorter)[1], LEVELS_OF_FILM + 1)
+    operator = options.operator(Schedule(sigma), size.shorter)
+    return lambda u, part: operator(u, torch.from_numpy((part * LEVELS_OF_FILM).round().astype(np.int64)), options.seed)
 
 
 def fractions(count: int, options: FilmOptions) -> np.ndarray:
@@ -111,14 +119,14 @@ def fractions(count: int, options: FilmOptions) -> np.ndarray:
     return np.sin(np.pi * t) ** 2 if options.loop else t
 
 
-def corrupted(pictures: Pictures, options: FilmOptions, corrupt: CorruptTo, device: torch.device) -> Iterator[np.ndarray]:
-    """The frames of a film in one flow, uint8 [H, W, 3]. A frame depends on no other."""
-    how_far, frames = fractions(pictures.count, options), pictures.read()
+def corrupted(
+    pictures: Pictures, size: Size, options: FilmOptions, corrupt: CorruptTo, device: torch.device
+) -> Iterator[np.ndarray]:
+    """The frames of a film of this size in one flow, uint8 [H, W, 3]. A frame depends on no other."""
+    how_far, frames = fractions(pictures.count, options), (fit(picture, size) for picture in pictures.read())
     with tqdm(total=pictures.count, desc="corrupting", unit="frame") as progress:
         for first in range(0, pictures.count, BATCH):
-            batch = list(islice(frames, min(BATCH, pictures.count - first)))
-            if not batch:
-                return  # A video may hold fewer frames than it says.
+            batch = list(islice(frames, BATCH))
             u = corrupt(torch.from_numpy(np.stack(batch)).to(device), how_far[first : first + len(batch)])
             yield from (render.to_pixels(image) for image in u)
             progress.update(len(batch))
@@ -137,25 +145,3 @@ def passage(first: torch.Tensor, second: torch.Tensor, frames: int, corrupt: Cor
             u = corrupt(torch.lerp(first, second, weight), np.sin(np.pi * t[part]) ** 2)
             yield from (render.to_pixels(image) for image in u)
             progress.update(len(weight))
-
-
-def there_and_back(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The frames, and all but the last and the first of them in reverse: a film that can be repeated."""
-    way = []
-    for frame in frames:
-        way.append(frame)
-        yield frame
-    yield from way[-2:0:-1]
-
-
-def save(frames: Iterator[np.ndarray], out: Path, fps: int, png: bool) -> list[Path]:
-    """Write film.mp4 and, if they are wanted, the frames as PNG files; returns what was written."""
-
-    def kept() -> Iterator[np.ndarray]:
-        for number, frame in enumerate(frames):
-            if png:
-                render.save_image(out / "frames" / f"{number:05d}.png", frame)
-            yield frame
-
-    render.save_video(out / "film.mp4", kept(), fps)
-    return [out / "film.mp4", *([out / "frames"] if png else [])]

@@ -14,9 +14,11 @@ from threading import Event
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from cli import console
+from cli import signals
+
+INTERRUPTED = {code for number in signals.ENDING for code in (-number, 128 + number)}
 
 
 class Job(NamedTuple):
@@ -39,7 +41,10 @@ def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[
         devices: a device for every job at a time; the same one may occur more than once.
 
     Yields:
-        Every job that has ended, and one line about what went wrong, empty if nothing did; no job that was interrupted.
+        Every job that has ended, and one line about what went wrong, empty if nothing did; no job that was ended.
+
+    Raises:
+        KeyboardInterrupt: with the number of the signal, behind all that, if there was one.
     """
     shown, closed = len(devices) == 1, Event()
     free: SimpleQueue[str] = SimpleQueue()
@@ -47,17 +52,17 @@ def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[
         free.put(device)
     threads = max(1, torch.get_num_threads() // len(devices))
     # A log gets a line of a progress bar every half minute.
-    environment = {console.CHILD: "1", "OMP_NUM_THREADS": str(threads)} | ({} if shown else {"TQDM_MININTERVAL": "30"})
+    environment = {signals.CHILD: "1", "OMP_NUM_THREADS": str(threads)} | ({} if shown else {"TQDM_MININTERVAL": "30"})
 
     def work(job: Job) -> str | None:
         device = free.get()
         try:
-            return carry_out(job, device, environment, shown, lambda: closed.is_set() or interrupted())
+            return carry_out(job, device, environment, shown, lambda: closed.is_set() or bool(interrupted()))
         finally:
             free.put(device)
 
     with (
-        console.signals_noted() as interrupted,
+        signals.noted() as interrupted,
         tqdm(total=len(jobs), desc="runs", unit="run", disable=shown) as progress,
         ThreadPoolExecutor(len(devices)) as pool,
     ):
@@ -69,6 +74,8 @@ def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[
                     yield results[result], problem
         finally:
             closed.set()
+        if number := interrupted():
+            raise KeyboardInterrupt(number)
 
 
 def carry_out(job: Job, device: str, environment: dict[str, str], shown: bool, stop: Callable[[], bool]) -> str | None:
@@ -90,6 +97,8 @@ def carry_out(job: Job, device: str, environment: dict[str, str], shown: bool, s
                     time.sleep(0.1)
         if process.returncode and stop():
             return None
+        if process.returncode in INTERRUPTED:
+            return "it was interrupted; the same command goes on"
         if process.returncode < 0:
             return f"its process was killed (signal {-process.returncode}), as happens when memory runs out; try fewer --jobs"
         if process.returncode:

@@ -1,17 +1,16 @@
-"""Pictures for people: pixels, sheets, image files, videos."""
+"""Pictures for people: pixels, sheets, image files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion.files import whole_file
+from diffusion.data.products import save_image
 
 
 def quantised(image: torch.Tensor) -> np.ndarray:
@@ -59,38 +58,6 @@ def grid(pictures: Sequence[np.ndarray], columns: int | None = None, gap: int = 
     return sheet
 
 
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 [H, W, 3], or [H, W, 1] as a grey one, as an image file."""
-    with whole_file(path) as aside:
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(aside)
-
-
 def save_grid(path: Path, images: torch.Tensor, columns: int | None = None) -> None:
     """Write images [N, C, H, W] as one sheet, enlarged so that small ones can be seen."""
-    save_image(path, grid([enlarged(to_pixels(image), 64) for image in images], columns, gap=4))
-
-
-def save_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write uint8 frames [H, W, 3] as H.264 that browsers play; odd sizes gain a repeated row or column."""
-    import imageio.v2 as imageio
-
-    # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
-    with (
-        whole_file(path) as aside,
-        # The writer's own context manager does not close it after an error.
-        closing(
-            imageio.get_writer(
-                aside,
-                fps=fps,
-                codec="libx264",
-                pixelformat="yuv420p",
-                macro_block_size=2,
-                quality=None,
-                output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart"],
-                ffmpeg_log_level="error",
-            )
-        ) as writer,
-    ):
-        for frame in frames:
-            padding = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
-            writer.append_data(np.pad(frame, padding, mode="edge"))
+    save_image(path, grid([enlarged(to_pixels(image), 64) for image in images], columns, gap=4), "grid")

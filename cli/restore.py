@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -14,15 +13,17 @@ import torch
 import tyro
 
 from cli import console, render
+from cli.video import read_still
 from diffusion.data.images import fit, read_image
-from diffusion.files import write_json
+from diffusion.files import asset, owned, products, write_json
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import LevelEstimator, best, restore
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer
 
+RECORD = "restoration.json"
 PANEL = 160
-EXAMPLE = Path(str(resources.files("assets") / "degraded.png"))
+EXAMPLE = asset("degraded.png")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,18 @@ class Restore:
 def restore_picture(options: Restore) -> None:
     """Read the picture, find its level, restore it, write the results."""
     options.validate()
+    out = options.out or Path("outputs") / f"{options.picture.resolve().stem}-restored"
+    with owned(out), products(out, RECORD, "sample-*.png", "restored.png", "restoration.png") as folder:
+        restored_into(folder, options)
+    print(f"wrote {out / 'restored.png'}, {options.samples} samples and {out / RECORD}")
+
+
+def restored_into(folder: Path, options: Restore) -> None:
+    """Restore the picture; write the samples, what is taken, all of them side by side, and the record."""
     device = console.pick_device(options.device)
     read_image(options.picture)  # before the model, which takes longer
     pipeline = Pipeline.from_pretrained(options.run, device=device)
-    picture, size = fitted(pipeline, read_image(options.picture, "L" if pipeline.config.channels == 1 else "RGB"))
+    picture, size = fitted(pipeline, read_still(options.picture, "L" if pipeline.config.channels == 1 else "RGB"))
     record: dict[str, object] = {"picture": str(options.picture), "run": options.run, "size": size.to_json()}
     if options.level == "auto":
         estimate = LevelEstimator(pipeline, seed=options.seed)(picture)
@@ -81,10 +90,6 @@ def restore_picture(options: Restore) -> None:
     chosen = best(pipeline, picture, level, restored) if options.best else None
     result = restored.mean(dim=0) if chosen is None else restored[chosen]
 
-    out = options.out or Path("outputs") / f"{options.picture.stem}-restored"
-    for number, sample in enumerate(restored):
-        render.save_image(out / f"sample-{number:02d}.png", render.quantised(sample))
-    render.save_image(out / "restored.png", render.quantised(result))
     panels = [picture, result, *restored]
     if len(restored) > 1:
         # Three standard deviations fill the range from black to white.
@@ -92,9 +97,11 @@ def restore_picture(options: Restore) -> None:
     names = ["degraded", "restored", *(f"sample {number}" for number in range(len(restored))), "3 x spread"]
     pixels = [render.enlarged(render.to_pixels(panel), PANEL) for panel in panels]
     labelled = [np.concatenate([render.caption(name, p.shape[1]), p]) for name, p in zip(names, pixels, strict=False)]
-    render.save_image(out / "restoration.png", render.grid(labelled, min(len(labelled), 7), gap=6))
-    write_json(out / "restoration.json", record | {"level": level, "samples": len(restored), "best": chosen, "seed": options.seed})
-    print(f"wrote {out / 'restored.png'}, {len(restored)} samples and {out / 'restoration.png'}")
+    for number, sample in enumerate(restored):
+        render.save_image(folder / f"sample-{number:02d}.png", render.quantised(sample), "sample")
+    render.save_image(folder / "restored.png", render.quantised(result), "sample")
+    render.save_image(folder / "restoration.png", render.grid(labelled, min(len(labelled), 7), gap=6), "grid")
+    write_json(folder / RECORD, record | {"level": level, "samples": len(restored), "best": chosen, "seed": options.seed})
 
 
 def fitted(pipeline: Pipeline, image: np.ndarray) -> tuple[torch.Tensor, Size]:

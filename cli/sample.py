@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from cli import archives, console, render
+from cli.video import read_still, save_video
 from diffusion.data.images import fit, read_image
-from diffusion.files import read_json, write_json
-from diffusion.run import fingerprint
+from diffusion.files import owned, products, read_json, write_json
+from diffusion.launcher import launch
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from lbm_warp.checks import InputError, check_integer, check_name, check_number
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+RECORD = "sampling.json"
+SHEETS = ("grid.png", "restoration.png", "reverse.mp4", "samples.npz", "samples.zip")
 GRID = 64
 EACH = 8
 RESTORATIONS = 8
@@ -102,7 +108,8 @@ class Sample:
     best: bool = False
     """Use the weights with the best score during training (cli.train --score-every) instead of the last ones."""
     out: Path | None = None
-    """Folder for the results; outputs/<name of the run>-samples... by default. The same command makes only what is missing."""
+    """Folder for the results; outputs/<name of the run>-samples... by default. The same command makes only the images that are
+    missing; sheets, archives and the film are made anew, or removed."""
     variation: Annotated[Variation, tyro.conf.OmitArgPrefixes] = Variation()
     results: Annotated[Results, tyro.conf.OmitArgPrefixes] = Results()
     execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = Execution()
@@ -147,7 +154,7 @@ def sample(options: Sample) -> None:
     options.validate()
     device = console.pick_device(options.execution.device)
     processes = None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launch().processes > 1:
         # Under torchrun or accelerate launch. Imported here: it takes a second that a single process need not wait for.
         from accelerate import PartialState
 
@@ -162,18 +169,37 @@ def sample(options: Sample) -> None:
     pipeline = Pipeline.from_pretrained(run, device=device, precision=how.precision, batch=how.batch, best=options.best)
     picture = None
     if options.variation.from_image is not None:
-        image = read_image(options.variation.from_image, "L" if pipeline.config.channels == 1 else "RGB")
+        image = read_still(options.variation.from_image, "L" if pipeline.config.channels == 1 else "RGB")
         picture = torch.from_numpy(fit(image, pipeline.config.size))
     parts = _plan(options, pipeline, picture, world)
     names = [name for part in parts for name in part.names]
     record = _record(options, pipeline, picture)
     out = options.out or Path("outputs") / _default_name(options, record)
-    _check_same_images(out, record)
-    write_json(out / "sampling.json", record | {"run": str(run), "images": len(names)})
+    # The first process works for all others in the folder, and writes all but the images.
+    with owned(out) if rank == 0 else nullcontext():
+        earlier = _same_images(out, record)
+        with products(out, RECORD, *SHEETS) if rank == 0 else nullcontext(out) as folder:
+            record = earlier | record | {"run": str(run), "images": len(names)}
+            if rank == 0:
+                write_json(out / RECORD, record)
+            film = Film(pipeline, options.steps) if options.results.video else None
+            new = _write_images(options, pipeline, parts, out, film, processes)
+            if rank > 0:
+                return
+            files = [_file(out, name) for name in names]
+            sheets = _write_sheets(options, pipeline, picture, folder, files, film)
+            write_json(folder / RECORD, record)
+    print(f"wrote {out / 'images'} ({len(files)} images, {new} of them new), {', '.join(str(out / sheet) for sheet in sheets)}")
+
+
+def _write_images(
+    options: Sample, pipeline: Pipeline, parts: Sequence[Part], out: Path, film: Film | None, processes: PartialState | None
+) -> int:
+    """Make the images that are missing, and those of the film, and write them as they come; returns how many were missing."""
+    rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
     if options.execution.compile:
         pipeline.network.compile()
-
-    film = Film(pipeline, options.steps) if options.results.video else None
+    names = [name for part in parts for name in part.names]
     filmed = set(names[: film.most]) if film else set()
     missing = {name for name in names if not _file(out, name).exists()}
     todo = [part for part in parts if not missing.union(filmed).isdisjoint(part.names)]
@@ -191,34 +217,31 @@ def sample(options: Sample) -> None:
         for part in todo[rank::world]:
             for name, image in zip(part.names, part.draw(callback=on_level).flatten(0, -4), strict=True):
                 if name in missing:
-                    render.save_image(_file(out, name), render.quantised(image))
+                    render.save_image(_file(out, name), render.quantised(image), "sample")
     if processes is not None:
         processes.wait_for_everyone()
         processes.destroy_process_group()
-    if rank == 0:
-        files = [_file(out, name) for name in names]
-        sheets = _write_sheets(options, pipeline, picture, out, files, film)
-        print(f"wrote {out / 'images'} ({len(files)} images, {len(missing)} of them new), {', '.join(sheets)}")
+    return len(missing)
 
 
 def _write_sheets(
     options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, out: Path, files: list[Path], film: Film | None
 ) -> list[str]:
-    """Write what shows and holds all the images together; returns the names of the files."""
+    """Write what shows and holds all the images together; returns the names of the files, with a remark."""
     if picture is not None:
-        written = [f"{out / 'restoration.png'}"]
+        written = ["restoration.png"]
         _draw_restorations(out / "restoration.png", options, pipeline, picture, files)
     else:
         shown, columns = _sheet(options, pipeline)
-        written = [f"{out / 'grid.png'}" + (f" (the first {shown})" if len(files) > shown else "")]
+        written = ["grid.png" + (f" (the first {shown})" if len(files) > shown else "")]
         render.save_grid(out / "grid.png", _read(files[:shown]), columns)
     for kind, save in {"npz": archives.save_npz, "zip": archives.save_zip}.items():
         if getattr(options.results, kind):
             save(out / f"samples.{kind}", files)
-            written.append(f"{out / f'samples.{kind}'}")
+            written.append(f"samples.{kind}")
     if film is not None:
         film.save(out / "reverse.mp4", options.results.fps, _sheet(options, pipeline)[1])
-        written.append(f"{out / 'reverse.mp4'}")
+        written.append("reverse.mp4")
     return written
 
 
@@ -284,7 +307,7 @@ class Film:
             panels = [render.enlarged(pixels, VIDEO_PANEL) for batch in pictures for pixels in batch]
             frames.append(render.grid(panels, columns, gap=6))
         order = [*frames, *[frames[-1]] * (2 * fps)]
-        render.save_video(path, tqdm(order, desc="encoding", unit="frame", leave=False), fps)
+        save_video(path, tqdm(order, desc="encoding", unit="frame", leave=False), fps)
 
 
 def _draw_restorations(path: Path, options: Sample, pipeline: Pipeline, picture: torch.Tensor, files: list[Path]) -> None:
@@ -330,11 +353,8 @@ def _file(out: Path, name: str) -> Path:
 
 def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -> dict[str, object]:
     """Everything that an image depends on, but for its name."""
-    weights = pipeline.network.state_dict() | {"thumbnails": pipeline.prior.thumbnails}
-    if pipeline.statistics:
-        weights |= {f"statistics.{name}": tensor for name, tensor in vars(pipeline.statistics).items()}
     return {
-        "model": fingerprint(pipeline.config, weights),
+        "model": pipeline.fingerprint,
         "seed": options.seed,
         "steps": options.steps,
         "sampling_noise": options.sampling_noise,
@@ -357,17 +377,22 @@ def _default_name(options: Sample, record: dict[str, object]) -> str:
     return "-".join([run, "samples", *words])
 
 
-def _check_same_images(out: Path, record: dict[str, object]) -> None:
-    """Raise InputError if the folder holds images that are not of this record."""
-    if not (out / "sampling.json").exists():
+def _same_images(out: Path, record: dict[str, object]) -> dict[str, Any]:
+    """What the record of a folder says, if its images are those of this record; that of a new folder lists no products.
+
+    Raises:
+        InputError: if the folder holds other images.
+    """
+    if not (out / RECORD).exists():
         if (out / "images").exists():
             raise InputError(f"{out}: holds images, and no sampling.json that says which; choose another --out")
-        return
-    there = read_json(out / "sampling.json")
+        return {"files": []}
+    there = read_json(out / RECORD)
     for name, value in record.items():
         if there.get(name) != value:
             what = f"{name} {there.get(name)}, not {value}" if name not in ("model", "image") else f"another {name}"
             raise InputError(f"{out}: holds images made with {what}; choose another --out, or remove the folder")
+    return there
 
 
 main = partial(console.run, "sample", sample, partial(tyro.cli, Sample))

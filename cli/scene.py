@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,20 +12,25 @@ import torch
 import tyro
 
 from cli import console
+from cli.video import read_still
 from diffusion import specs
-from diffusion.data.images import read_image, resize_shorter
+from diffusion.data.dataset import evenly_spaced
+from diffusion.data.images import resize_shorter
+from diffusion.files import asset
 from diffusion.forward.operators import TURBULENCE, Operator
 from diffusion.forward.process import ForwardProcess
 from diffusion.methods import METHODS, named_method
 from diffusion.rng import seeds
 from diffusion.size import Size
-from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, Turbulence
+from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, Turbulence, energy_spectrum
 from lbm_warp.checks import InputError, check_integer
 
-PHOTOGRAPH = Path(str(resources.files("assets") / "chelsea.png"))
+PHOTOGRAPH = asset("chelsea.png")
 # The work grows with the fourth power of the shorter side, so --size is at most this by default.
 DEFAULT_SIZE = 384
 DEFAULT_PECLET = 300.0
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
+SPECTRUM_SEEDS = 32
 PROCESS = f"Corrupt by a forward process: {', '.join(METHODS)}, or one of an installed package."
 
 
@@ -36,8 +40,8 @@ class FlowOptions:
 
     sigma_min: str = "0.5"
     """Blur width of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
-    sigma_max: str = "0.08L"
-    """Blur width of the last level: pixels, or a fraction of the shorter side such as 0.08L."""
+    sigma_max: str | None = None
+    """Blur width of the last level: pixels, or a fraction of the shorter side; by default 0.08L, and at least twice the first one."""
     turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
     """Generator of the velocity field. The first two are divergence-free; the third is the published one, frozen."""
     octaves: int = CurlNoise.octaves
@@ -54,7 +58,8 @@ class FlowOptions:
 
     def widths(self, length: int) -> tuple[float, float]:
         """Blur widths of level 1 and of the last one for pictures of this shorter side [pixels]."""
-        return pixels(self.sigma_min, length), pixels(self.sigma_max, length)
+        first = pixels(self.sigma_min, length)
+        return first, max(0.08 * length, 2.0 * first) if self.sigma_max is None else pixels(self.sigma_max, length)
 
     def generator(self) -> Turbulence:
         """The generator of the velocity field."""
@@ -70,8 +75,8 @@ class PictureOptions:
     """The picture, and how it is corrupted and shown."""
 
     image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURE]", help_behavior_hint="")] = PHOTOGRAPH
-    """The picture, anything Pillow reads; the bundled photograph of a cat by default. cli.corrupt takes a video or a folder of
-    pictures, too, and makes a film of it in one flow."""
+    """The picture, anything Pillow reads; the bundled photograph of a cat by default. cli.corrupt takes a video, an animation or
+    a folder of pictures, too, and makes a film of it in one flow."""
     size: int | None = None
     """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
     levels: int = 200
@@ -92,7 +97,7 @@ class PictureOptions:
         device = console.pick_device(self.device)
         console.check_at_least(self, size=2, levels=1, columns=2)
         check_integer("--seed", self.seed, 0, 2**63 - 1)
-        image = read_image(self.image)
+        image = read_still(self.image)
         length = self.size or min(*image.shape[1:], DEFAULT_SIZE)
         image = image if length == min(image.shape[1:]) else resize_shorter(image, length)
         return torch.from_numpy(image)[None].to(device)
@@ -162,6 +167,55 @@ class Scene:
     def velocity(self, size: tuple[int, int], sigma: float = 0.0) -> torch.Tensor:
         """The velocity in units of V on a grid of this size, float32 [1, 2, h, w], when the blur is ``sigma`` cells."""
         return self.operator.velocity(self.seed, *size, sigma=sigma)
+
+    def spectra(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Wavenumbers, the energy of the velocity on a grid of this size at each, and its mean over several seeds."""
+        fields = (replace(self, seed=seed).velocity(size) for seed in (self.seed, *range(SPECTRUM_SEEDS)))
+        (k, energy), *others = (energy_spectrum(field, self.boundary) for field in fields)
+        return k.numpy(), energy.numpy(), np.mean([other.numpy() for _, other in others], axis=0)
+
+
+def shown(options: SceneOptions, u0: torch.Tensor, frames: int = 1) -> Scene:
+    """The scene of a picture, with what is shown of it: pictures in a row, frames of a video, and what is written down.
+
+    Raises:
+        InputError: if options are out of their ranges, or do not go together.
+    """
+    return _by_levels(options, u0, frames) if options.process is not None else _by_widths(options, u0, frames)
+
+
+def _by_levels(options: SceneOptions, u0: torch.Tensor, frames: int) -> Scene:
+    scene, count = by_process(options, u0), options.levels + 1
+    captions = {
+        k: f"level {k}\n{SIGMA} = {scene.sigma[k]:.3g} px\ns = {scene.signal[k]:.2g}, noise {scene.noise[k]:.2g}"
+        for k in evenly_spaced(count, options.columns).tolist()
+    }
+    record = {"process": specs.to_json(options.forward())}
+    record |= {"sigma_px": scene.sigma.tolist(), "signal": scene.signal.tolist(), "noise": scene.noise.tolist()}
+    return replace(scene, captions=captions, frames=set(evenly_spaced(count, frames).tolist()), record=record)
+
+
+def _by_widths(options: SceneOptions, u0: torch.Tensor, frames: int) -> Scene:
+    height, width = u0.shape[2:]
+    length = min(height, width)
+    schedule = Schedule.geometric(*options.flow.widths(length), options.levels)
+    sigma, fourier = schedule.sigma, schedule.fourier(length)
+    # Most levels are near the clean picture; the strip spaces its pictures by visible change.
+    strip = sigma[-1] * np.linspace(0.0, 1.0, options.columns) ** 1.5
+    columns = np.unique(np.abs(sigma[:, None] - strip).argmin(axis=0))
+    frame_sigma = frame_widths(sigma[-1], frames)
+    moments = np.union1d(sigma[columns], frame_sigma)
+    operator = options.operator(Schedule(moments), length)
+    iterations = round(operator.iterations(height, width)[-1])
+    solver = f"{iterations} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
+    numbers = np.searchsorted(moments, sigma[columns]).tolist()
+    captions = {n: f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" for n, k in zip(numbers, columns, strict=True)}
+    captions[0] = "level 0\nclean"
+    record = {"peclet": operator.peclet, "length_px": length, "sigma_px": sigma.tolist(), "fourier": fourier.tolist()}
+    record |= {"solver": operator.solver, "lattice_iterations": iterations}
+    scene = by_flow(options, u0, moments)
+    frame_numbers = set(np.searchsorted(moments, frame_sigma).tolist())
+    return replace(scene, about=f"{scene.about}, {solver}", captions=captions, frames=frame_numbers, record=record)
 
 
 def by_flow(options: SceneOptions, u0: torch.Tensor, sigma: np.ndarray) -> Scene:

@@ -108,7 +108,7 @@ def write(folder: Path, settings: Mapping[str, Any], points: Sequence[Point], ru
     title = f"{whole_and_half(settings['data'])[0]}, {size.height} x {size.width} pixels"
     about = caption(settings, scoring, points, len(reports), runs)
     with whole_file(written[1]) as aside:
-        aside.write_text(f"# {title}\n\n{table(points, scoring)}\n\n{about}\n", encoding="utf-8")
+        aside.write_text(f"# {title}\n\n{table(points, scoring)}\n\n{about}\n", encoding="utf-8", errors="backslashreplace")
     figures.save_figure(written[2], figures.sweep_curves(panels(points, scoring), title, about, "Peclet number"))
     if any(point.in_steps(calls).reports for point in points for calls in point.by_calls):
         written.append(folder / "network-calls.png")

@@ -6,7 +6,6 @@ All options of cli.train can be given too, and hold for every run; python -m cli
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,16 +16,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from cli import console, summary, train
+from cli import console, signals, summary, train
 from cli.jobs import Job, side_by_side
 from cli.summary import Point
-from diffusion.data.dataset import OTHER_HALF, whole_and_half
+from diffusion.data.dataset import OTHER_HALF
 from diffusion.evaluation.config import EvaluationConfig, ScoringConfig
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.sources import open_pictures
-from diffusion.files import read_json
+from diffusion.files import owned, read_json
+from diffusion.launcher import launch
 from diffusion.methods import METHODS, Method, named_method
 from diffusion.run import RunConfig, load_config
 from diffusion.training.ranks import Ranks
@@ -78,7 +78,7 @@ class Sweep:
             if named_method(name).operator.peclet == 0.0 and max(self.peclet) > 0.0:
                 flowing = ", ".join(name for name, method in METHODS.items() if method.operator.peclet > 0.0)
                 raise InputError(f"{name} has no flow, so it takes --peclet 0 alone; processes with a flow: {flowing}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launch().processes > 1:
             raise InputError("a sweep starts its own processes (--jobs); leave out torchrun or accelerate launch")
 
 
@@ -169,6 +169,12 @@ def sweep(parsed: tuple[Sweep, list[str]]) -> None:
         takes = train.plan(first, Ranks(console.pick_device(plan.device))) or {}
         print(json.dumps({"runs": list(runs)} | takes, indent=2))
         return
+    with owned(plan.folder):
+        carry_out(plan, runs, options.jobs)
+
+
+def carry_out(plan: Plan, runs: Mapping[str, Run], at_a_time: int) -> None:
+    """As :func:`sweep`, with the runs by their names, and the number of runs at a time."""
     check_same_sweep(plan)
     todo = [run for run in runs.values() if run.missing()]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished -> {plan.folder}")
@@ -177,23 +183,27 @@ def sweep(parsed: tuple[Sweep, list[str]]) -> None:
         # They may be those of a training that was not complete.
         for calls in run.missing():
             run.scores(calls).unlink(missing_ok=True)
-    failed = {}
-    for job, problem in side_by_side([run.job for run in todo], devices(plan.device, options.jobs)):
-        if not problem and runs[job.name].missing():
-            problem = "its training was interrupted"
-        if problem:
-            failed[job.name] = problem
-            tqdm.write(f"{job.name}: {problem}", file=sys.stderr)
-        else:
-            written = plan.write_summary()
+    failed, interrupt = {}, None
+    try:
+        for job, problem in side_by_side([run.job for run in todo], devices(plan.device, at_a_time)):
+            if not problem and runs[job.name].missing():
+                problem = "it ended before it was complete"
+            if problem:
+                failed[job.name] = problem
+                tqdm.write(f"{job.name}: {problem}", file=sys.stderr)
+            else:
+                written = plan.write_summary()
+    except KeyboardInterrupt as error:
+        interrupt = error
     if len(written) > 1:
         print("\n" + written[1].read_text(encoding="utf-8"))
     print(f"wrote {', '.join(map(str, written))}")
+    if interrupt and any(run.missing() for run in todo):
+        print(f"interrupted and saved; the same command goes on with {plan.folder}")
+        sys.exit(signals.exit_code(interrupt))
     if failed:
         name, problem = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; {name}: {problem}; the same command tries again")
-    if any(run.missing() for run in todo):
-        print(f"interrupted and saved; the same command goes on with {plan.folder}")
 
 
 def planned(options: Sweep, training: Sequence[str]) -> Plan:
@@ -212,9 +222,17 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
         choice.check()
         if choice.stop_after is not None:
             raise InputError("--stop-after: the runs of a sweep are equally long; leave it out")
+        if choice.execution.hours is not None:
+            raise InputError("--hours: the runs of a sweep are equally long; say how long with --images")
+        if not choice.grids:
+            raise InputError("--no-grids: a sweep shows the last grid of every run; leave it out")
     data, device = chosen[0].data, console.pick_device(chosen[0].device)
-    dataset, pictures = train.open_pictures(chosen[0]), chosen[0].pictures
-    folder = options.out or Path("sweeps") / Path(whole_and_half(dataset.name)[0]).stem
+    pictures = chosen[0].pictures
+    folder = options.out or Path("sweeps") / train.short_name(chosen[0].data)
+    if not options.dry_run:
+        with owned(folder):  # as a training does, before pictures are prepared
+            pass
+    dataset = train.open_pictures(chosen[0])
 
     given = vars(options.scoring) | {"data_root": pictures.data_root, "data_cache": pictures.data_cache, "size": chosen[0].size}
     scoring = EvaluationConfig(**given, split=OTHER_HALF[options.split])
@@ -223,14 +241,19 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     asked = {"reference": reference.facts(), "k": scoring.k, "num": reference.num, "seed": scoring.seed}
     asked |= {"sampling_noise": scoring.sampling_noise, "likelihood": scoring.likelihood}
 
+    def suited(process: str, peclet: float) -> train.Train:
+        first = folder / f"{process}-Pe{number(peclet)}-seed{options.seed}"
+        parsed = train.parse([*arguments(process, peclet), "--out", str(first)])
+        return parsed.suited(dataset.channels, train.count_of(dataset))
+
     try:
-        still = train.parse(arguments(STILL, 0.0))
+        still = suited(STILL, 0.0)
     except InputError:  # an option that it does not have: no process becomes it
         still = None
 
     def runs(process: str, peclet: float) -> list[Run]:
         """Those of a point, one for each seed."""
-        trained = train.parse(arguments(process, peclet))
+        trained = suited(process, peclet)
         if still is not None and peclet == 0.0 and without_flow(trained.method) == without_flow(still.method):
             process, trained = STILL, still
         config = trained.resolve(dataset.name, dataset.channels)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,18 +14,28 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from cli import console
-from diffusion.data.dataset import ImageDataset, ImageStream, find_source, name_of_half, open_dataset, whole_and_half
+from cli import console, signals
+from diffusion.data.dataset import (
+    ImageDataset,
+    ImageStream,
+    find_source,
+    grey_or_colour,
+    name_of_half,
+    open_dataset,
+)
+from diffusion.data.hub import Stream
 from diffusion.evaluation.config import EvaluationConfig
 from diffusion.evaluation.scoring import frechet_scorer
+from diffusion.files import owned
 from diffusion.forward.operators import TURBULENCE
+from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.methods import METHODS, Method, named_method
 from diffusion.network import NetworkConfig, NetworkSpec
-from diffusion.presets import PRESETS, preset, preset_for, with_blur_of
-from diffusion.run import RunConfig, TrainingConfig
+from diffusion.presets import OWN, PRESETS, is_known, preset_for, with_blur_of, with_decay
+from diffusion.run import RunConfig, TrainingConfig, load_config
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.size import Size
-from diffusion.training.estimate import memory
+from diffusion.training.estimate import TimeLeft, accumulation, in_words, memory, seconds_per_image
 from diffusion.training.loop import ExecutionConfig, train
 from diffusion.training.observers import EarlyStop, Observer, SampleGrids, TensorBoard
 from diffusion.training.ranks import Ranks
@@ -61,12 +73,14 @@ class Choice:
 
     preset: Annotated[str, tyro.conf.arg(help=PRESET)] = ""
     data: str = ""
-    """Pictures to learn: digits (built in), a folder of images, a ZIP archive of images, hf:owner/name (a set of the Hugging Face
-    Hub), or ffhq, afhq, lsun-church, cifar10, mnist, fashion-mnist, emoji (a local copy, else the Hub's if it has one)."""
+    """Pictures to learn: digits (built in), a folder or ZIP archive of images, parquet files, hf:owner/name (a set of the Hugging
+    Face Hub), or ffhq, afhq, lsun-church, cifar10, mnist, fashion-mnist, emoji (a local copy, else the Hub's if it has one)."""
     size: str = ""
     """Size of the training images in pixels: one number for squares, or height x width such as 96x128. By default 16 for digits, 28
     for mnist and fashion-mnist, 32 for cifar10 and emoji, 128 for ffhq and lsun-church, else 64."""
     process_name: Annotated[str, tyro.conf.arg(name="process", help=PROCESS)] = ""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,9 @@ class PictureOptions:
     data_cache: Path | None = None
     """Folder of prepared pictures; ~/.cache/beyond-blur/data by default."""
     grey: bool = False
-    """Turn colour pictures to grey."""
+    """Turn colour pictures to grey. By default pictures are grey if all are, of 256 that are looked at."""
+    colour: bool = False
+    """Keep colour, also of pictures that look grey."""
     stream: bool = False
     """Read a data set of the Hub as a stream, without keeping a copy."""
     split: Literal["all", "even", "odd"] = "all"
@@ -93,12 +109,13 @@ class Train(Choice):
 
     out: Path | None = None
     """Run folder; runs/<data>-<process> by default. The same command resumes a run that was interrupted."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    grids: bool = True
+    """Draw a grid of samples at every checkpoint."""
     tensorboard: bool = False
     """Write losses, speed and samples to <run folder>/tensorboard as well."""
     dry_run: bool = False
-    """Print the run, its number of parameters, its memory and its lattice iterations as JSON, and write nothing."""
+    """Print the run, its number of parameters, its memory, its rough time here and its lattice iterations as JSON, and write
+    nothing."""
     init: str | None = None
     """Begin from the weights of another run: its folder, owner/name on the Hugging Face Hub, or digits, fashion or emoji."""
     stop_after: int | None = None
@@ -108,6 +125,12 @@ class Train(Choice):
     network: NetworkSpec = field(default_factory=NetworkConfig)
     pictures: Annotated[PictureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=PictureOptions)
     execution: Annotated[ExecutionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ExecutionConfig)
+    words: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The command line."""
+
+    def suited(self, channels: int, count: int | None) -> Train:
+        """The options of the same command line with the defaults that suit so many pictures, and the run that is there already."""
+        return parse(self.words, Found(channels, count, self.out or default_folder(self), self.execution.hours))
 
     def resolve(self, data: str, channels: int, classes: tuple[str, ...] = ()) -> RunConfig:
         """The run on pictures of this name and number of channels, with these classes.
@@ -120,6 +143,7 @@ class Train(Choice):
     def check(self) -> None:
         """Raise InputError if a value is out of its range, or values do not fit each other; no picture is read."""
         self.execution.validate()
+        grey_or_colour(self.pictures.grey, self.pictures.colour)
         if self.stop_after is not None:
             check_integer("--stop-after", self.stop_after, 1)
             if self.execution.score_every is None:
@@ -129,35 +153,55 @@ class Train(Choice):
             console.check_compiler()
 
 
-def parse(args: Sequence[str], **shown: Any) -> Train:
+@dataclass(frozen=True)
+class Found:
+    """What the defaults depend on beside the choice."""
+
+    channels: int
+    count: int | None
+    """Number of the pictures, if it is known."""
+    folder: Path
+    """The run folder."""
+    hours: float | None
+
+
+def parse(args: Sequence[str], found: Found | None = None, **shown: Any) -> Train:
     """The options of a command line; those that it does not give are the preset's.
 
     Args:
         args: the command line.
+        found: what is known of pictures and run folder, once the pictures are open.
         shown: further arguments of ``tyro.cli``.
 
     Raises:
         InputError: if it names a preset or a process that does not exist.
     """
-    with console.parse_errors(), registry:
-        choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False, **shown)
-        usual = defaults(choice)
+    with registry:
+        chosen = partial(tyro.cli, Choice, return_unknown_args=True, add_help=False)
+        choice, _ = console.parsed(chosen, args=args, **shown)
+        usual = replace(defaults(choice, found), words=tuple(args))
         try:
-            return tyro.cli(Train, args=args, default=usual, **shown)
+            return console.parsed(partial(tyro.cli, Train, default=usual), args=args, **shown)
         except AssertionError as error:  # tyro's, where a method of another package has a name twice
             raise InputError(
                 f"process {usual.process_name}: two of its values, or one and an option, have one name ({error})"
             ) from None
 
 
-def defaults(choice: Choice) -> Train:
+def defaults(choice: Choice, found: Found | None = None) -> Train:
     """The options of the preset that is chosen, or that suits the data; with another process, that process's own."""
-    size = Size.of(choice.size) if choice.size else None
-    name, config = (choice.preset, preset(choice.preset)) if choice.preset else preset_for(choice.data or "digits", size)
+    size, device = Size.of(choice.size) if choice.size else None, choice.device
+    gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    channels, count = (found.channels, found.count) if found else (3, None)
+    name, config = preset_for(choice.data, size, choice.preset, gpu=gpu, channels=channels, count=count)
+    if found and name in OWN and not choice.preset:
+        config = as_recorded(config, found.folder)
+    if found and found.hours is not None:
+        config = with_decay(config)
     process_name, method = choice.process_name or config.process_name, config.method
     if process_name != config.process_name:
         method = with_blur_of(named_method(process_name), method)
-    every = min(config.training.images // 4, MOST_BETWEEN_CHECKPOINTS)
+    every = min(max(config.training.images // 4, 1), MOST_BETWEEN_CHECKPOINTS)
     return Train(
         preset=name,
         data=config.data,
@@ -168,6 +212,22 @@ def defaults(choice: Choice) -> Train:
         training=config.training,
         execution=ExecutionConfig(checkpoint_every=every),
     )
+
+
+def as_recorded(config: RunConfig, folder: Path) -> RunConfig:
+    """The run with network, learning rate, length and mirroring of the one in a folder.
+
+    They follow from device and number of pictures, which may have changed since it began.
+    """
+    try:
+        there = load_config(folder)
+    except InputError:
+        return config
+    by_command = isinstance(there.network, NetworkConfig) and isinstance(there.training.schedule, WarmUpAndDecay)
+    if (there.size, there.channels) != (config.size, config.channels) or not by_command:
+        return config  # another run, which is refused
+    kept = {name: getattr(there.training, name) for name in ("schedule", "images", "flip")}
+    return replace(config, network=there.network, training=replace(config.training, **kept))
 
 
 def run(options: Train) -> None:
@@ -185,15 +245,21 @@ def run(options: Train) -> None:
 
 def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
     """What ``--dry-run`` prints, on rank 0. Pictures are read only where no preset tells how many channels they have."""
-    channels = {config.data: config.channels for config in PRESETS.values()}.get(options.data)
-    name, how = options.data, options.pictures
+    channels = {config.data: config.channels for name, config in PRESETS.items() if name not in OWN}.get(options.data)
+    name, how, count = options.data, options.pictures, None
+    grey = grey_or_colour(how.grey, how.colour)
     if channels is None:
-        name, _, _, channels = find_source(name, Size.of(options.size), how.data_root, how.grey or None, how.stream)
+        name, source, _, channels, _ = find_source(name, Size.of(options.size), how.data_root, grey, how.stream)
+        count = source.count if isinstance(source, Stream) else len(source.names)
+    channels = channels if grey is None else 1 if grey else 3
+    options = options.suited(channels, count)
     classes = open_pictures(options).classes() if how.classes else ()
-    config = options.resolve(name_of_half(name, how.split), 1 if how.grey else channels, classes)
+    config = options.resolve(name_of_half(name, how.split), channels, classes)
     iterations, shares = config.method.operator.iterations(*config.size), config.method.density.shares(config.forward)
-    images = -(-config.training.batch // (ranks.count * options.execution.accumulate))
-    need = memory(config, ranks.device, options.execution.precision or ranks.precision)
+    precision = options.execution.precision or ranks.precision
+    parts = ranks.count * (options.execution.accumulate or accumulation(config, ranks, precision))
+    images, need = -(-config.training.batch // parts), memory(config, ranks.device, precision)
+    seconds = config.training.images * seconds_per_image(config, ranks.device) / ranks.count
     report = {
         "preset": options.preset,
         "config": config.to_json(),
@@ -201,6 +267,7 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
         "processes": ranks.count,
         "images_at_a_time": images,
         "memory_bytes": {"total": need.total(images)} | asdict(need),
+        "very_rough_time_here": in_words(seconds),
         "corruption_iterations": {
             "mean_per_image": round(float(iterations[1:] @ shares), 1),
             "whole_trajectory": round(float(iterations[-1]), 1),
@@ -211,66 +278,99 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
 
 def carry_out(options: Train, ranks: Ranks) -> None:
     """Train the run, or resume it."""
+    folder = options.out or default_folder(options)
     with ranks.together():
+        if ranks.main:
+            with owned(folder):  # whether it can be written, and is free: known before pictures are prepared
+                pass
         dataset = open_pictures(options)
+        options = options.suited(dataset.channels, count_of(dataset))
         classes = dataset.classes() if options.pictures.classes else ()
     config = options.resolve(dataset.name, dataset.channels, classes)
-    folder = options.out or default_folder(dataset.name, options.process_name)
-    observers: list[Observer] = [SampleGrids(), *([TensorBoard()] if options.tensorboard else [])]
+    observers: list[Observer] = [TimeLeft(ranks.device, ranks.count, options.execution.hours, shorter(options, ranks.device))]
+    observers += [*([SampleGrids()] if options.grids else []), *([TensorBoard()] if options.tensorboard else [])]
     if ranks.main:
         where = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
         (height, width), method = config.size, config.method
         print(f"{dataset.description}; {height} x {width} pixels, preset {options.preset}")
         print(f"{options.process_name}, Pe = {method.operator.peclet:g}, K = {method.levels} levels, on {where} -> {folder}")
+        if options.preset in OWN and isinstance(network := config.network, NetworkConfig) and network.dropout:
+            mirrored = ", and they are mirrored at random (--no-flip if left and right matter, as in letters)"
+            print(f"few pictures: dropout {network.dropout:g}{mirrored if config.training.flip else ''}")
 
-    score = early = None
+    score = None
     if options.execution.score_every:
         with ranks.together():
             score = scorer(options, ranks.device)
     if options.stop_after is not None:
-        early = EarlyStop(options.stop_after)
-        observers.append(early)
-    with console.signals_noted() as arrived:
+        observers.append(EarlyStop(options.stop_after))
+    with signals.noted() as arrived:
         observers.append(Signals(arrived))
         execution, init = options.execution, options.init
         complete = train(config, dataset, folder, ranks.device, execution, init=init, observers=observers, score=score)
+    # A launcher sends its signal to one process, or to all.
+    signal = 0 if complete else ranks.largest(arrived())
     if ranks.main and complete:
         print(f"trained; sample with: python -m cli.sample {folder}")
-    elif ranks.main and early is not None and early.should_stop():
-        print(f"stopped, no better in {options.stop_after} scores; sample with: python -m cli.sample {folder} --best")
-    elif ranks.main:
+    elif ranks.main and signal:
         print(f"interrupted and saved; the same command goes on with {folder}")
+    elif ranks.main:
+        print(f"stopped, no better in {options.stop_after} scores; sample with: python -m cli.sample {folder} --best")
+    if signal:
+        sys.exit(128 + signal)
+
+
+def count_of(dataset: ImageDataset | ImageStream) -> int | None:
+    """Number of pictures, if it is known without reading them."""
+    return dataset.source.count if isinstance(dataset, ImageStream) else len(dataset)
+
+
+def shorter(options: Train, device: torch.device) -> str:
+    """What to do about a training that takes days."""
+    other = "small" if device.type == "cpu" else "large"
+    hours = "--hours 2 ends in time, with what can be learned by then"
+    return hours if options.preset in ("small", other) else f"--preset {other} takes hours; {hours}"
 
 
 class Signals(Observer):
     """Stops a training when a signal has arrived."""
 
-    def __init__(self, arrived: Callable[[], bool]) -> None:
+    def __init__(self, arrived: Callable[[], int]) -> None:
         self.arrived = arrived
 
     def should_stop(self) -> bool:
-        return self.arrived()
+        return bool(self.arrived())
 
 
 def scorer(options: Train, device: torch.device) -> Callable[[Pipeline], float | None]:
     """What gives the Frechet distance to the pictures that are learned, on 500 samples."""
     how = options.pictures
-    config = EvaluationConfig(num=SCORED, split=how.split, size=options.size, data_root=how.data_root, data_cache=how.data_cache)
+    read = {name: getattr(how, name) for name in ("split", "grey", "colour", "data_root", "data_cache")}
+    config = EvaluationConfig(num=SCORED, size=options.size, **read)
     return frechet_scorer(options.data, config, device)
 
 
 def open_pictures(options: Train) -> ImageDataset | ImageStream:
     """The data set that the options name, or the half of it that they ask for."""
     how = options.pictures
+    grey = grey_or_colour(how.grey, how.colour)
     return open_dataset(
-        options.data, options.size, how.data_root, grey=how.grey or None, stream=how.stream, split=how.split, cache=how.data_cache
+        options.data, options.size, how.data_root, grey=grey, stream=how.stream, split=how.split, cache=how.data_cache
     )
 
 
-def default_folder(data: str, process: str) -> Path:
+def default_folder(options: Train) -> Path:
     """The run folder by default: runs/<data>-<process>, with the half of the data where it is one."""
-    whole, split = whole_and_half(data)
-    return Path("runs") / "-".join([Path(whole).stem, *([] if split == "all" else [split]), process])
+    split = options.pictures.split
+    # Of one's own pictures there is a single run by default; of a known set also that of its preset.
+    sized = [options.preset] if options.preset in OWN and is_known(options.data) else []
+    return Path("runs") / "-".join([short_name(options.data), *([] if split == "all" else [split]), options.process_name, *sized])
+
+
+def short_name(data: str) -> str:
+    """What folders are called after pictures: the last name of a path or of a set of the Hub."""
+    place = re.split("[@:]", data.removeprefix("hf:"))[0] if data.startswith("hf:") else data
+    return Path(place).expanduser().resolve().stem
 
 
 main = partial(console.run, "train", run, parse)

@@ -23,6 +23,12 @@ The base depends on the whole image, which a small network would have to learn t
 leaves over. With ``network_input`` estimates it is told: it sees the filter's estimate of the clean image and that of the noise,
 
     base_k   and   V_k (z_k - E y_k) over its rms,    V_k = r_k^2 / (<y_k y_k> + r_k^2).
+
+Drawings have many pixels that are exactly black or white. No linear filter knows of such a point mass, and where the noise is weak
+the estimates hide it: a difference of r_k is small beside the contrast of the picture. With ``tell_ends`` the network also sees how
+far each pixel is from either end, in units of the noise,
+
+    tanh(z_k / 2 r_k)   and   tanh((z_k - 1) / 2 r_k).
 """
 
 from __future__ import annotations
@@ -51,7 +57,8 @@ class Denoiser:
     """
 
     tell_flow: bool = False
-    """Whether the network sees the flow beside the image, as more channels: how far it has carried the image, in pixels."""
+    """Whether the network sees the flow beside the image, as more channels: how far it has carried the image, in pixels.
+    With a strong flow it should: the mean image over all flows makes no exact sampler."""
     needs_statistics = False
     gives_step = False
     gives_velocity = True
@@ -237,6 +244,9 @@ class Remainder(Denoiser):
     """Spectrum of the images: that of the training pictures, or one number for all modes (EDM)."""
     network_input: Literal["image", "estimates"] = "image"
     """What the network sees: the image, or what the Wiener filter makes of it, estimates of the clean image and of the noise."""
+    tell_ends: bool = False
+    """Whether the network also sees how far each pixel is from black and from white, in units of the noise: for pictures of which
+    many pixels are exactly black or white."""
     needs_statistics = True
 
     def __post_init__(self) -> None:
@@ -256,7 +266,7 @@ class Remainder(Denoiser):
         return Statistics.measure(dataset, forward.operator, device, flat=self.spectrum == "flat")
 
     def channels(self, channels: int, forward: ForwardProcess) -> int:
-        return super().channels(channels * (2 if self.network_input == "estimates" else 1), forward)
+        return super().channels(channels * ((2 if self.network_input == "estimates" else 1) + 2 * self.tell_ends), forward)
 
     def inputs(self, forward: ForwardProcess, u: torch.Tensor, level: Level) -> torch.Tensor:
         return self._estimate(forward, u, level)[0]
@@ -275,7 +285,7 @@ class Remainder(Denoiser):
         return base + gain * prediction
 
     def _estimate(self, forward: ForwardProcess, u: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs of the network [N, C or 2 C, H, W], base [N, C, H, W] and gain [N, 1, 1, 1] at levels of images."""
+        """Inputs of the network [N, C to 4 C, H, W], base [N, C, H, W] and gain [N, 1, 1, 1] at levels of images."""
         statistics = forward.statistics
         if statistics is None:
             raise InputError("target remainder needs the statistics of the training pictures")
@@ -289,15 +299,18 @@ class Remainder(Denoiser):
         seen = variance + noise_variance
         wiener = covariance / seen
         gain = _mean(statistics.variance.to(u) - wiener * covariance).clamp_min(1e-12).sqrt()
-        excess = 0.5 + (u - 0.5) / signal - mean
-        modes = to_modes(excess)
+        z = 0.5 + (u - 0.5) / signal
+        modes = to_modes(z - mean)
         base = statistics.mean.to(u) + from_modes(wiener * modes)
         # The network maps its input from [0, 1] to [-1, 1].
         if self.network_input == "image":
-            return 0.5 + 0.5 * excess / _mean(seen).sqrt(), base, gain
-        rest = noise_variance / seen
-        estimated_noise = from_modes(rest * modes) / _mean(rest * noise_variance).sqrt()
-        return torch.cat([base, 0.5 + 0.5 * estimated_noise], dim=1), base, gain
+            inputs = [0.5 + 0.5 * (z - mean) / _mean(seen).sqrt()]
+        else:
+            rest = noise_variance / seen
+            inputs = [base, 0.5 + 0.5 * from_modes(rest * modes) / _mean(rest * noise_variance).sqrt()]
+        if self.tell_ends:
+            inputs += [0.5 + 0.5 * torch.tanh(0.5 * (z - end) * signal / noise) for end in (0.0, 1.0)]
+        return torch.cat(inputs, dim=1), base, gain
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.samplers import ODE, MeanColour, Posterior, Resample, Residual, Sampler, Start
 from lbm_warp import CurlNoise, SpectralTurbulence
 from lbm_warp.checks import InputError, check_integer, check_name
+from lbm_warp.schedule import MOST_LEVELS
 
 GROUP = "beyond_blur.methods"
 
@@ -50,7 +51,7 @@ class Method:
         for name, kind in kinds.items():
             if not isinstance(part := getattr(self, name), kind):
                 raise InputError(f"{name} must be a diffusion.{kind.__name__} (subclass it), got {type(part).__name__}")
-        check_integer("levels", getattr(self.operator, "levels", 0), 1)
+        check_integer("levels", getattr(self.operator, "levels", 0), 1, MOST_LEVELS)
         forward = self.forward
         self.denoiser.check(forward)
         self.density.check(forward)

@@ -14,12 +14,15 @@ import copy
 import math
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_number
+
+RESOLUTIONS = 14  # of the largest images
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,14 @@ class NetworkConfig(NetworkSpec):
 
     def validate(self) -> None:
         """Raise InputError if a value is out of its range."""
-        check_integer("network width", self.width, 8)
+        check_integer("network width", self.width, 8, 4096)
         if self.width % 8:
             raise InputError(f"network width must be a multiple of 8, got {self.width}")
-        if not self.multipliers:
-            raise InputError("network multipliers must name at least one resolution")
+        if not 1 <= len(self.multipliers) <= RESOLUTIONS:
+            raise InputError(f"network multipliers must name at least one resolution, at most {RESOLUTIONS}")
         for multiplier in self.multipliers:
-            check_integer("network multipliers", multiplier, 1)
-        check_integer("network blocks", self.blocks, 1)
+            check_integer("network multipliers", multiplier, 1, 64)
+        check_integer("network blocks", self.blocks, 1, 64)
         check_number("network dropout", self.dropout, 0.0, 0.99)
         for depth in self.attention:
             check_integer("network attention", depth, 0, len(self.multipliers) - 1)
@@ -138,12 +141,20 @@ class NetworkConfig(NetworkSpec):
             raise InputError(f"a network of {many} resolutions needs sides divisible by {self.side_factor}, got size {size}")
 
     def build(self, shape: NetworkShape) -> UNet:
+        """As :meth:`NetworkSpec.build`.
+
+        Raises:
+            InputError: if the weights are larger than the memory of this machine.
+        """
+        size, memory = (sum(weight.nbytes for weight in self.build_empty(shape).parameters()), psutil.virtual_memory().total)
+        if size > memory:
+            raise InputError(f"a network of {size / 2**30:,.0f} GiB; this machine has {memory / 2**30:,.0f}; make it narrower")
         return UNet(shape.outputs, self, shape.levels, shape.classes, shape.inputs)
 
     def build_empty(self, shape: NetworkShape) -> UNet:
         """As :meth:`NetworkSpec.build_empty`: without memory for the weights."""
         with torch.device("meta"):
-            return self.build(shape)
+            return UNet(shape.outputs, self, shape.levels, shape.classes, shape.inputs)
 
     def activation_bytes(self, size: Size) -> int:
         """As :meth:`NetworkSpec.activation_bytes`: the features kept for the way up, and work space."""

@@ -10,6 +10,8 @@ import zlib
 import numpy as np
 import torch
 
+from lbm_warp.checks import Integers, as_integers
+
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -20,7 +22,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def seeds(seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.ndarray = 0) -> torch.Tensor:
+def seeds(seed: Integers, stream: str, index: Integers = 0) -> torch.Tensor:
     """Independent 63-bit seeds.
 
     Args:
@@ -30,21 +32,24 @@ def seeds(seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.nd
 
     Returns:
         int64 tensor on the CPU, of the broadcast shape (at least one entry), each >= 0.
+
+    Raises:
+        InputError: if seed or index are not integers, or do not fit int64.
     """
-    base = np.atleast_1d(np.asarray(seed)).astype(np.uint64)
+    base, place = (as_integers(name, value).cpu().numpy().astype(np.uint64) for name, value in (("seed", seed), ("index", index)))
     with np.errstate(over="ignore"):
-        state = _mix(base + _GOLDEN_GAMMA)
+        state = _mix(np.atleast_1d(base) + _GOLDEN_GAMMA)
         state = _mix((state ^ np.uint64(zlib.crc32(stream.encode()))) + _GOLDEN_GAMMA)
-        state = _mix((state ^ np.asarray(index).astype(np.uint64)) + _GOLDEN_GAMMA)
+        state = _mix((state ^ place) + _GOLDEN_GAMMA)
     return torch.from_numpy((state >> np.uint64(1)).astype(np.int64))
 
 
-def uniform(seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.ndarray = 0) -> torch.Tensor:
+def uniform(seed: Integers, stream: str, index: Integers = 0) -> torch.Tensor:
     """Uniform numbers from 0 to 1 (1 excluded), float64; arguments as for :func:`seeds`."""
     # The 53 bits of a float64's mantissa.
     return (seeds(seed, stream, index) >> 10).double() * 2.0**-53
 
 
-def below(limit: int, seed: int | np.ndarray | torch.Tensor, stream: str, index: int | np.ndarray = 0) -> torch.Tensor:
+def below(limit: int, seed: Integers, stream: str, index: Integers = 0) -> torch.Tensor:
     """Uniform integers from 0 to ``limit`` - 1, int64; arguments as for :func:`seeds`. The bias is below limit / 2^63."""
     return seeds(seed, stream, index) % limit

@@ -45,8 +45,8 @@ class TrainingConfig:
 
     def validate(self) -> None:
         """Raise InputError if a value is out of its range."""
-        check_integer("images", self.images, 1)
-        check_integer("batch", self.batch, 1)
+        check_integer("images", self.images, 1, 10**12)
+        check_integer("batch", self.batch, 1, 10**6)
         if not isinstance(self.schedule, LearningRate):
             raise InputError(f"schedule must be a diffusion.LearningRate (subclass it), got {type(self.schedule).__name__}")
         self.schedule.validate()
@@ -84,7 +84,7 @@ class RunConfig:
         object.__setattr__(self, "size", Size.of(self.size))
         if isinstance(self.network, nn.Module):
             object.__setattr__(self, "network", GivenNetwork.of(self.network))
-        check_integer("channels", self.channels, 1)
+        check_integer("channels", self.channels, 1, 1024)
         for name, kind in {"method": Method, "network": NetworkSpec, "training": TrainingConfig}.items():
             if not isinstance(part := getattr(self, name), kind):
                 raise InputError(f"{name} must be a diffusion.{kind.__name__}, got {type(part).__name__}")
@@ -133,7 +133,7 @@ class RunConfig:
         """
         if not self.classes:
             if label is not None:
-                raise InputError(f"label {label}: this run knows no classes; train one with --classes")
+                raise InputError(f"label {label}: this run knows no classes; train one with cli.train --classes")
             return None
         if label is None:
             return len(self.classes)

@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from lbm_warp.checks import InputError
 
-SMALLEST = 2
+SMALLEST, LARGEST = 2, 16_384
 
 
 class Size(NamedTuple):
@@ -26,22 +28,22 @@ class Size(NamedTuple):
                 ``"96x128"``).
 
         Raises:
-            InputError: if it is none of these, or a side is shorter than 2 pixels.
+            InputError: if it is none of these, or a side is not 2 to 16,384 pixels.
         """
         sides: object = value
         if isinstance(value, str):
             found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", value, re.ASCII)
             sides = [int(side) for side in found.groups() if side] if found else None
-        sides = (sides,) if isinstance(sides, int) else sides
+        sides = (sides,) if isinstance(sides, (int, np.integer)) else sides
         if (
             not isinstance(sides, Sequence)
             or len(sides) not in (1, 2)
-            or not all(type(side) is int and side >= SMALLEST for side in sides)
+            or not all(isinstance(side, (int, np.integer)) and SMALLEST <= side <= LARGEST for side in sides)
         ):
             raise InputError(
-                f"size must be one number of pixels (64) or height x width (96x128), each at least {SMALLEST}; got {value!r}"
+                f"size must be one number of pixels (64) or height x width (96x128), each {SMALLEST} to {LARGEST}; got {value!r}"
             )
-        return cls(sides[0], sides[-1])
+        return cls(int(sides[0]), int(sides[-1]))
 
     @property
     def shorter(self) -> int:

@@ -1,5 +1,7 @@
 """Advection-diffusion of images on the lattice, with turbulence: batched NVIDIA Warp kernels that share memory with torch."""
 
+import warp
+
 from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.augmentation import RandomTurbulence, Transport
 from lbm_warp.checks import InputError
@@ -19,6 +21,10 @@ from lbm_warp.turbulence import (
     solenoidal,
 )
 from lbm_warp.waves import TravellingWaves, WaveAdvectionDiffusion
+
+# Warp prints a banner, and a line for every module, to standard output; who wants them sets the level after this import.
+if warp.config.log_level == warp.LOG_INFO:
+    warp.config.log_level = warp.LOG_WARNING
 
 __all__ = [
     "AdvectionDiffusion",

@@ -25,8 +25,8 @@ from lbm_warp.checks import (
     InputError,
     Integers,
     as_batch,
+    as_images,
     check_boundary,
-    check_images,
     check_levels,
     check_number,
     check_object,
@@ -167,11 +167,11 @@ class AdvectionDiffusion(Operator):
         if self.solver == "heat kernel":
             yield from super().trajectory(u0, seed)
             return
-        check_images(u0)
+        u0 = as_images(u0)
         levels = [torch.full((len(u0),), level) for level in range(self.levels + 1)]
         with torch.no_grad():
             lattice = self._now()._lattice(u0, as_batch("seed", seed, len(u0)), torch.arange(len(u0)))
-        u = u0.detach().to(lattice.flow.dtype, copy=True, memory_format=torch.contiguous_format)
+        u = u0.detach().to(lattice.flow.dtype, copy=True)
         for level, image in enumerate(trajectory.forward(u, lattice, levels)):
             yield level, image.to(u0.dtype)
 
@@ -189,7 +189,7 @@ class AdvectionDiffusion(Operator):
         Raises:
             InputError: if an argument has the wrong shape, dtype or range.
         """
-        check_images(w)
+        w = as_images(w)
         level = check_levels(level, len(w), 0, self.levels)
         if self.solver == "heat kernel":
             return self.apply(w, level, torch.zeros_like(level))  # The heat kernel is symmetric.

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
-from lbm_warp.checks import InputError, Integers, as_batch, check_integer, check_number, check_object
+from lbm_warp.checks import DEVICES, InputError, Integers, as_batch, check_integer, check_number, check_object
 from lbm_warp.grids import with_ghost_cells
 from lbm_warp.schedule import Schedule
 from lbm_warp.turbulence import CurlNoise, Turbulence
@@ -88,7 +88,13 @@ class RandomTurbulence(nn.Module):
         return tree_unflatten([CARRY[kind](flow, tensor) for tensor, kind in zip(flat, kinds, strict=True)], structure)
 
     def draw(self, count: int, height: int, width: int, seed: Integers | None = None) -> Transport:
-        """A flow and a level for each of ``count`` images of this size, from a seed for each or torch's global generator."""
+        """A flow and a level for each of ``count`` images of this size, from a seed for each or torch's global generator.
+
+        Raises:
+            InputError: if there are no images, a side is shorter than 2 pixels, or the seeds are not integers, one for each.
+        """
+        for name, value, least in (("count", count, 1), ("height", height, 2), ("width", width, 2)):
+            check_integer(name, value, least)
         drawn = torch.randint(2**62, (count,)) if seed is None else as_batch("seed", seed, count)
         numbers = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(one)) for one in drawn.tolist()])
         level = torch.where(numbers[:, 0] < self.p, 1 + (numbers[:, 1] * self.levels).long(), 0)
@@ -103,7 +109,9 @@ class RandomTurbulence(nn.Module):
 
 @dataclass(frozen=True)
 class Transport:
-    """A flow and a level for each of N images, to carry whatever belongs to them.
+    """A flow and a level for each of N images, to carry whatever belongs to them, in tensors of any layout in memory.
+
+    Its methods raise InputError for a tensor of another shape.
 
     Attributes:
         operator: the advection-diffusion.
@@ -125,15 +133,17 @@ class Transport:
     def masks(self, masks: torch.Tensor) -> torch.Tensor:
         """Labels or masks [N, M, H, W] of any dtype: each pixel takes the value at the start of its path."""
         count, height, width = len(self.level), *self.size
+        _check("masks", masks, (count, None, height, width))
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
         pixels = torch.stack([x, y], dim=-1).view(1, -1, 2).expand(count, -1, -1)
         start = self.points(pixels.to(masks.device), backward=True).floor().long()
         column, row = start[..., 0].clamp(0, width - 1), start[..., 1].clamp(0, height - 1)
         index = (row * width + column)[:, None].expand(-1, masks.shape[1], -1)
-        return masks.flatten(2).gather(2, index).view_as(masks)
+        return masks.flatten(2).gather(2, index).reshape(masks.shape)
 
     def boxes(self, boxes: torch.Tensor) -> torch.Tensor:
         """Boxes (x0, y0, x1, y1) [pixels], [N, M, 4]: the smallest ones around the carried borders; their dtype stays."""
+        _check("boxes", boxes, (len(self.level), None, 4))
         along = torch.linspace(0.0, 1.0, POINTS, device=boxes.device)
         x0, y0, x1, y1 = (edge[..., None] for edge in boxes.float().unbind(-1))
         x, y = torch.lerp(x0, x1, along), torch.lerp(y0, y1, along)
@@ -149,6 +159,7 @@ class Transport:
 
         ``backward`` goes from the end of a path to its start.
         """
+        _check("points", points, (len(self.level), None, 2))
         height, width = self.size
         sigma = torch.tensor(self.operator.schedule.sigma)[self.level]
         length = self.operator.peclet * sigma**2 / (2.0 * min(self.size)) * (-1.0 if backward else 1.0)
@@ -175,6 +186,15 @@ class Transport:
         return x
 
 
+def _check(name: str, value: torch.Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raise InputError unless ``value`` is a dense tensor of this shape, None for any length, where kernels work."""
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type in DEVICES
+    if not dense or value.ndim != len(shape) or any(want not in (None, n) for n, want in zip(value.shape, shape, strict=True)):
+        got = f"{list(value.shape)} on {value.device}" if isinstance(value, torch.Tensor) else type(value).__name__
+        expected = ", ".join("M" if side is None else str(side) for side in shape)
+        raise InputError(f"{name} must be a dense tensor [{expected}] on a CPU or a CUDA device, got {got}")
+
+
 def _kinds(flat: list[Any]) -> list[str]:
     """What each part of a sample is, by torchvision's types if it is in use and by its rule for plain tensors."""
     tv = sys.modules.get("torchvision.tv_tensors")
@@ -188,7 +208,7 @@ def _kinds(flat: list[Any]) -> list[str]:
 
 
 def _image(flow: Transport, images: torch.Tensor) -> torch.Tensor:
-    return _like(images, flow.images(images.reshape(-1, *images.shape[-3:])).reshape(images.shape))
+    return _like(images, flow.images(images.reshape(len(flow.level), *images.shape[-3:])).reshape(images.shape))
 
 
 def _video(flow: Transport, frames: torch.Tensor) -> torch.Tensor:

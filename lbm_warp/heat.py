@@ -25,7 +25,7 @@ def blur(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
     Returns:
         A new tensor of the same shape and dtype.
     """
-    return _Blur.apply(u, sigma, periodic)
+    return _Blur.apply(u.contiguous(), sigma, periodic)
 
 
 class _Blur(torch.autograd.Function):
@@ -78,13 +78,13 @@ def cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def to_modes(images: torch.Tensor) -> torch.Tensor:
     """Amplitudes of the orthonormal cosine modes between walls (DCT-II along both sides) of images [..., H, W]."""
     (_, rows), (_, columns) = (_modes(size, False, images.dtype, images.device) for size in images.shape[-2:])
-    return rows @ images @ columns.T
+    return rows @ images.contiguous() @ columns.T
 
 
 def from_modes(modes: torch.Tensor) -> torch.Tensor:
     """Images [..., H, W] from the amplitudes of their cosine modes: the inverse of :func:`to_modes`."""
     (_, rows), (_, columns) = (_modes(size, False, modes.dtype, modes.device) for size in modes.shape[-2:])
-    return rows.T @ modes @ columns
+    return rows.T @ modes.contiguous() @ columns
 
 
 def _sines_and_cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:

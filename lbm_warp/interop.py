@@ -21,11 +21,13 @@ from typing import Any, TypeVar, cast
 import torch
 import warp as wp
 
+from lbm_warp.caches import send_libraries
 from lbm_warp.checks import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 log = logging.getLogger("lbm_warp")
+send_libraries()
 
 # A thread computes this many elements in about 0.4 ms; to wake it for fewer takes longer than they do.
 LEAST_SHARE = 2**15
@@ -67,6 +69,11 @@ def warp_device(device: torch.device) -> wp.Device:
 def has_blocks(device: torch.device) -> bool:
     """Whether threads of a block can work together: on a GPU, and on a CPU if ``wp.config.enable_cpu_blocks`` is set (slow)."""
     return device.type != "cpu" or wp.config.enable_cpu_blocks
+
+
+def lanes(device: torch.device) -> int:
+    """Threads that work in step: those of a warp on a GPU, one on a CPU."""
+    return 1 if device.type == "cpu" else 32
 
 
 def warp_stream(device: torch.device) -> wp.Stream | None:
@@ -162,4 +169,4 @@ def load(module: wp.Module, device: torch.device, block: int) -> None:
 
 @functools.cache
 def _announce_compilation() -> None:
-    log.info("compiling kernels; later processes load them from %s", wp.config.kernel_cache_dir)
+    log.info("compiling kernels; they are kept in %s", wp.config.kernel_cache_dir)

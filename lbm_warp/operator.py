@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lbm_warp.checks import InputError, Integers, as_batch, check_images, check_levels
+from lbm_warp.checks import InputError, Integers, as_batch, as_images, check_levels
 from lbm_warp.interop import not_traced
 
 
@@ -86,7 +86,7 @@ class Operator:
         """Corrupt clean images to a level.
 
         Args:
-            u0: clean images, floating-point [N, C, H, W], H, W >= 2, in any memory layout, on any device the operator works on.
+            u0: clean images, floating-point [N, C, H, W], H, W >= 2, in any memory layout, on a CPU or a CUDA device.
             level: 0 (clean) to K, one for all images or one per image. Integers and CPU tensors need no device synchronisation.
             seed: one for all images or one per image.
 
@@ -96,7 +96,7 @@ class Operator:
         Raises:
             InputError: if an argument has the wrong shape, dtype or range.
         """
-        check_images(u0)
+        u0 = as_images(u0)
         level = check_levels(level, len(u0), 0, self.levels)
         return self.at(u0, (level,), as_batch("seed", seed, len(u0)))[0]
 
@@ -114,7 +114,7 @@ class Operator:
         Raises:
             InputError: if an argument has the wrong shape, dtype or range.
         """
-        check_images(u0)
+        u0 = as_images(u0)
         level = check_levels(level, len(u0), 1, self.levels)
         before, after = self.at(u0, (level - 1, level), as_batch("seed", seed, len(u0)))
         return before, after
@@ -131,7 +131,7 @@ class Operator:
         Raises:
             InputError: if an argument has the wrong shape, dtype or range.
         """
-        check_images(u0)
+        u0 = as_images(u0)
         seed = as_batch("seed", seed, len(u0))
         for level in range(self.levels + 1):
             with torch.no_grad():
@@ -155,7 +155,7 @@ class Operator:
         name = type(self).__name__
         if not self.linear:
             raise InputError(f"only a linear operator has an adjoint, and {name} is not; if it is, it must say: linear = True")
-        check_images(w)
+        w = as_images(w)
         level, seed = check_levels(level, len(w), 0, self.levels), as_batch("seed", seed, len(w))
         again = torch.is_grad_enabled() and w.requires_grad
         with torch.inference_mode(False), torch.enable_grad():

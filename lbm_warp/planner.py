@@ -58,6 +58,15 @@ class Scheme:
 
 
 DEFAULT_SCHEME = Scheme()
+# Widest blur, in longer sides of the images: 3e-9 are left of the slowest mode, and the iterations grow with its square.
+WIDEST = 2.0
+
+
+def check_widest(sigma: float, height: int, width: int) -> None:
+    """Raise InputError if a blur width [pixels] is more than :data:`WIDEST` longer sides of images of this size [pixels]."""
+    if sigma > (most := WIDEST * max(height, width)):
+        flat = "where nothing but the mean is left of an image"
+        raise InputError(f"sigma_max must be at most {WIDEST:g} longer sides = {most:g} px, {flat}, got {sigma:g} px")
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,9 @@ class Plan:
             scheme: the numbers of the scheme.
 
         Raises:
-            InputError: if the flow is too fast for the given ``theta``.
+            InputError: if the flow is too fast for the given ``theta``, or the blur wider than :data:`WIDEST` allows.
         """
+        check_widest(schedule.sigma[-1], height, width)
         length = min(height, width)
         # Iterations add theta factor^2 each to sigma^2, because alpha t = sigma^2 / 2 and alpha = theta / 2.
         variance = schedule.sigma**2

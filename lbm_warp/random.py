@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lbm_warp.checks import Device, Integers, as_batch
+from lbm_warp.checks import Device, Integers, as_batch, as_device
 from lbm_warp.interop import launch
 from lbm_warp.kernels.hashing import normal_kernel
 
@@ -24,8 +24,9 @@ def normal(seed: Integers, shape: Sequence[int], device: Device = "cpu") -> torc
         float32 tensor of this shape.
 
     Raises:
-        InputError: if the seeds are not integer or not N.
+        InputError: if the seeds are not integer or not N, or kernels do not work on the device.
     """
+    device = as_device(device)
     seeds = as_batch("seed", seed, shape[0], device)
     out = torch.empty((shape[0], torch.Size(shape[1:]).numel()), device=device)
     launch(normal_kernel, out.shape, batched=[seeds], outputs=[out])

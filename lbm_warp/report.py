@@ -7,9 +7,10 @@ from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from lbm_warp.checks import Device, InputError, as_batch, check_integer, check_object
+from lbm_warp.checks import Device, InputError, as_batch, as_device, check_integer, check_object
 from lbm_warp.heat import from_modes, to_modes
 from lbm_warp.operator import Operator, check_result
 
@@ -136,9 +137,9 @@ def check_operator(
     check_object("operator", operator, Operator)
     check_integer("levels", getattr(operator, "levels", None), 1)  # type: ignore[arg-type]
     check_integer("seed", seed, 0)
-    seeds = as_batch("seed", seed, 4) + torch.arange(4)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (4, channels, *((size, size) if isinstance(size, int) else size))
+    seeds, device = as_batch("seed", seed, 4) + torch.arange(4), as_device(device)
+    generator = torch.Generator().manual_seed(int(seed))
+    shape = (4, channels, *((size, size) if isinstance(size, (int, np.integer)) else size))
     u0, other, positive = (torch.rand(shape, generator=generator).to(device) for _ in range(3))
     mixed = torch.randn(shape, generator=generator).to(device)
     last, middle = operator.levels, (operator.levels + 1) // 2

@@ -9,6 +9,8 @@ import numpy as np
 
 from lbm_warp.checks import InputError, check_integer
 
+MOST_LEVELS = 100_000
+
 
 @dataclass(frozen=True, eq=False, init=False)
 class Schedule:
@@ -42,12 +44,12 @@ class Schedule:
         Args:
             sigma_min: blur width of level 1 [pixels], > 0.
             sigma_max: blur width of level K [pixels], >= sigma_min (equal only for a single level).
-            levels: K >= 1, without level 0.
+            levels: K, 1 to 100,000, without level 0.
 
         Raises:
             InputError: if a value is out of range.
         """
-        check_integer("levels", levels, 1)
+        check_integer("levels", levels, 1, MOST_LEVELS)
         if not 0.0 < sigma_min < np.inf:
             raise InputError(f"sigma_min must be positive, got {sigma_min}")
         if not sigma_min <= sigma_max < np.inf:

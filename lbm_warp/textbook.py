@@ -20,9 +20,10 @@ from lbm_warp.checks import (
     InputError,
     Integers,
     as_batch,
+    as_floats,
+    as_images,
     check_boundary,
     check_choice,
-    check_images,
     check_integer,
     check_number,
     check_object,
@@ -99,7 +100,7 @@ class TextbookSolver(Operator):
 
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
         """As :meth:`lbm_warp.Operator.trajectory`, in one pass."""
-        check_images(u0)
+        u0 = as_images(u0)
         levels = [torch.full((len(u0),), k) for k in range(self.levels + 1)]
         return enumerate(self._images(u0.detach(), as_batch("seed", seed, len(u0)), levels))
 
@@ -176,7 +177,7 @@ def evolve(
     Raises:
         InputError: if an argument has the wrong shape, dtype, device or range, or a choice is unknown.
     """
-    check_images(u0)
+    u0 = as_images(u0)
     if u0.dtype != torch.float32:
         raise InputError(f"images must be float32, got {u0.dtype}")
     check_boundary(boundary)
@@ -192,9 +193,9 @@ def evolve(
     if velocity.device != u0.device:
         raise InputError(f"velocity must be on the device of the images, {u0.device}, got {velocity.device}")
 
-    velocity = velocity.contiguous()
+    velocity = as_floats("velocity", velocity, "N, 2, H, W")
     solver = Populations(collision, float(relaxation_time), boundary == "periodic", initial)
-    f = solver.start(u0.contiguous(), velocity)
+    f = solver.start(u0, velocity)
     solver.advance(f, velocity, torch.full((batch,), iterations, dtype=torch.int32))
     return solver.density(f)
 

@@ -14,8 +14,19 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from lbm_warp.checks import Device, InputError, Integers, as_batch, check_boundary, check_integer, check_number
-from lbm_warp.interop import launch
+from lbm_warp.checks import (
+    Device,
+    InputError,
+    Integers,
+    as_batch,
+    as_device,
+    as_floats,
+    as_integers,
+    check_boundary,
+    check_integer,
+    check_number,
+)
+from lbm_warp.interop import lanes, launch
 from lbm_warp.kernels import turbulence as kernels
 from lbm_warp.planner import DEFAULT_SCHEME
 
@@ -134,29 +145,19 @@ class CurlNoise(Turbulence):
 
     def __post_init__(self) -> None:
         check_integer("octaves", self.octaves, 1)
-        check_integer("cells", self.cells, 1)
+        check_integer("cells", self.cells, 1, 4096)
 
     def field(self, ask: FieldRequest) -> torch.Tensor:
         """As :meth:`Turbulence.field`, without divergence."""
         seeds, height, width = ask.seeds, ask.height, ask.width
-        psi = seeds.new_zeros((len(seeds), height + 1, width + 1), dtype=torch.float32)
-        length = min(height, width)
-        for octave in range(self.octaves):
-            cells = self.cells * 2**octave
-            if octave > 0 and cells * MIN_PIXELS > length:
-                break
-            # Whole cells along both axes: walls run through nodes of the noise, and periodic sides match.
-            ny, nx = round(cells * height / length), round(cells * width / length)
-            nodes = psi.new_empty((len(seeds), 3, ny + 1, nx + 1))
-            launch(
-                kernels.noise_nodes_kernel,
-                (len(seeds), ny + 1, nx + 1),
-                batched=[seeds],
-                inputs=[octave, ask.time * cells ** (2.0 / 3.0), ask.boundary == "periodic"],
-                outputs=[nodes],
-            )
-            launch(kernels.add_octave_kernel, psi.shape, batched=[nodes], inputs=[self.GAIN**octave], outputs=[psi])
-        return _normalised(_curl(psi))
+        cells, amplitude, rate, count = _octaves(self, height, width, seeds.device)
+        nodes = amplitude.new_empty((len(seeds), 3, count))
+        psi = amplitude.new_empty((len(seeds), height + 1, width + 1))
+        inputs = [cells, rate, ask.time, ask.boundary == "periodic"]
+        launch(kernels.noise_nodes_kernel, (len(seeds), count), batched=[seeds], inputs=inputs, outputs=[nodes])
+        work = psi.numel() * len(cells)
+        launch(kernels.noise_kernel, psi.shape, batched=[nodes], inputs=[cells, amplitude], outputs=[psi], work=work)
+        return _flow(psi)
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,14 @@ class SpectralTurbulence(Turbulence):
     def field(self, ask: FieldRequest) -> torch.Tensor:
         periodic = ask.boundary == "periodic"
         if not self.compressible:
-            return _normalised(_curl(self._sum_of_modes(ask, 0, ("fourier", "fourier") if periodic else ("sine", "sine"))))
+            return _flow(self._sum_of_modes(ask, 0, ("fourier", "fourier") if periodic else ("sine", "sine")))
         # Between walls the normal component consists of sines, the tangential one of cosines.
         kinds_of = [("fourier", "fourier")] * 2 if periodic else [("cosine", "sine"), ("sine", "cosine")]
         components = [self._sum_of_modes(ask, i, kinds) for i, kinds in enumerate(kinds_of)]
-        return _normalised(torch.stack(components, dim=1))
+        velocity = torch.stack(components, dim=1)
+        energy, threads = velocity.new_empty((len(velocity), ask.height), dtype=torch.float64), lanes(velocity.device)
+        launch(kernels.energy_kernel, (*energy.shape, threads), batched=[velocity], inputs=[threads], outputs=[energy])
+        return _normalised(velocity, energy)
 
     def _sum_of_modes(self, ask: FieldRequest, component: int, kinds: tuple[str, str]) -> torch.Tensor:
         """Sum of modes of these kinds along (y, x): a velocity component [N, height, width], or psi [N, height + 1, width + 1]."""
@@ -236,11 +240,7 @@ class GivenVelocity(Turbulence):
         return not self.project
 
     def __post_init__(self) -> None:
-        given = self.given
-        if not isinstance(given, torch.Tensor) or given.ndim != 4 or given.shape[1] != 2 or not given.dtype.is_floating_point:
-            found = f"{given.dtype} {list(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
-            raise InputError(f"a velocity must be a floating-point tensor [N, 2, H, W], got {found}")
-        check_bounded("a velocity", given)
+        check_bounded("a velocity", as_floats("a velocity", self.given, "N, 2, H, W"))
 
     def field(self, ask: FieldRequest) -> torch.Tensor:
         given = self.given.to(ask.device)
@@ -262,9 +262,10 @@ def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
         A tensor of the same shape and dtype. A field without divergence is unchanged up to rounding.
 
     Raises:
-        InputError: if ``boundary`` is neither.
+        InputError: if it is no such tensor, or ``boundary`` is neither.
     """
     check_boundary(boundary)
+    velocity = as_floats("a velocity", velocity, "N, 2, H, W")
     height, width = velocity.shape[2:]
     field = _periodic(velocity.double(), boundary)
     spectrum = torch.fft.fft2(field)
@@ -292,10 +293,10 @@ def energy_spectrum(velocity: torch.Tensor, boundary: str = "wall") -> tuple[tor
         energy of a cell, without the mean flow and the wavenumbers beyond half the shorter side.
 
     Raises:
-        InputError: if ``boundary`` is neither.
+        InputError: if it is no such tensor, or ``boundary`` is neither.
     """
     check_boundary(boundary)
-    field = _periodic(velocity.double(), boundary)
+    field = _periodic(as_floats("a velocity", velocity, "N, 2, H, W").double(), boundary)
     cells = field.shape[2] * field.shape[3]
     energy = torch.fft.fft2(field).abs().square().sum(dim=1).mean(dim=0) / (2.0 * cells**2)
     length = min(velocity.shape[2:])
@@ -313,6 +314,35 @@ def _periodic(velocity: torch.Tensor, boundary: str) -> torch.Tensor:
     signs = velocity.new_tensor([-1.0, 1.0])[:, None, None]
     velocity = torch.cat([velocity, velocity.flip(3) * signs], dim=3)
     return torch.cat([velocity, velocity.flip(2) * -signs], dim=2)
+
+
+@functools.lru_cache(maxsize=64)
+def _octaves(
+    noise: CurlNoise, height: int, width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """The octaves of noise that an image has room for.
+
+    Returns:
+        Noise cells along y and x, and the number of the octave's first node, int32 [O, 3]; amplitudes of psi, float32 [O]; how fast
+        their time goes, float64 [O]; and the number of nodes of them all.
+    """
+    cells, rates, nodes, length = [], [], 0, min(height, width)
+    for octave in range(noise.octaves):
+        count = noise.cells * 2**octave
+        if octave > 0 and count * MIN_PIXELS > length:
+            break
+        # Whole cells along both axes: walls run through nodes of the noise, and periodic sides match.
+        ny, nx = round(count * height / length), round(count * width / length)
+        cells.append((ny, nx, nodes))
+        rates.append(count ** (2.0 / 3.0))
+        nodes += (ny + 1) * (nx + 1)
+    amplitudes = [noise.GAIN**octave for octave in range(len(cells))]
+    return (
+        torch.tensor(cells, dtype=torch.int32, device=device),
+        torch.tensor(amplitudes, dtype=torch.float32, device=device),
+        torch.tensor(rates, dtype=torch.float64, device=device),
+        nodes,
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -353,9 +383,10 @@ def requested(
     check_boundary(boundary)
     check_integer("height", height, 2)
     check_integer("width", width, 2)
-    seed = torch.as_tensor(seed)
-    seed = as_batch("seed", seed, 1 if seed.ndim == 0 else len(seed), seed.device)
-    return FieldRequest(seed, height, width, boundary, torch.device(device), time, span)
+    seeds = torch.atleast_1d(as_integers("seed", seed))
+    if seeds.ndim > 1 or not len(seeds):
+        raise InputError(f"seed must be one integer or several, got shape {list(seeds.shape)}")
+    return FieldRequest(seeds, height, width, boundary, as_device(device), time, span)
 
 
 def check_bounded(name: str, field: torch.Tensor) -> None:
@@ -368,18 +399,18 @@ def check_bounded(name: str, field: torch.Tensor) -> None:
         )
 
 
-def _curl(psi: torch.Tensor) -> torch.Tensor:
+def _flow(psi: torch.Tensor) -> torch.Tensor:
     """Velocities of the cells, [N, 2, height, width], from a stream function on their corners, [N, height + 1, width + 1]."""
     count, height, width = psi.shape[0], psi.shape[1] - 1, psi.shape[2] - 1
-    velocity = psi.new_empty((count, 2, height, width))
-    launch(kernels.curl_kernel, (count, height, width), batched=[psi], outputs=[velocity])
-    return velocity
+    velocity, energy = psi.new_empty((count, 2, height, width)), psi.new_empty((count, height), dtype=torch.float64)
+    threads = lanes(psi.device)
+    launch(kernels.curl_kernel, (count, height, threads), batched=[psi], inputs=[threads], outputs=[velocity, energy])
+    return _normalised(velocity, energy)
 
 
-def _normalised(velocity: torch.Tensor) -> torch.Tensor:
+def _normalised(velocity: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
     """The field scaled in place to unit rms. Both components get one factor: two factors would bring back divergence."""
-    count, _, height, _ = velocity.shape
-    energy = velocity.new_empty((count, height), dtype=torch.float64)
-    launch(kernels.row_energy_kernel, (count, height), batched=[velocity], outputs=[energy])
-    launch(kernels.normalise_kernel, (count, height), batched=[energy], outputs=[velocity])
+    count, height = energy.shape
+    threads = lanes(velocity.device)
+    launch(kernels.normalise_kernel, (count, height, threads), batched=[energy], inputs=[threads], outputs=[velocity])
     return velocity

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lbm_warp.advection_diffusion import AdvectionDiffusion
-from lbm_warp.checks import Device, Integers, as_batch, check_images, check_number, check_object
+from lbm_warp.checks import Device, Integers, as_batch, as_images, check_number, check_object
 from lbm_warp.interop import launch
 from lbm_warp.kernels.turbulence import wave_phases_kernel
 from lbm_warp.operator import Operator
@@ -158,8 +158,8 @@ class WaveAdvectionDiffusion(Operator):
 
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
         """As :meth:`Operator.trajectory`, in one pass."""
-        check_images(u0)
-        u0, mean = u0.detach(), _mean(u0.detach())
+        u0 = as_images(u0).detach()
+        mean = _mean(u0)
         for level, image in self.image.trajectory(u0 - mean, seed):
             yield level, self._on_background(u0, mean, image, level, seed)
 
@@ -230,5 +230,6 @@ def _waves(height: int, width: int, device: torch.device) -> tuple[torch.Tensor,
     # Two pixels per period are left out: on the pixels such a wave has no slope.
     amplitude = torch.where((m > 0.0) & (fy > -0.5) & (fx > -0.5), m, torch.inf) ** (-5.0 / 3.0)
     # The mean of the square of a wave's real part is half its amplitude's.
-    amplitude = (amplitude / (0.5 * amplitude.square().sum()).sqrt()).float() * _unit(0.5 * (fy + fx))
+    # Images of 2 x 2 pixels have no other waves.
+    amplitude = (amplitude / (0.5 * amplitude.square().sum()).sqrt().clamp_min(1e-30)).float() * _unit(0.5 * (fy + fx))
     return tuple(part.to(device) for part in (length * fy, length * fx, m, amplitude))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ import pytest
 import torch
 import warp as wp
 from PIL import Image
+
+from diffusion.files import asset
 
 # No test uses the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,7 +45,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session")
 def photograph() -> torch.Tensor:
     """A sharp 128 x 128 piece of the bundled photograph, float32 [1, 3, 128, 128]."""
-    with Image.open(str(resources.files("assets") / "chelsea.png")) as image:
+    with Image.open(asset("chelsea.png")) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)[50:178, 100:228] / 255.0
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
 

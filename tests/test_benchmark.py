@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from cli.benchmark import __main__ as benchmark
-from cli.benchmark import measure, throughput
+from cli.benchmark import kernels, measure, throughput
 from cli.benchmark.operator import Operator
 from diffusion.presets import PRESETS
 from diffusion.run import RunConfig
@@ -114,6 +115,8 @@ def test_reading_is_measured_with_each_number_of_workers(call: Call, tmp_path: P
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["operator", "--sizes", "16", "1"], "--sizes must be at least 2, got 1"),
         (["data", "--workers", "0", "-1"], "--workers must be at least 0, got -1"),
+        (["kernels", "--arch", "9"], "--arch must be from 75 to 130, got 9"),
+        (["kernels", "--sizes", "1"], "--sizes must be at least 2, got 1"),
         (["data", "--size", "8x"], "size must be one number of pixels (64) or height x width"),
     ],
 )
@@ -126,7 +129,9 @@ def test_bad_options_are_refused_in_one_line(call: Call, tmp_path: Path, argumen
 @pytest.mark.parametrize(("name", "value", "message"), [("WORLD_SIZE", "2", "a single process"), ("PATH", "", "C\\+\\+ compiler")])
 def test_what_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv(name, value)
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for variable, text in ({name: value} | (launched if name == "WORLD_SIZE" else {})).items():
+        monkeypatch.setenv(variable, text)
     with pytest.raises(InputError, match=message):
         throughput.Train(compile=True, device="cpu").run()
 
@@ -246,3 +251,62 @@ def test_a_cpu_measures_the_digits_and_their_memory_is_near_the_estimate(
     (row,) = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert (row["preset"], row["batch"], row["precision"], row["compiled"]) == ("digits", 64, "fp32", False)
     assert row["memory_bytes"] == pytest.approx(row["estimated_bytes"], rel=tolerance)
+
+
+LISTING = """
+.text.old_cuda_kernel_forward:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.text.iterate_1a_cuda_kernel_forward:
+        /*0000*/                   LDG.E R2, [R4.64] ;
+.L_x_0:
+        /*0008*/                   LD.E.64 R6, [R8.64] ;
+.L_x_1:
+        /*0010*/                   STS [R3], R2 ;
+        /*0020*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/                   STS [R3+0x8], R2 ;
+.L_x_2:
+        /*0070*/                   LDS R2, [R3+0x4] ;
+        /*0080*/                   LDL R9, [R1] ;
+        /*0090*/                   FFMA R2, R2, R6, R9 ;
+        /*00a0*/               @P1 BRA `(.L_x_1) ;
+        /*00a8*/               @P2 BRA `(.L_x_0) ;
+        /*00b0*/                   NOP ;
+"""
+
+
+def test_the_path_that_runs_most_often() -> None:
+    """The inner one of the loops with the barrier; without a loop the whole kernel."""
+    lines = kernels.instructions(LISTING, "iterate_1a_cuda_kernel_forward")
+    assert kernels.hot_path(lines) == {"STS": 2, "BAR": 1, "BRA": 2, "LDS": 1, "LDL": 1, "FFMA": 1}
+    assert kernels.hot_path(kernels.instructions(LISTING, "old_cuda_kernel_forward")) == {"MOV": 1}
+    straight = kernels.operations([line for line in lines if isinstance(line, str)])
+    assert straight["FFMA"] == 1 and "NOP" not in straight and kernels.bytes_of(straight) == 4 + 8
+
+
+def test_kernels_without_the_tools_are_refused(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "")
+    code, _, err = call("kernels")
+    packages = "nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+    assert code == 2 and f"cuobjdump and nvdisasm not found: pip install {packages}," in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="CUDA's disassembler comes with dev on Linux")
+def test_every_kernel_builds_for_sm_90_and_keeps_its_numbers_in_registers(call: Call) -> None:
+    """A thread of the whole kernel, set-up too; sine and cosine of large numbers take 32 bytes."""
+    assert call("kernels", "--sizes", 64, "--out", "kernels.json")[0] == 0
+    report = json.loads(Path("kernels.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert len(rows) == len(report["rows"]) == len(list(kernels.binaries()))
+    assert all(row["stack"] <= 100 and row["local"] <= 24 for row in rows.values()), rows
+    on_chip = [row for name, row in rows.items() if name.startswith("on chip")]
+    assert len(on_chip) == 3 and all(row["per_update"] <= 22 and row["bytes_per_update"] == 0 for row in on_chip)
+
+
+def test_a_call_is_counted_without_a_device() -> None:
+    """A larger image takes a second grid."""
+    small, large = kernels.count_call(64, images=2), kernels.count_call(128, images=2)
+    assert 1 < small["launches"] <= 6 < large["launches"] <= 24
+    assert small["operations"] <= 57 and large["operations"] <= 199

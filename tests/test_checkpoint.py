@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+from safetensors.torch import save_file
 
-from diffusion.files import load_tensors, save_tensors
+from diffusion.files import load_tensors, owned, save_tensors, write_json
+from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.run import load_config
-from diffusion.sampling.pipeline import Pipeline
-from tests.runs import tiny_config
+from diffusion.sampling.pipeline import BUNDLED, Pipeline
+from diffusion.training.checkpoint import Checkpoints, load_checkpoint
+from lbm_warp.checks import InputError
+from tests.runs import files, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -50,6 +61,7 @@ def test_a_run_comes_back_as_it_was(run: Path) -> None:
     assert names == {
         "checkpoints/000000048.safetensors",
         "config.json",
+        "data.json",
         "ema.safetensors",
         "metrics.jsonl",
         "model.safetensors",
@@ -90,6 +102,127 @@ def test_a_prior_of_another_shape_is_refused(run: Path) -> None:
     refused(run, "holds no thumbnails")
 
 
+@pytest.mark.parametrize("name", ["ema", "prior", "best"])
+def test_a_flipped_bit_in_tensors_of_the_right_shape_is_noticed(run: Path, name: str) -> None:
+    path = run / f"{name}.safetensors"
+    if name == "best":
+        shutil.copy(run / "ema.safetensors", path)
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 8
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}.safetensors: not as it was written \(the checksum differs\)") as error:
+        Pipeline.from_pretrained(run, best=name == "best")
+    assert "\n" not in str(error.value)
+
+
+def test_files_without_a_checksum_are_read(run: Path) -> None:
+    """Those of other programs, and the bundled models."""
+    tensors = load_tensors(run / "ema.safetensors")
+    save_file(tensors, run / "ema.safetensors")
+    assert Pipeline.from_pretrained(run).config == tiny_config()
+    for name in BUNDLED:
+        Pipeline.from_pretrained(name)
+
+
+def test_statistics_are_checked_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    moments = Statistics(*(torch.rand(1, 4, 4) for _ in range(2)), *(torch.rand(3, 1, 4, 4) for _ in range(3)))
+    moments.save(tmp_path)
+    path = tmp_path / "statistics.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match=r"statistics.safetensors: not as it was written"):
+        load_statistics(tmp_path, (1, 4, 4))
+
+
+def test_a_lagging_training_leaves_newer_checkpoints_alone(tmp_path: Path) -> None:
+    """Where the file system has no locks; what could not be loaded goes."""
+    leading, lagging, tensors = Checkpoints(tmp_path), Checkpoints(tmp_path), {"a": torch.ones(2)}
+    for images in (8, 16, 24, 32):
+        leading.save(images, tensors, {})
+    for images in (10, 12):
+        lagging.save(images, tensors, {})
+    assert list(lagging.paths()) == [10, 12, 24, 32]
+    lagging.path(32).write_bytes(b"")
+    assert len(lagging.resume(lambda path: load_checkpoint(path) and None)) == 1 and lagging.good == lagging.path(24)
+    lagging.save(26, tensors, {})
+    assert list(lagging.paths()) == [24, 26]
+
+
+def test_only_what_a_training_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    """Not the files of an evaluation that is at work, nor those of a run further down."""
+    ours = [
+        ".ema.7.part.safetensors",
+        ".data.7.part.json",
+        "checkpoints/.000000016.7.part.safetensors",
+        "samples/.000000016.7.part.png",
+    ]
+    others = [".metrics.7.part.json", "other/.ema.7.part.safetensors", "other/checkpoints/.000000016.7.part.safetensors"]
+    for name in (*ours, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    Checkpoints(tmp_path).tidy()
+    assert set(files(tmp_path)) == set(others)
+
+
+OWNER = """
+import pathlib, sys, time
+from diffusion.files import owned
+with owned(pathlib.Path(sys.argv[1])):
+    print("owned", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_has_one_owner_until_its_process_ends(tmp_path: Path) -> None:
+    """In another process, or in this one; a killed one does not block."""
+    command = [sys.executable, "-c", OWNER, str(tmp_path / "deep" / "run")]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "owned\n"
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"deep/run: another process works in this folder; wait .*\(--out\)"):
+        with owned(tmp_path / "deep" / "run"):
+            pass
+    assert time.monotonic() - start < 1.0
+    process.kill()
+    process.communicate()
+    with owned(tmp_path / "deep" / "run"), pytest.raises(InputError, match="another process"):
+        with owned(tmp_path / "deep" / "run"):
+            pass
+
+
+def test_an_owner_leaves_no_trace_and_says_what_it_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with owned(tmp_path / "a" / "b"):
+        assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [".lock"]
+    assert not (tmp_path / "a").exists()
+    with owned(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "kept").touch()
+    assert set(files(tmp_path)) == {"a/b/kept"}
+    with (
+        pytest.raises(InputError, match=r"kept/c: cannot be written \(Not a directory\)"),
+        owned(tmp_path / "a" / "b" / "kept" / "c"),
+    ):
+        pass
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", unsupported)
+    with owned(tmp_path):
+        assert "its file system has no locks" in capsys.readouterr().err
+
+
+def test_files_are_flushed_through_a_handle_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows asks for."""
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE))
+    write_json(tmp_path / "a.json", {})
+    assert modes == [os.O_RDWR]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -102,8 +235,8 @@ def test_a_prior_of_another_shape_is_refused(run: Path) -> None:
         ({"method__operator": {"class": "Step"}}, "operator must be a diffusion.Operator .*, got Step"),
         ({"method": {"class": "Method"}}, r"Method .*lacks \['denoiser', 'density', 'operator', 'sampler', 'scales'\]"),
         ({"method": None}, "method must be a diffusion.Method"),
-        ({"method__operator__peclet": -1.0}, "peclet must be at least 0, got -1"),
-        ({"method__operator__peclet": "fast"}, "peclet must be at least 0, got 'fast'"),
+        ({"method__operator__peclet": -1.0}, "peclet must be from 0 to 1000000, got -1"),
+        ({"method__operator__peclet": "fast"}, "peclet must be from 0 to 1000000, got 'fast'"),
         ({"method__operator__levels": 5.5}, "levels must be an integer, got 5.5"),
         ({"network": None}, "it names no network"),
         ({"network": {"class": "Method"}}, "Method has unknown entries|lacks"),
@@ -115,6 +248,18 @@ def test_a_prior_of_another_shape_is_refused(run: Path) -> None:
         ({"size": "big"}, "size must be one number of pixels"),
         ({"size": 9}, "needs sides divisible by 2, got size 9"),
         ({"format": 99}, "not a run of format 2"),
+        ({"method__operator__levels": 10**9}, "levels must be from 1 to 100000, got 1000000000"),
+        ({"method__operator__peclet": 1e9}, "peclet must be from 0 to 1000000, got 1000000000.0"),
+        ({"method__operator__blur__sigma_max": 1e9}, "sigma_max must be from .* to 100, got 1000000000.0"),
+        ({"network__width": 10**9}, "network width must be from 8 to 4096, got 1000000000"),
+        ({"network__blocks": 10**9}, "network blocks must be from 1 to 64"),
+        ({"network__multipliers": [1, 10**9]}, "network multipliers must be from 1 to 64"),
+        ({"network__multipliers": [1] * 40}, "network multipliers must name at least one resolution, at most 14"),
+        ({"size": 10**6}, "size must be .* each 2 to 16384; got 1000000"),
+        ({"channels": 10**9}, "channels must be from 1 to 1024"),
+        ({"training__images": 10**30}, "images must be from 1 to 1000000000000, got 10{30}"),
+        ({"training__batch": 10**9}, "batch must be from 1 to 1000000"),
+        ({"training__clip": 10**400}, "clip must be at least 1e-12, got 10{400}"),
     ],
 )
 def test_a_config_with_foreign_or_bad_entries_is_refused(run: Path, changes: dict, message: str) -> None:

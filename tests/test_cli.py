@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,9 +28,10 @@ from cli import archives, figures, train
 from diffusion import CleanImage, ConstantNoise, Operator, Resample, Uniform, methods
 from diffusion.data.dataset import open_dataset
 from diffusion.data.images import fit, read_image, resize_shorter
+from diffusion.files import owned
 from diffusion.methods import METHODS, Method, named_method
 from diffusion.network import NetworkConfig
-from diffusion.presets import PRESETS
+from diffusion.presets import OWN, PRESETS, preset_for
 from diffusion.specs import to_json
 from diffusion.training import observers
 from lbm_warp import SpectralTurbulence
@@ -94,14 +96,15 @@ def test_compare_draws_every_process_on_the_same_picture(call: Call, picture: Pa
     options = ["--size", "16", "--levels", "6", "--columns", "3", "--video", "--fps", "10"]
     assert call("compare", picture, *options)[0] == 0
     out = tmp_path / "outputs" / "picture-comparison"
-    assert files(out) == {"comparison.png", "comparison.mp4"}
+    assert files(out) == {"comparison.png", "comparison.mp4", "comparison.json"}
     frames = iio.imread(out / "comparison.mp4")
     assert len(frames) == 5 + 7 + 10
     # The first frames show the clean picture everywhere, the last ones seven things that differ.
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 5
     whole = iio.imread(out / "comparison.png")
     assert call("compare", picture, *options[:-3], "--processes", "ihd", "ddpm", "--out", "two")[0] == 0
-    assert iio.imread("two/comparison.png").shape[0] < whole.shape[0] / 2 and files(Path("two")) == {"comparison.png"}
+    assert iio.imread("two/comparison.png").shape[0] < whole.shape[0] / 2
+    assert files(Path("two")) == {"comparison.png", "comparison.json"}
 
 
 @pytest.mark.slow
@@ -231,7 +234,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--data", "ffhq"], "thumbnails128x128"),
         ("train", ["--data", "hf:owner/name"], "hf:owner/name: cannot be loaded"),
         ("train", ["--stream"], "digits: only sets of the hub can be streamed"),
-        ("train", ["--workers", "-1"], "workers must be at least 0, got -1"),
+        ("train", ["--workers", "-1"], "workers must be from 0 to 1024, got -1"),
         ("train", ["--levls", "5"], "Unrecognized options: --levls, 5; did you mean --levels?"),
         ("train", ["--images", "many"], "Error parsing --images: invalid literal for int() with base 10: 'many'; --help explains"),
         ("train", ["--precision", "fp64"], "invalid choice 'fp64' for argument '--precision'"),
@@ -241,11 +244,13 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("evaluate", [], "Missing from beyond-blur evaluate: SAMPLES"),
         ("paint", [], "unknown command 'paint': expected one of corrupt, compare, explore, train"),
         ("train", ["--process", "ihdd"], "did you mean ihd?"),
-        ("train", ["--levels", "0"], "levels must be at least 1, got 0"),
+        ("train", ["--levels", "0"], "levels must be from 1 to 100000, got 0"),
         ("train", ["--size", "18"], "needs sides divisible by 4, got size 18"),
-        ("train", ["--peclet", "-0.1"], "peclet must be at least 0, got -0.1"),
+        ("train", ["--peclet", "-0.1"], "peclet must be from 0 to 1000000, got -0.1"),
         ("train", ["--sigma-max", "0.01"], "sigma_max must be at least sigma_min"),
-        ("train", ["--batch", "0"], "batch must be at least 1, got 0"),
+        ("train", ["--sigma-max", "9"], "sigma_max must be at most 2 longer sides = 32 px"),
+        ("corrupt", ["--size", "16", "--sigma-max", "1000"], "sigma_max must be at most 2 longer sides = 48 px"),
+        ("train", ["--batch", "0"], "batch must be from 1 to 1000000, got 0"),
         ("train", ["--learning-rate", "-1"], "learning rate must be from"),
         ("train", ["--seed", "-1"], "seed must be from 0"),
         ("train", ["--network.width", "20"], "multiple of 8, got 20"),
@@ -256,7 +261,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--preset", "ffhq128"], "unknown preset 'ffhq128': expected one of digits, fashion-mnist, emoji,"),
         ("train", ["--preset=ffhq128"], "did you mean ffhq-128?"),
         ("train", ["--preset", "cifar10", "--size", "36"], "needs sides divisible by 8, got size 36"),
-        ("train", ["--preset", "ffhq-128", "--dry-run", "--peclet", "-1"], "peclet must be at least 0, got -1"),
+        ("train", ["--preset", "ffhq-128", "--dry-run", "--peclet", "-1"], "peclet must be from 0 to 1000000, got -1"),
         ("train", ["--sampling-noise", "-1"], "sampling noise must be at least 0, got -1"),
         ("sample", ["nowhere"], "nowhere: no such run folder"),
         ("sample", ["empty"], "empty: not a run folder"),
@@ -348,7 +353,7 @@ def test_help_shows_the_values_of_the_preset(call: Call) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in OWN])
 def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_path: Path, name: str) -> None:
     """Without the pictures."""
     code, out, err = call("train", "--preset", name, "--dry-run", "--precision", "bf16", "--accumulate", "2")
@@ -388,7 +393,9 @@ def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path
 
     Image.effect_noise((40, 30), 60).convert("RGB").save(tmp_path / "one.png")
     report = json.loads(call("train", "--dry-run", "--data", ".", "--size", "32")[1])
-    assert report["preset"] == "cifar10" and report["config"]["channels"] == 3 and report["config"]["size"] == 32
+    assert report["preset"] == "small" and report["config"]["channels"] == 3 and report["config"]["size"] == 32
+    assert report["config"]["training"]["images"] == 60_000 and report["config"]["training"]["flip"] is True
+    assert re.fullmatch(r"[\d,]+ (s|min|h|h \d+ min|days|years)", report["very_rough_time_here"])
     assert files(tmp_path) == {"one.png"}
 
 
@@ -543,6 +550,18 @@ def test_sampling_goes_on_with_what_is_missing_and_refuses_other_images(call: Ca
     assert contents(out) == before
 
 
+def test_sheets_of_earlier_samples_do_not_stay_beside_new_ones(call: Call, tmp_path: Path) -> None:
+    assert call("sample", *QUICK, "--num", "2", "--npz", "--video", "--out", "out")[0] == 0
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert call("sample", *QUICK, "--num", "3", "--zip", "--out", "out")[0] == 0
+    images = {f"images/{number:05d}.png" for number in range(3)}
+    assert files(tmp_path / "out") == {"grid.png", "sampling.json", "samples.zip", "mine.txt"} | images
+    with owned(tmp_path / "out"):
+        code, _, err = call("sample", *QUICK, "--num", "4", "--out", "out")
+    assert code == 2 and "another process works in this folder" in err and err.count("\n") == 1
+    assert files(tmp_path / "out") == {"grid.png", "sampling.json", "samples.zip", "mine.txt"} | images
+
+
 def test_archives_hold_the_images(call: Call, tmp_path: Path) -> None:
     assert call("sample", *QUICK, "--num", "5", "--batch", "3", "--npz", "--zip", "--out", "out")[0] == 0
     out = tmp_path / "out"
@@ -687,6 +706,28 @@ def test_train_on_a_folder_of_pictures_and_refuse_its_other_run(call: Call, tmp_
 
 
 @pytest.mark.slow
+def test_a_run_on_ones_own_pictures_goes_on_whatever_the_device_and_the_number_of_pictures(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own values are the defaults then: those of a GPU, or of many pictures, would be another run."""
+    for index in range(6):
+        Image.effect_noise((16, 16), 60 + index).convert("RGB").save(tmp_path / f"{index}.png")
+    options = ["--data", ".", "--size", "8", "--batch", "4", "--out", "run", "--device", "cpu", "--no-grids"]
+    code, out, _ = call("train", *options, "--images", "8")
+    assert code == 0 and "preset small" in out
+    assert "few pictures: dropout 0.1, and they are mirrored at random (--no-flip if left and right matter, as in letters)" in out
+    assert not (tmp_path / "run" / "samples").exists()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["training"]["flip"] is True and config["network"]["width"] == 32
+    monkeypatch.setattr(train, "preset_for", lambda *words, **more: preset_for(*words, **more | {"gpu": True, "count": 10**6}))
+    code, out, err = call("train", *options)
+    assert code == 0 and "trained" in out, err
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+    code, _, err = call("train", *options, "--images", "12", "--no-flip")
+    assert code == 2 and "holds another run (training.flip is True, not False)" in err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_run_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "cli.train", *SMALL_RUN, "--images", "1000000", "--out", str(tmp_path / "run")]
@@ -698,5 +739,59 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(tmp_path: Path, num
         time.sleep(0.1)
     process.send_signal(number)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and b"interrupted and saved" in out
+    assert process.returncode == 128 + number and b"interrupted and saved" in out
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+STUCK = """
+import threading
+from cli import console, signals
+
+def command(options):
+    '''A command in a first step that does not end.'''
+    with signals.noted() as arrived:
+        print("begun", flush=True)
+        lock = threading.Lock()
+        lock.acquire() and lock.acquire()
+
+console.run("train", command, lambda **_: None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_command_at_once(number: signal.Signals) -> None:
+    """In the midst of a call that Python cannot break off."""
+    process = subprocess.Popen([sys.executable, "-c", STUCK], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    process.send_signal(number)
+    assert process.wait(5.0) == 128 + number
+    assert "Traceback" not in process.communicate()[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_command_ends_with_the_number_of_the_signal(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Every command, by way of console.run: here while pictures are prepared."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(train, "open_pictures", lambda options: signal.raise_signal(number))
+    code, out, err = call("train", "--out", "run")
+    assert code == 128 + number and err.endswith("interrupted\n") and "trained" not in out and files(tmp_path) == set()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_pictures_are_read(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "open_pictures", lambda options: pytest.fail("pictures were read"))
+    (tmp_path / "taken").touch()
+    for out in ("taken", "taken/run"):
+        code, _, err = call("train", "--out", out)
+        assert code == 2 and "taken" in err and "cannot be written" in err and err.count("\n") == 1
+    with owned(tmp_path / "run"):
+        code, _, err = call("train", "--out", "run")
+    assert code == 2 and "another process works in this folder" in err and files(tmp_path) == {"taken"}

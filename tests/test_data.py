@@ -7,13 +7,17 @@ import json
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data import catalog
+from cli import evaluate, features, sample, sweep, train
+from cli.figures import labelled_strips, save_figure
+from cli.video import open_film
+from diffusion.data import catalog, prepare
 from diffusion.data.dataset import (
     evenly_spaced,
     find_source,
@@ -23,9 +27,13 @@ from diffusion.data.dataset import (
     whole_and_half,
 )
 from diffusion.data.images import fit, read_image
+from diffusion.data.products import save_image
+from diffusion.evaluation.config import EvaluationConfig
+from diffusion.evaluation.sources import open_pictures
 from diffusion.size import Size
 from lbm_warp.checks import InputError
 from tests.pictures import check, chw, fails, first_levels, save, zipped
+from tests.runs import exit_code
 
 
 @pytest.fixture
@@ -82,17 +90,101 @@ def test_folder(folder: Path) -> None:
         dataset[6]
 
 
-def test_grey_or_colour(tmp_path: Path) -> None:
+def test_grey_or_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a small set decide, and pictures spread over a large one; the description says how many."""
     for index in range(40):
-        save(tmp_path / f"{index:02}.png", index, "RGB" if index == 32 else "L", side=2)
+        save(tmp_path / f"{index:02}.png", index, "L", side=2)
     dataset = open_dataset(str(tmp_path), 2)
     assert dataset.channels == 1 and dataset[32].shape == (1, 2, 2)
-    assert "40 grey images" in dataset.description
+    assert dataset.description == f"40 grey images from {tmp_path} (grey: all 40 looked at)"
     assert open_dataset(str(tmp_path), 2, grey=False)[0].shape == (3, 2, 2)
 
-    save(tmp_path / "31.png", 31, "RGB", side=2)
-    assert open_dataset(str(tmp_path), 2)[0].shape == (3, 2, 2)
-    assert open_dataset(str(tmp_path), 2, grey=True)[31].shape == (1, 2, 2)
+    for index in range(33, 40):
+        save(tmp_path / f"{index:02}.png", index, "RGB", side=2)
+    dataset = open_dataset(str(tmp_path), 2)
+    assert dataset[0].shape == (3, 2, 2) and "40 colour images" in dataset.description
+    assert dataset.description.endswith("(colour: 7 of 40 looked at)")
+    forced = open_dataset(str(tmp_path), 2, grey=True)
+    assert forced[31].shape == (1, 2, 2) and forced.description == f"40 grey images from {tmp_path}"
+    monkeypatch.setattr(prepare, "PROBES", 5)
+    assert "(colour: 1 of 5 looked at)" in open_dataset(str(tmp_path), 2).description
+
+
+@pytest.mark.parametrize("main", [train.main, evaluate.main, sweep.main, features.main])
+def test_grey_and_colour_do_not_go_together(main: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {evaluate.main: ["outputs"], sweep.main: ["--peclet", "0"]}.get(main, [])
+    assert exit_code(main, *words, "--grey", "--colour") == 2
+    assert "--grey and --colour do not go together; choose one" in capsys.readouterr().err
+
+
+def test_the_range_of_float_pictures_is_that_of_the_set(tmp_path: Path) -> None:
+    """One that overshoots is not a picture of bytes, and one that lies far outside is left out."""
+    for number, top in enumerate((1.0, 1.02, 0.5, 3.7)):
+        Image.fromarray(np.array([[0, 0.25], [0.125, top]], np.float32)).save(tmp_path / f"{number}.tif")
+    with pytest.warns(UserWarning, match="1 of 4 image files.*: 3.tif; .* values from 0 to 3.7; expected 0 to 1"):
+        dataset = open_dataset(str(tmp_path), 2)
+    assert dataset.description.endswith("float values from 0 to 1)")
+    np.testing.assert_array_equal((dataset.pixels[:, 0, 1, 1], dataset.pixels[:, 0, 0, 1]), [(255, 255, 128), (64, 64, 64)])
+    for number in range(4):
+        Image.fromarray(np.array([[0, 0.5], [100, 200]], np.float32)).save(tmp_path / f"{number}.tif")
+    dataset = open_dataset(str(tmp_path), 2)
+    assert dataset.description.endswith("float values from 0 to 255)") and dataset.pixels[3, 0, 1].tolist() == [100, 200]
+
+
+# What is not read
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    for name in ("a.heic", "deep/b.HEIC", "LICENSE", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"text")
+    with fails("no image files among 3 (.heic 2, no ending 1); expected PNG"):
+        open_dataset(str(tmp_path), 8)
+    save(tmp_path / "c.png", 1)
+    with pytest.warns(UserWarning, match=r"left out, since they are not images we read: 3 \(\.heic 2, no ending 1\)"):
+        assert len(open_dataset(str(tmp_path), 8)) == 1
+
+
+def test_what_this_project_made_is_no_data(tmp_path: Path) -> None:
+    """Told by the mark in the file, not by its name; a re-opened set tells it again."""
+    save(tmp_path / "grid.png", 7)
+    save_image(tmp_path / "photo.png", np.full((8, 8, 3), 9, np.uint8), "sample")
+    save_image(tmp_path / "deep" / "face.png", np.full((20, 20, 1), 9, np.uint8), "grid")
+    save_figure(tmp_path / "cat.png", labelled_strips([("a", np.zeros((4, 8, 3), np.uint8))], "title"))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"left out, since this program made them: 3 \(figure 1, grid 1, sample 1\)"):
+            assert first_levels(open_dataset(str(tmp_path), 8)) == [7]
+    with pytest.warns(UserWarning, match=r"left out, since this program made them: 2 \(figure 1, grid 1\)"):
+        assert first_levels(open_dataset(str(tmp_path), 8, samples=True)) == [7, 9]
+    (tmp_path / "grid.png").unlink()
+    with pytest.warns(UserWarning, match="all of its pictures were made by this program"):
+        assert first_levels(open_dataset(str(tmp_path), 8)) == [9]
+    (tmp_path / "photo.png").unlink()
+    with fails("no pictures to read: left out, since this program made them: 2 (figure 1, grid 1)"):
+        open_dataset(str(tmp_path), 8)
+
+
+def test_frames_come_as_a_person_counts_and_without_sheets(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        save(tmp_path / f"frame{number}.png", number)
+    save_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8), "grid")
+    save_image(tmp_path / "frame3.png", np.full((8, 8, 3), 3, np.uint8), "frame")
+    pictures = open_film(tmp_path)
+    assert first_levels(pictures.read()) == [1, 2, 10]
+    assert pictures.remarks == ("left out, since this program made them: 2 (frame 1, grid 1)",)
+    for number in (1, 2, 10):
+        (tmp_path / f"frame{number}.png").unlink()
+    assert first_levels(open_film(tmp_path).read()) == [3]
+
+
+@pytest.mark.filterwarnings("ignore:.*not images we read")
+def test_samples_are_counted_without_their_grid(finished_run: Path, tmp_path: Path) -> None:
+    """What cli.sample writes, as cli.evaluate reads it: grey, since the grid, which is in colour, does not count."""
+    assert exit_code(sample.main, finished_run, "--num", 3, "--out", tmp_path / "out", "--zip") == 0
+    for place in ("out", "out/samples.zip"):
+        config = EvaluationConfig(data_cache=tmp_path / "cache")
+        source = open_pictures(str(tmp_path / place), config, samples=True)
+        assert (source.count, source.channels) == (3, 1)
 
 
 @pytest.mark.parametrize("size", [24, "24x40"])
@@ -114,8 +206,8 @@ def test_zip_equals_folder(folder: Path, tmp_path: Path, compression: int) -> No
 
 def test_a_source_is_found_without_preparing_it(folder: Path) -> None:
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:-30])
-    name, source, size, channels = find_source(str(folder), None, None, None, False)
-    assert (name, len(source.names), size, channels) == ("pictures", 6, (64, 64), 3)
+    found = find_source(str(folder), None, None, None, False)
+    assert (found.name, len(found.source.names), found.size, found.channels) == ("pictures", 6, (64, 64), 3)
 
 
 # Data sets that cannot be opened

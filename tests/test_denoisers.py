@@ -102,6 +102,32 @@ def test_the_target_gives_the_clean_image_at_any_level() -> None:
     torch.testing.assert_close(one, pictures[3:4], rtol=0, atol=1e-5)
 
 
+def test_the_network_is_told_how_far_a_pixel_is_from_black_and_white() -> None:
+    """tanh(z / 2 r) and tanh((z - 1) / 2 r), z = 1/2 + (u - 1/2) / s, r = sigma / s, beside what it sees without them.
+
+    They tell an exact 0 from a dark grey of four deviations of the noise (tanh 2 = 0.96); here that is 1/125 of the contrast.
+    """
+    method = REMAINDER.changed(levels=40)
+    pictures, _ = gaussian(8)
+    process = measured(method, pictures)
+    told = method.changed(tell_ends=True).denoiser
+    assert told.channels(1, process) == method.denoiser.channels(1, process) + 2
+    level, seed = torch.tensor([1, 3, 7, 12, 20, 30, 39, 40]), torch.arange(8)
+    u = process.corrupt(pictures, level, seed)
+    inputs = told.inputs(process, u, level)
+    torch.testing.assert_close(inputs[:, :-2], method.denoiser.inputs(process, u, level), rtol=0, atol=0)
+    signal, noise = (torch.from_numpy(scale)[level][:, None, None, None] for scale in (process.signal, process.noise))
+    z = 0.5 + (u.double() - 0.5) / signal
+    for channel, end in ((-2, 0.0), (-1, 1.0)):
+        expected = torch.tanh((z - end) / (2.0 * noise / signal))[:, 0]
+        torch.testing.assert_close(2.0 * inputs[:, channel].double() - 1.0, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(told.inputs(process, u[3:4], 12), inputs[3:4], rtol=0, atol=1e-6)
+    grey = torch.zeros(2, 1, *WIDE)
+    grey[1] = 4.0 * float(process.ratio[1])
+    black, dark = told.inputs(process, process.scaled(grey, 1), 1)[:, -2]
+    assert (dark - black).min() > 0.48 and grey.max() < 1.01 / 125
+
+
 def sampled_variance(method: Method, variance: torch.Tensor, count: int, steps: int) -> torch.Tensor:
     """Variance of the modes of samples by the exact denoiser: of Gaussian pictures the Wiener estimate, F = 0."""
     process, seed = method.forward.measured(exact(method, variance)), torch.arange(count)

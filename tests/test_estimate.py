@@ -1,16 +1,28 @@
+"""Memory and time of a training: before it begins, and as it is measured; a training by the clock."""
+
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
 
+from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.methods import named_method
 from diffusion.network import MixedPrecision, NetworkConfig, UNet
-from diffusion.training.estimate import memory, saved_bytes
-from tests.runs import tiny_config
+from diffusion.training import estimate, loop
+from diffusion.training.estimate import Memory, TimeLeft, accumulation, in_words, memory, operations, saved_bytes, seconds_per_image
+from diffusion.training.loop import ExecutionConfig, train
+from diffusion.training.observers import Observer
+from diffusion.training.ranks import Ranks
+from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -80,6 +92,131 @@ def test_a_users_network_is_estimated_or_refused_in_one_line() -> None:
     need = memory(tiny_config(network=Plain()), CPU)
     # The convolution keeps its input, the norm its own and two numbers for each of two channels of a batch.
     assert (need.weights, need.activations_per_image) == (4 * (2 * 9 + 2 + 2 + 2 + 2 + 1), 4 * (8 * 8) * (1 + 2 + 2))
+
+
+def test_operations_are_those_of_two_convolutions() -> None:
+    """Multiplications and additions: 2 x 9 for each pixel, input and output of a 3 x 3 convolution, 2 of a 1 x 1 one."""
+    assert operations(tiny_config(network=Plain())) == SIZE**2 * (2 * 9 * 1 * 2 + 2 * 2 * 1)
+    with pytest.raises(ValueError, match="the speed of Judging cannot be estimated"):
+        operations(tiny_config(network=Judging()))
+
+
+def test_a_network_of_twice_the_work_takes_twice_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1e6 < estimate._operations_per_second(CPU) < 1e14
+    monkeypatch.setattr(estimate, "_operations_per_second", lambda device: 1e9)
+    assert seconds_per_image(tiny_config(network=Plain()), CPU) == pytest.approx(3e-9 * SIZE**2 * 40)
+
+
+def test_a_batch_that_does_not_fit_is_processed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few as are enough for a batch of 8; one image at a time where nothing is; whole where it cannot be estimated."""
+    free = iter((230, 220, 160, 100, 100, 10**15))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": next(free)}))
+    monkeypatch.setattr(estimate, "memory", lambda *_: Memory(100, 0, 0, 0, 0, activations_per_image=10))
+    config, ranks = tiny_config(), Ranks("cpu")
+    assert [accumulation(config, ranks, "fp32") for _ in range(4)] == [1, 2, 4, 8]
+    monkeypatch.setattr(estimate, "memory", memory)
+    assert accumulation(tiny_config(network=Judging()), ranks, "fp32") == 1
+    # Nor is the memory estimated where there is plenty.
+    monkeypatch.setattr(estimate, "memory", lambda *_: pytest.fail("it is estimated"))
+    assert accumulation(config, ranks, "fp32") == 1
+
+
+def test_parts_are_chosen_and_said_unless_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "accumulation", lambda *_: 4)
+    assert train(tiny_config(images=8), stripes(), tmp_path / "a", CPU)
+    assert "a batch is processed in 4 parts: 8 images at a time need more memory than is free" in capsys.readouterr().out
+    assert train(tiny_config(images=8), stripes(), tmp_path / "b", CPU, ExecutionConfig(accumulate=2))
+    assert "parts" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(12.4, "12 s"), (100, "2 min"), (7_000, "117 min"), (12_000, "3 h 20 min"), (4e5, "5 days"), (1.3e9, "41 years")],
+)
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets how long passes from one look at the clock to the next [s]."""
+    step, now = [1.0], [0.0]
+
+    def tell() -> float:
+        now[0] += step[0]
+        return now[0]
+
+    for module in (estimate, loop):
+        monkeypatch.setattr(module, "time", type("Clock", (), {"perf_counter": tell, "monotonic": tell}))
+    return lambda seconds: step.__setitem__(0, seconds)
+
+
+def lines_of(observer: TimeLeft, images: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What it says of a run of so many images, in steps of 8."""
+    config = tiny_config(images=images)
+    observer.started(Path(), config, 0)
+    for seen in range(8, 8 * 40, 8):
+        observer.stepped(seen)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_time_is_said_before_and_once_it_is_measured(
+    clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step a second: 8 images/s, from the second step on."""
+    monkeypatch.setattr(estimate, "seconds_per_image", lambda *_: 0.5)
+    assert lines_of(TimeLeft(CPU), 80_000, capsys) == [
+        "very roughly 11 h 7 min for 80,000 images here",
+        "about 2 h 46 min left at 8 images/s",
+    ]
+    slow = lines_of(TimeLeft(CPU, ranks=2, shorter="--hours 2 ends in time"), 8_000_000, capsys)
+    assert slow == [
+        "very roughly 23 days for 8,000,000 images here; --hours 2 ends in time",
+        "about 12 days left at 8 images/s; --hours 2 ends in time",
+    ]
+    assert lines_of(TimeLeft(CPU, hours=2.0), 80_000, capsys) == ["8 images/s; an hour is enough for 29,000 images"]
+    clock(1e-3)
+    assert lines_of(TimeLeft(CPU), 100, capsys) == []
+
+
+class Steps(Observer):
+    """Keeps the lines of the log, and stops after some of them."""
+
+    def __init__(self, last: int = 10**9) -> None:
+        self.lines: list[dict[str, float]] = []
+        self.last, self.seen = last, 0
+
+    def stepped(self, images: int) -> None:
+        self.seen += 1
+
+    def logged(self, line: dict[str, float]) -> None:
+        self.lines.append(line)
+
+    def should_stop(self) -> bool:
+        return self.seen >= self.last
+
+
+def test_a_training_by_the_clock_ends_in_time_with_the_rate_decayed(
+    tmp_path: Path, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty seconds, a second a step; stopped after eight steps, it goes on with the twelve that are left."""
+    monkeypatch.setattr(loop, "LOG_STEPS", 1)
+    config = tiny_config(images=10**6, schedule=WarmUpAndDecay(1e-3, 0, decay=0.5))
+    hours, first, second = ExecutionConfig(hours=20 / 3600), Steps(last=8), Steps()
+    assert not train(config, stripes(), tmp_path, CPU, hours, observers=[first])
+    assert train(config, stripes(), tmp_path, CPU, hours, observers=[second])
+    images = [line["images"] for line in (*first.lines, *second.lines)]
+    assert images == list(range(8, images[-1] + 1, 8)) and 8 * 8 < images[-1] <= 20 * 8
+    rates = [line["learning_rate"] for line in (*first.lines, *second.lines)]
+    assert rates[0] == 1e-3 and rates[-1] < 2.5e-4 and all(a >= b for a, b in itertools.pairwise(rates))
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["images"] == images[-1]
+    # There is no time left: nothing is changed.
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert train(config, stripes(), tmp_path, CPU, hours) and (tmp_path / "model.safetensors").read_bytes() == before
+    with pytest.raises(ValueError, match=r"hours must be from 0\.0001 to 100000, got 0"):
+        ExecutionConfig(hours=0).validate()
 
 
 class Plain(nn.Module):

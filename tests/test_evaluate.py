@@ -23,6 +23,7 @@ from cli import evaluate
 from diffusion import EvaluationConfig, Pipeline
 from diffusion.data import as_dataset, open_dataset
 from diffusion.evaluation import FeatureExtractor
+from diffusion.evaluation.features import INCEPTION_FILE, usual_features
 from diffusion.evaluation.scoring import frechet_scorer
 from diffusion.evaluation.sources import ImageSource
 from diffusion.files import load_tensors, save_tensors
@@ -203,6 +204,51 @@ def test_reference_features_are_kept_and_only_good_ones_taken(
     assert again("--features", "pixels", "--cache", "here") == ["data", "samples"] and len(files(tmp_path / "here")) == 1
 
 
+def test_a_bundled_model_is_scored_by_its_name(call: Call) -> None:
+    code, out, _ = call("digits", "--num", 9, "--steps", 2)
+    assert code == 0 and "digits against digits (all), 16 x 16 px, digits features" in out
+    assert report(Path("outputs/digits-metrics.json"))["samples"]["source"] == "digits"
+
+
+# An evaluation that is killed
+
+
+def test_an_evaluation_that_was_killed_goes_on_with_the_samples_that_it_made(
+    call: Call, run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the third of four batches; what it kept goes at the end. Another seed, and damaged samples, are made anew."""
+    made, sample, last = [], Pipeline.sample, [3]
+
+    def draw(pipeline: Pipeline, index: np.ndarray, *rest: object, **more: object) -> torch.Tensor:
+        if len(made) == last[0]:
+            raise KeyboardInterrupt
+        made.append(index[0])
+        return sample(pipeline, index, *rest, **more)
+
+    monkeypatch.setattr(Pipeline, "sample", draw)
+    options = (run, "--data", data, "--num", 32, "--batch", 8, "--features", "pixels")
+    last[0] = 2
+    assert call(*options, "--out", "killed.json")[0] == 130 and made == [0, 8]
+    [kept] = (tmp_path / "home" / "beyond-blur").glob("samples-*")
+    assert len(list(kept.iterdir())) == 2
+    last[0] = 10**9
+    made.clear()
+    assert call(*options, "--out", "other.json", "--seed", 1)[0] == 0 and made == [0, 8, 16, 24] and kept.exists()
+    next(kept.iterdir()).write_bytes(b"half")
+    made.clear()
+    assert call(*options, "--out", "killed.json")[0] == 0 and len(made) == 3 and made[-2:] == [16, 24]
+    assert not list((tmp_path / "home" / "beyond-blur").glob("samples-*"))
+    made.clear()
+    assert call(*options, "--out", "whole.json")[0] == 0 and made == [0, 8, 16, 24]
+    assert report(Path("killed.json")) == report(Path("whole.json")) != report(Path("other.json"))
+
+
+def test_samples_that_cannot_be_kept_are_scored_all_the_same(call: Call, run: Path, data: Path) -> None:
+    Path("full").write_text("no folder")
+    code, _, err = call(run, "--data", data, "--num", 16, "--batch", 8, "--features", "pixels", "--cache", "full")
+    assert code == 0 and err.count("the samples are not kept, and a killed evaluation begins anew") == 1
+
+
 # Objects in place of names
 
 
@@ -224,8 +270,8 @@ def test_arrays_and_data_sets_are_scored_as_their_files(call: Call, data: Path, 
     assert (small["size"], small["channels"]) == (SIZE, 1) and small["scores"]["colour_drift"] < 20
     with pytest.raises(InputError, match="Tensor: not a run, so name the real pictures"):
         diffusion.evaluate(floats)
-    with pytest.raises(InputError, match="Tensor, picture 0: values from 0 to"):
-        diffusion.evaluate(255 * floats, whole, config, device="cpu")
+    with pytest.raises(InputError, match=r"Tensor: values from 0 to 2.97.*; expected 0 to 1, -1 to 1 or 0 to 255"):
+        diffusion.evaluate(3 * floats, whole, config, device="cpu")
 
 
 def test_half_of_a_set_given_as_an_object_is_all_of_it(run: Path, data: Path) -> None:
@@ -317,14 +363,14 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
         (["good.npz", "--data", data, "--k", "0", *pixels], "k must be at least 1, got 0"),
         (["good.npz", "--data", data, "--batch", "0"], "batch must be at least 1, got 0"),
         (["good.npz", "--data", data, "--num", "1"], "num must be at least 2, got 1"),
-        (["good.npz", "--data", data, "--size", "1"], "each at least 2; got '1'"),
+        (["good.npz", "--data", data, "--size", "1"], "each 2 to 16384; got '1'"),
         (["good.npz", "--data", data, "--seed", "-1"], "seed must be from 0"),
         (["good.npz", "--data", data, "--features", "vgg"], "features 'vgg': expected inception, inception-clean, digits, "),
         (["good.npz", "--data", data, "--features", "no.pt"], "no.pt: no such file"),
         (["good.npz", "--data", data, "--inception", "no.pt"], "no.pt: no such file"),
         (["good.npz", "--data", data, "--device", "tpu"], "--device tpu: expected auto, cpu, cuda or cuda:N"),
         ([run, "--data", data, "--size", "16"], f"size 16: the images of {run} have size 8"),
-        ([run], "stripes: no such folder or archive"),
+        ([run], "was trained on pictures in memory (stripes); name those to compare with: --data"),
     ):
         code, _, err = call(*arguments)
         assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1, (arguments, err)
@@ -332,10 +378,28 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
     assert files(run) == run_before
 
 
-def test_a_missing_inception_is_asked_for(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.delenv("BEYOND_BLUR_DATA", raising=False)
-    code, _, err = call(data, "--data", data)
+
+
+@pytest.mark.usefixtures("no_inception")
+def test_without_inception_the_features_of_a_bundled_classifier_are_taken_and_said(call: Call, data: Path, tmp_path: Path) -> None:
+    code, out, err = call(data, "--data", data, "--size", SIZE)
+    assert code == 0 and "fashion-mnist features" in out and " FD" in out
+    assert "no file of Inception here: the features are those of the bundled fashion-mnist classifier; distances" in err
+    assert usual_features("data", channels=3) == "emoji" and usual_features("digits", channels=3) == "digits"
+    pipeline = Pipeline.from_pretrained("digits")
+    assert frechet_scorer(PICTURES.repeat(2, 2).repeat(2, 3), EvaluationConfig(num=9, steps=2), torch.device("cpu"))(pipeline) > 0
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / INCEPTION_FILE).touch()
+    assert usual_features("data", channels=3) == "inception"
+
+
+@pytest.mark.usefixtures("no_inception")
+def test_a_missing_inception_is_asked_for(call: Call, data: Path) -> None:
+    code, _, err = call(data, "--data", data, "--features", "inception")
     assert code == 2 and "https://nvlabs-fi-cdn.nvidia.com/" in err and "SHA-256" in err and err.count("\n") == 1
 
 
@@ -372,7 +436,7 @@ def test_a_run_whose_samples_are_not_finite_is_refused(call: Call, run: Path, da
     save_tensors(tmp_path / "broken" / "ema.safetensors", weights)
     code, _, err = call("broken", "--data", data, "--num", 8, "--features", "pixels")
     error = err.strip().splitlines()[-1]
-    assert code == 2 and "broken: 8 of 8 images are not finite" in error and "metrics.json" not in files(tmp_path / "broken")
+    assert code == 2 and "broken: 8 of 8 samples are not finite" in error and "metrics.json" not in files(tmp_path / "broken")
 
 
 # Ranks

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from diffusion.files import asset
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence
 from lbm_warp.grids import prolong, restrict, restrict_velocity
 from tests.test_turbulence import corner_divergence
@@ -47,7 +46,7 @@ def test_a_restricted_velocity_has_no_divergence(turbulence, boundary: str) -> N
 
 def large(size: int) -> torch.Tensor:
     """The bundled photograph at size x size, bicubic, with 5 % of white noise for detail at the scale of the pixels."""
-    with Image.open(str(resources.files("assets") / "chelsea.png")) as image:
+    with Image.open(asset("chelsea.png")) as image:
         square = image.convert("RGB").crop((75, 0, 375, 300)).resize((size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
     noise = 0.05 * torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0))

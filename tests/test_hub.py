@@ -7,15 +7,18 @@ import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffusion.data import dataset as data
-from diffusion.data import prepare
+from diffusion.data import hub, prepare
 from diffusion.data.dataset import ImageDataset, ImageStream, open_dataset
+from diffusion.data.identity import Identity
 from diffusion.data.loader import batches
 from diffusion.sampling.prior import Prior
 from tests.pictures import check, chw, encoded, fails, first_levels
@@ -73,7 +76,7 @@ def test_a_table_is_read_by_index(folder: Path) -> None:
     assert (len(dataset), dataset.size, dataset.channels, dataset.name) == (60, (64, 64), 1, "set")
     assert first_levels(dataset) == list(range(60)) and first_levels([dataset[-1]]) == [59]
     assert dataset.labels.dtype == np.int64 and dataset.labels.tolist() == 30 * [0, 1]
-    assert dataset.description == f"60 grey images from hf:{folder}"
+    assert dataset.description == f"60 grey images from hf:{folder} (grey: all 60 looked at)"
     assert open_dataset(f"hf:{folder}", 8, grey=False)[0].shape == (3, 8, 8)
     assert first_levels(open_dataset(f"hf:{folder}:test", 8)) == [200, 201]
 
@@ -94,7 +97,7 @@ def test_a_table_that_vanished_is_no_problem_of_the_cache(folder: Path, monkeypa
 
     read = datasets.Dataset.__getitem__
     monkeypatch.setattr(datasets.Dataset, "__getitem__", lambda t, key: vanished(t, key) if isinstance(key, int) else read(t, key))
-    with fails("2 of 2 image files cannot be read", "row 0: no such file"):
+    with fails("no image among the 2 that were looked at", "row 1: no such file"):
         open_dataset(f"hf:{folder}:test", 8, grey=True)
     monkeypatch.setattr(datasets.Dataset, "__getitem__", vanished)
     with fails(f"hf:{folder}: no such file"):
@@ -130,7 +133,7 @@ def test_a_path_in_a_table_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     pyarrow.write_table(rows.data.table, tmp_path / "set" / "a.parquet")
     for stream in (False, True):
-        with fails("no image among the first 1", "not an image"):
+        with fails("no image among the 1 that were looked at", "not an image"):
             open_dataset(f"hf:{tmp_path / 'set'}", 8, stream=stream)
 
 
@@ -148,7 +151,34 @@ def test_a_set_of_single_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         open_dataset("hf:owner/name", 8, stream=True)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_files_of_images_in_a_table_that_does_not_say_so(tmp_path: Path, kind: str, prefix: str) -> None:
+    """As pandas and pyarrow write them, beside bytes that are no image; a file, a folder, and with names as labels."""
+    contents = [encoded(level) for level in range(3)]
+    pictures = contents if kind == "bytes" else [{"bytes": content, "path": "x"} for content in contents]
+    columns = {"code": [b"a", b"b", b"c"], "pixels": pictures, "label": ["dog", "cat", "dog"]}
+    (tmp_path / "set").mkdir()
+    pyarrow.write_table(pytest.importorskip("pyarrow").table(columns), tmp_path / "set" / "a.parquet")
+    dataset = open_dataset(f"{prefix}{tmp_path / 'set'}", 8)
+    assert first_levels(dataset) == [0, 1, 2] and dataset.name == "set"
+    assert dataset.classes() == ("cat", "dog") and dataset.labels.tolist() == [1, 0, 1]
+    if not prefix:
+        assert first_levels(open_dataset(str(tmp_path / "set" / "a.parquet"), 8)) == [0, 1, 2]
+    assert first_levels(open_dataset(f"hf:{tmp_path / 'set'}", 8, stream=True)) == [0, 1, 2]
+
+
 # A stream
+
+
+def test_a_stream_is_told_by_its_beginning(folder: Path) -> None:
+    known = Identity.of(open_dataset(f"hf:{folder}", 8, stream=True), "set")
+    assert known.data == known.location == f"hf:{folder}" and len(known.cells) == 32
+    assert known.changes(Identity.of(open_dataset(f"hf:{folder}", 8, stream=True), "set")) == []
+    write(folder / "train-00000-of-00003.parquet", [encoded(99)] * 20)
+    changes = known.changes(other := Identity.of(open_dataset(f"hf:{folder}", 8, stream=True), "set"))
+    assert changes == ["20 of 32 that were looked at show something else"]
+    assert not known.kept_in(open_dataset(f"hf:{folder}", 8, stream=True), other)
 
 
 @pytest.mark.slow
@@ -210,7 +240,7 @@ def test_the_beginning_of_a_stream_is_read_by_index(folder: Path, monkeypatch: p
     """As much as the prior and statistics need; nothing of it unless it is asked for."""
     dataset = open_dataset(f"hf:{folder}", 8, stream=True)
     assert (dataset.channels, dataset.name, dataset.labels) == (1, "set", None)
-    assert dataset.description == f"grey images, streamed from hf:{folder}"
+    assert dataset.description == f"grey images, streamed from hf:{folder} (grey: all 32 looked at)"
     assert run(dataset, 5, 0, 3, 3) and "pixels" not in vars(dataset)
     assert len(dataset) == 60 and first_levels(dataset) == list(range(60))
     assert len(Prior.build(dataset, tiny_config().method, torch.device("cpu")).thumbnails) == 60
@@ -251,13 +281,44 @@ def test_a_stream_of_damaged_rows_ends_the_run(tmp_path: Path, monkeypatch: pyte
 # What cannot be opened
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It fails at once with what to do, takes what is kept here, and asks again the next time."""
+    asked = []
+
+    def head(address: str, timeout: float) -> None:
+        asked.append((address, timeout))
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
+    with fails("mnist: none of mnist", "or use other images with --data FOLDER", "the Hub does not answer: no route to host"):
+        open_dataset("mnist", root=folder)
+    assert asked == [("https://huggingface.co", hub.ANSWER)]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and "Retrying" not in capsys.readouterr().err
+
+    load, offline = datasets.load_dataset, []
+
+    def kept(path: str, name: str | None, **options: object) -> object:
+        offline.append(huggingface_hub.constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE)
+        return load("parquet", data_dir=str(folder), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", kept)
+    assert len(open_dataset("hf:owner/name", 8)) == 60 and offline == [True] and len(asked) == 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_without_the_library_or_a_network(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+def test_without_the_library_or_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     with fails("hf:owner/name", "cannot be loaded", "check the name, the network"):
         open_dataset("hf:owner/name", stream=stream)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with fails("hf:owner/name", "pip install 'beyond-blur[hub]'"):
         open_dataset("hf:owner/name", stream=stream)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with fails("a.parquet", "parquet files need the datasets library", "pip install 'beyond-blur[hub]'"):
+        open_dataset(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("name", ["", "mnist", "parquet", "owner/name@", "owner/name:", "a:b:c", "owner/name@x@y"])

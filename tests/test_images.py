@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data.images import fit, read_image, resize_shorter
+from diffusion.data.images import fit, is_grey, natural_key, open_image, read_image, resize_shorter, value_range
 from diffusion.size import Size
 from tests.pictures import check, chw, fails
 
@@ -69,6 +69,18 @@ def test_kinds_of_png(tmp_path: Path, image: Image.Image, options: dict, expecte
     check(read_image(tmp_path / "a.png"), expected, 1e-6)
 
 
+def test_grey_of_16_bits_with_transparency_is_grey(tmp_path: Path) -> None:
+    """PNG's colour type 4, which Pillow cannot write, and decodes as colour."""
+    header = struct.pack(">2I5B", 3, 2, 16, 4, 0, 0, 0)
+    rows = b"".join(b"\0" + np.dstack([row, np.full(3, 65535)]).astype(">u2").tobytes() for row in SIXTEEN)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    with open(tmp_path / "a.png", "rb") as file:
+        assert is_grey(open_image(file, "a.png"))
+    check(read_image(tmp_path / "a.png"), (SIXTEEN // 256 / np.float32(255))[None])
+
+
 def test_forced_modes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(COLOUR).save(path)
@@ -114,7 +126,7 @@ def test_16_bit_grey(tmp_path: Path, suffix: str, write: Callable[[Path], object
     check(read_image(tmp_path / f"a.{suffix}"), (SIXTEEN / np.float32(65535))[None])
 
 
-@pytest.mark.parametrize(("top", "scale"), [(0.5, 1), (1, 1), (1.5, 255), (255, 255), (256, 65535), (65535, 65535)])
+@pytest.mark.parametrize(("top", "scale"), [(0.5, 1), (1, 1), (16, 255), (255, 255), (5000, 65535), (65535, 65535)])
 def test_float_tiff(tmp_path: Path, top: float, scale: int) -> None:
     values = np.array([[0, 0.25], [0.125, top]], dtype=np.float32)
     Image.fromarray(values).save(tmp_path / "a.tif")
@@ -122,7 +134,37 @@ def test_float_tiff(tmp_path: Path, top: float, scale: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong"), [*((np.int32, w) for w in (-1, 65536)), *((np.float32, w) for w in (-1, 65536, np.nan, np.inf, -np.inf))]
+    ("extremes", "expected"),
+    [
+        ([(0, 0)], (0, 1)),
+        ([(0, 1.02), (-0.03, 0.4)], (0, 1)),
+        ([(0, 0.9), (0.1, 0.8), (0, 3.7)], (0, 1)),
+        ([(-1, 1.01), (-0.9, 0.2), (0.1, 0.8)], (-1, 1)),
+        ([(0, 0.5), (0, 200), (3, 251)], (0, 255)),
+        ([(0, 0), (0, 0), (-5, 255)], (0, 255)),
+        ([(100, 40_000)], (0, 65535)),
+        ([(np.nan, np.nan), (0, 255)], (0, 255)),
+    ],
+)
+def test_the_range_is_that_of_most_pictures(extremes: list, expected: tuple[float, float]) -> None:
+    assert value_range(extremes, "set") == expected
+
+
+@pytest.mark.parametrize("extremes", [[(0, 3.7)], [(-2, 2)], [(0, 0.5), (0, 200)], [(-100, 100)], [(0, 1e6)]])
+def test_no_range_is_guessed(extremes: list) -> None:
+    with fails("set: values from", "; expected 0 to 1, -1 to 1 or 0 to 255; rescale or clip them"):
+        value_range(extremes, "set")
+
+
+def test_a_person_counts() -> None:
+    names = ["frame10.png", "frame2.png", "a.png", "frame02.png", "9.png", "10.png", "frame2b3.png", "frame2b12.png"]
+    assert sorted(names, key=natural_key) == [
+        *("9.png", "10.png", "a.png", "frame02.png", "frame2.png", "frame2b3.png", "frame2b12.png", "frame10.png")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [*((np.int32, w) for w in (-1, 65536)), *((np.float32, w) for w in (-1, 3.7, 1e5, np.nan, np.inf, -np.inf))]
 )
 def test_values_out_of_range(tmp_path: Path, kind: type, wrong: float) -> None:
     path = tmp_path / "a.tif"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Every floor may import from the floors below it, and from itself where it is a room with modules of its own.
 FLOORS = [
     {"lbm_warp"},
-    {"diffusion.files", "diffusion.learning_rate", "diffusion.rng", "diffusion.size", "diffusion.specs"},
+    {"diffusion.files", "diffusion.launcher", "diffusion.learning_rate", "diffusion.rng", "diffusion.size", "diffusion.specs"},
     {"diffusion.data", "diffusion.network"},
     {"diffusion.forward"},
     {"diffusion.denoisers"},

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli import signals
 from cli.jobs import Job, side_by_side
 
 WAIT = "import sys; open('begun', 'w').close(); sys.stdin.read(); open('ended', 'w').close()"
@@ -24,12 +25,16 @@ def ended(folder: Path, scripts: dict[str, list[str]], devices: list[str]) -> di
 def test_what_becomes_of_jobs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Three at a time: what goes wrong is the last line of the log, and no command follows one that failed."""
     fails = "import sys; print('error: it cannot\\n', file=sys.stderr); sys.exit(2)"
+    stops = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
     dies = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     scripts = {"both": ["print('one')", "print('two')"], "fails": [fails, "print('after')"], "dies": [dies], "other": [""]}
+    scripts |= {"stops": [stops, "print('after')"], "ends": ["raise SystemExit(130)", "print('after')"]}
     found = ended(tmp_path, scripts, ["cpu"] * 3)
     assert found.pop("dies").startswith("its process was killed (signal 9)")
+    interrupted = "it was interrupted; the same command goes on"
+    assert found.pop("stops") == found.pop("ends") == interrupted
     assert found == {"both": "", "other": "", "fails": f"it cannot; see {tmp_path / 'fails.txt'}"}
-    assert (tmp_path / "both.txt").read_text() == "one\ntwo\n" and "after" not in (tmp_path / "fails.txt").read_text()
+    assert (tmp_path / "both.txt").read_text() == "one\ntwo\n" and not any("after" in log.read_text() for log in tmp_path.iterdir())
     out, err = capfd.readouterr()
     assert out == "" and "runs: 100%" in err
     # A log grows.
@@ -66,7 +71,11 @@ def test_commands_end_when_the_caller_does(tmp_path: Path, monkeypatch: pytest.M
 
     if how == "signal":
         threading.Thread(target=interrupt).start()
-        assert [(job.name, problem) for job, problem in side_by_side(jobs, ["cpu"])] == [("quick", "")]
+        done = []
+        with pytest.raises(KeyboardInterrupt) as caught:
+            for job, problem in side_by_side(jobs, ["cpu"]):
+                done.append((job.name, problem))
+        assert done == [("quick", "")] and signals.exit_code(caught.value) == 143
     else:
         with pytest.raises(ZeroDivisionError):
             for job, _ in side_by_side(jobs[:2], ["cpu"] * 2):

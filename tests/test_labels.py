@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from diffusion.training.loop import train as learn
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import TrainingState
 from lbm_warp.checks import InputError
+from tests.pictures import encoded
 from tests.runs import SIZE, exit_code, said, stripes, tiny_config, without_dropout
 
 CPU = torch.device("cpu")
@@ -139,7 +141,8 @@ def test_classes_of_every_kind_of_source(tmp_path: Path) -> None:
     pets = open_dataset(str(tmp_path / "pets"), 8, cache=tmp_path / "cache")
     assert pets.classes() == ("cats", "dogs") and pets.labels.tolist() == [0, 0, 1]
     Image.new("L", (8, 8)).save(tmp_path / "pets" / "loose.png")
-    with pytest.raises(DataError, match="pets: not every image has a class; leave out --classes"):
+    message = "pets: not every image has a class: 1 of 4 have none, such as loose.png; leave out --classes"
+    with pytest.raises(DataError, match=message):
         open_dataset(str(tmp_path / "pets"), 8, cache=tmp_path / "cache").classes()
     os.remove(tmp_path / "pets" / "loose.png")
     (tmp_path / "pets" / "dataset.json").write_text(
@@ -147,6 +150,54 @@ def test_classes_of_every_kind_of_source(tmp_path: Path) -> None:
     )
     pets = open_dataset(str(tmp_path / "pets"), 8, cache=tmp_path / "cache")
     assert pets.classes() == ("0", "1", "2") and pets.labels.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["cat/1", "cat/2", "dog/3"], {"cat": 2, "dog": 1}),
+        (["set/cat/1", "set/dog/x/2"], {"cat": 1, "dog": 1}),
+        (["set\\cat\\1", "set\\dog\\2"], {"cat": 1, "dog": 1}),
+        (["caf\u00e9/1", "cafe\u0301/2", "dog/3"], {"caf\u00e9": 2, "dog": 1}),
+        (["set/train/cat/1", "set/train/dog/2", "set/val/cat/3", "set/val/dog/4"], {"cat": 2, "dog": 2}),
+        (["train/all/cat/1", "train/all/dog/2", "Test/all/dog/3"], {"cat": 1, "dog": 2}),
+        (["cat/train/1", "dog/train/2", "cat/val/3"], {"cat": 2, "dog": 1}),
+        (["cats/young/1", "cats/old/2", "dogs/young/3", "dogs/old/4"], {"cats": 2, "dogs": 2}),
+        (["train/1", "boat/2"], {"boat": 1, "train": 1}),
+        (["train/steam/1", "test/engine/2"], {"test": 1, "train": 1}),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_classes_are_the_folders_in_which_pictures_differ(
+    tmp_path: Path, paths: list[str], expected: dict[str, int], packed: bool
+) -> None:
+    """Not what all have in common, nor the parts of a set: those have the same folders in them, and names of such parts."""
+    files = {f"{path}.png": encoded(number) for number, path in enumerate(paths)}
+    if packed:
+        with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    for name, content in {} if packed else files.items():
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_bytes(content)
+    found = open_dataset(str(tmp_path / ("p.zip" if packed else "p")), 8, cache=tmp_path / "cache")
+    counts = dict(zip(found.classes(), np.bincount(found.labels).tolist(), strict=True))
+    assert counts == expected and list(counts) == sorted(counts)
+
+
+def test_what_is_dropped_is_said(tmp_path: Path) -> None:
+    for name in ("train/cat/1", "train/dog/2", "val/cat/3"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(encoded(1))
+    (tmp_path / "val" / "gnu").mkdir()
+    found = open_dataset(str(tmp_path), 8)
+    note = "the same folders lie in train, val, which are read as one set; no pictures in val/gnu"
+    assert found.describe_classes(found.classes()) == f"classes: cat 2, dog 1 ({note})"
+
+
+def test_many_classes_are_summed_up() -> None:
+    found = as_dataset(np.zeros((60, 4, 4), np.uint8), labels=[*range(30), *[0] * 30])
+    assert found.describe_classes(found.classes()).endswith("19 1, and 10 more of 1 to 31")
 
 
 def test_pairs_of_a_torch_data_set_are_learned_as_ours(run: Path, tmp_path: Path) -> None:
@@ -180,7 +231,7 @@ def test_wrong_labels_are_refused_in_one_line(
         (sample.main, [run, "--model", "emoji"], "and --model emoji do not go together; choose one"),
         (sample.main, [run, "--guidance", 2], "guidance 2 needs a label"),
         (sample.main, [run, "--label", 1, "--guidance", -1], "guidance must be at least 0, got -1"),
-        (sample.main, ["--label", "three"], "label three: this run knows no classes; train one with --classes"),
+        (sample.main, ["--label", "three"], "label three: this run knows no classes; train one with cli.train --classes"),
         (train.main, ["--data", "plain", "--size", 8, "--classes"], "plain: not every image has a class; leave out --classes"),
     ):
         code, (_, err) = exit_code(main, *arguments), said(capsys.readouterr())

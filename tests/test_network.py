@@ -85,7 +85,7 @@ def test_mixed_precision_rounds_inside_and_nowhere_else() -> None:
     [
         ({"width": 12}, "multiple of 8, got 12"),
         ({"multipliers": ()}, "multipliers must name at least one resolution"),
-        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"blocks": 0}, "blocks must be from 1 to 64, got 0"),
         ({"dropout": 1.0}, "dropout must be from 0 to 0.99"),
         ({"attention": (3,)}, "attention must be from 0 to 2, got 3"),
     ],

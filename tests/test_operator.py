@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from diffusion.rng import seeds
 from lbm_warp import (
     AdvectionDiffusion,
     CurlNoise,
@@ -28,8 +29,11 @@ from lbm_warp import (
     TextbookSolver,
     WaveAdvectionDiffusion,
     check_operator,
+    energy_spectrum,
+    solenoidal,
 )
 from lbm_warp.checks import Integers, as_batch, check_integer, check_number
+from lbm_warp.random import normal
 
 SCHEDULE = Schedule.geometric(0.5, 6.0, 8)
 
@@ -299,6 +303,90 @@ def test_numbers_of_numpy_are_numbers() -> None:
             check("x", value, 0)
 
 
+SEEDS = (np.int64(5), np.uint64(5), np.array(5), torch.tensor(5), torch.tensor(5, dtype=torch.uint8))
+MANY = ([np.int64(5), np.uint64(6)], (5, 6), np.array([5, 6], np.uint64), torch.tensor([5, 6]), [torch.tensor(5), torch.tensor(6)])
+
+
+def test_integers_of_every_kind_are_seeds() -> None:
+    u0, flow = images(2), AdvectionDiffusion(SCHEDULE, peclet=2.0)
+    for many, given in ((False, SEEDS), (True, MANY)):
+        expected = [5, 6] if many else 5
+        for seed in given:
+            assert torch.equal(flow(u0, 3, seed), flow(u0, 3, expected))
+            assert torch.equal(CurlNoise().velocity(seed, 8, 8), CurlNoise().velocity(expected, 8, 8))
+            assert torch.equal(seeds(seed, "test"), seeds(expected, "test"))
+    assert check_operator(Fade(), np.int64(16), seed=np.uint64(3)).wrong == ()
+
+
+@pytest.mark.parametrize("seed", [2**63, np.uint64(2**63), 2**64, True, np.True_, [True, False], 1.0, np.float64(1.0), "3", None])
+def test_other_seeds_are_refused_in_one_line(seed: object) -> None:
+    for call in (
+        lambda: Fade()(images(2), 1, seed),
+        lambda: list(Fade().trajectory(images(2), seed)),
+        lambda: CurlNoise().velocity(seed, 8, 8),
+        lambda: normal(seed, (2, 3)),
+        lambda: seeds(seed, "test"),
+    ):
+        with pytest.raises(InputError, match="^seed must be (integer, got|an integer from 0 to 2.63 - 1)"):
+            call()
+    for number in ([], [[1, 2]], torch.zeros(2, dtype=torch.int64, device="meta")):
+        with pytest.raises(InputError, match="^seed must be"):
+            CurlNoise().velocity(number, 8, 8)
+
+
+U0 = torch.rand((2, 2, 8, 12), generator=torch.Generator().manual_seed(0))
+NO_IMAGES = {
+    "none": (U0[:0], r"shape \[N, C, H, W\] with H, W >= 2, got \[0, 2, 8, 12\]: it is empty"),
+    "no channels": (U0[:, :0], "it is empty"),
+    "meta": (U0.to("meta"), "dense tensor on a CPU or a CUDA device, got torch.strided on meta"),
+    "sparse": (U0.to_sparse(), "got torch.sparse_coo on cpu"),
+    "uint8": ((255 * U0).byte(), "floating-point, got torch.uint8: expected float16"),
+    "float8": (U0.to(torch.float8_e4m3fn), "got torch.float8_e4m3fn"),
+    "complex": (U0.to(torch.complex64), "floating-point, got torch.complex64"),
+    "numpy": (U0.numpy(), "a torch tensor .*, got ndarray"),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGES)
+@pytest.mark.parametrize("operator", ["fade", "heat kernel", "curl noise", "waves", "textbook"])
+def test_tensors_that_are_no_images_are_refused_in_one_line(operator: str, name: str) -> None:
+    given, message = NO_IMAGES[name]
+    for call in (RIGHT[operator], lambda u, level, seed: list(RIGHT[operator].trajectory(u, seed)), RIGHT[operator].pair):
+        with pytest.raises(InputError, match=f"^images must .*{message}") as refused:
+            call(given, 1, 0)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("call", [GivenVelocity, solenoidal, energy_spectrum, RandomTurbulence()])
+@pytest.mark.parametrize("name", ["none", "meta", "complex", "numpy"])
+def test_tensors_that_are_no_velocities_are_refused_in_one_line(call: Callable[[object], object], name: str) -> None:
+    with pytest.raises(InputError):
+        call(NO_IMAGES[name][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(2, 3), (3, 2), (3, 300)])
+def test_small_and_narrow_images_of_every_dtype(size: tuple[int, int], dtype: torch.dtype) -> None:
+    u0 = torch.rand((1, 1, *size), generator=torch.Generator().manual_seed(0)).to(dtype)
+    small = Schedule.geometric(0.5, 2.0, 4)
+    waves = WaveAdvectionDiffusion(small, peclet=0.5, wave_speed=9.0, offset=9.5)
+    for operator in (AdvectionDiffusion(small, peclet=0.5), AdvectionDiffusion(small, peclet=0.0), waves):
+        u = operator(u0.clone().requires_grad_(), 4, 1)
+        assert u.dtype == dtype and bool(u.isfinite().all()) and u.requires_grad
+        assert operator(u0[..., :2, :2], 4, 1).isfinite().all()
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "tpu", "cuda:99"])
+def test_devices_where_kernels_do_not_work_are_refused_in_one_line(device: str) -> None:
+    for call in (
+        lambda: CurlNoise().velocity(0, 8, 8, device=device),
+        lambda: normal(0, (1, 2), device),
+        lambda: check_operator(Fade(), 8, device=device),
+    ):
+        with pytest.raises(InputError, match="^device (must be cpu, cuda or cuda:N, got|cuda:99: torch sees)"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("result", "got"),
     [
@@ -485,3 +573,13 @@ assert lbm_warp.RandomTurbulence()(u0).shape == u0.shape
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 16)])
+def test_a_blur_that_leaves_nothing_but_the_mean_is_the_widest(size: tuple[int, int]) -> None:
+    """Two longer sides: the iterations grow with the square of the width, and more of them change nothing."""
+    u0, most = torch.rand((1, 1, *size)), 2.0 * max(size)
+    last = AdvectionDiffusion(Schedule([0.0, most]), peclet=1e-3)(u0, 1, 0)
+    torch.testing.assert_close(last, u0.mean().expand_as(u0), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match=f"sigma_max must be at most 2 longer sides = {most:g} px"):
+        AdvectionDiffusion(Schedule([0.0, 1.01 * most]), peclet=1e-3)(u0, 1, 0)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from diffusion.data import ImageDataset, as_dataset, batches, open_dataset
 from diffusion.data.loader import labels_of
 from tests.pictures import fails
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 6), dtype=np.uint8)
+FLOATS = COLOUR / np.float32(255)
 GREY = COLOUR[:, :1]
 LABELS = [2, 0, 1, 1, 0, 2, 2]
 
@@ -101,6 +102,55 @@ def test_a_large_set_is_not_read_at_once() -> None:
     assert found.labels.tolist() == LABELS and not pairs.read
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["cow", "ant", "bee", "bee", "ant", "cow", "cow"], ("ant", "bee", "cow")),
+        (np.array(["c\u00f3", "a", "b", "b", "a", "co\u0301", "c\u00f3"]), ("a", "b", "c\u00f3")),
+        (np.array(LABELS, np.float32), ("0", "1", "2")),
+        (np.eye(3)[LABELS], ("0", "1", "2")),
+        (torch.eye(3, dtype=torch.int64)[LABELS], ("0", "1", "2")),
+        (torch.tensor(LABELS)[:, None], ("0", "1", "2")),
+        (dict(enumerate(LABELS)), ("0", "1", "2")),
+    ],
+)
+def test_labels_of_every_form(labels: Any, names: tuple[str, ...]) -> None:
+    found = as_dataset(COLOUR, labels=labels)
+    assert found.classes() == names and found.labels.dtype == np.int64 and found.labels.tolist() == LABELS
+    assert as_dataset((torch.from_numpy(COLOUR), labels)).classes() == names or isinstance(labels, dict)
+    assert found.describe_classes(names) == f"classes: {names[0]} 2, {names[1]} 2, {names[2]} 3"
+    if isinstance(labels, dict):
+        with fails("ndarray: labels by 'a.png'; expected a list, a label for each image, or a dict by its number"):
+            as_dataset(COLOUR, labels={"a.png": 1})
+
+
+def test_columns_of_names_and_files_that_are_not_decoded() -> None:
+    rows = hub(COLOUR)
+    words = ["cow", "ant", "bee", "bee", "ant", "cow", "cow"]
+    rows = rows.remove_columns("label").add_column("label", words).cast_column("image", datasets.Image(decode=False))
+    found = as_dataset(rows)
+    assert found.classes() == ("ant", "bee", "cow") and found.labels.tolist() == LABELS
+    np.testing.assert_array_equal(found[3], COLOUR[3] / np.float32(255))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "range_"),
+    [(COLOUR.astype(np.float32), "0, which is black, to 255"), (COLOUR / 127.5 - 1, "-1, which is black, to 1")],
+)
+def test_the_range_of_floats_is_that_of_the_set_and_is_said(pictures: np.ndarray, range_: str) -> None:
+    with pytest.warns(UserWarning, match=f"ndarray: values from {range_}, which is white, as in most of the 7 pictures looked at"):
+        found = as_dataset(pictures)
+    np.testing.assert_allclose(np.stack(list(found)), COLOUR / np.float32(255), rtol=0, atol=1e-6)
+
+
+def test_a_float_picture_may_overshoot_a_little() -> None:
+    pictures = np.array(FLOATS)
+    pictures[2, 0, 0, 0], pictures[3, 0, 0, 0] = 1.02, -0.02
+    found = as_dataset(pictures)
+    assert found[2][0, 0, 0] == 1.0 and found[3][0, 0, 0] == 0.0
+    np.testing.assert_array_equal(found[2][1:], FLOATS[2, 1:])
+
+
 def test_labels_can_be_given_apart() -> None:
     for labels in (LABELS, np.array(LABELS, np.uint8), torch.tensor(LABELS)):
         found = as_dataset(COLOUR, "zoo", labels=labels, class_names=("ant", "bee", "cow"))
@@ -134,16 +184,13 @@ def test_a_bad_picture_is_found_when_it_is_read(workers: int) -> None:
 def test_samples_are_clipped() -> None:
     samples = torch.tensor([-0.4, 0.5, 1.3]).expand(2, 3, 4, 3)
     assert as_dataset(samples, clip=True)[1][0, 0].tolist() == [0.0, 0.5, 1.0]
-    with fails("Tensor, picture 0: values from -2 to 2; expected 0 to 1; rescale or clip them"):
+    with fails("Tensor: values from -2 to 2; expected 0 to 1, -1 to 1 or 0 to 255; rescale or clip them"):
         as_dataset(torch.linspace(-2, 2, 16).view(1, 1, 4, 4), clip=True)
 
 
 class Endless(IterableDataset):
     def __iter__(self) -> Any:
         yield COLOUR[0]
-
-
-FLOATS = COLOUR / np.float32(255)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +202,13 @@ FLOATS = COLOUR / np.float32(255)
         (COLOUR.astype(object), "picture 0: object; expected"),
         (torch.from_numpy(FLOATS).bfloat16(), "Tensor, picture 0: bfloat16; expected"),
         (["a.png"], "list, picture 0: str; expected a PIL image"),
-        (COLOUR.astype(np.float32), "; expected 0 to 1; divide by 255"),
-        (2 * FLOATS - 1, "expected 0 to 1; take (x + 1) / 2 if -1 is black"),
-        (FLOATS * 1.1, "expected 0 to 1; rescale or clip them"),
+        (FLOATS * 1.1, "ndarray: values from 0"),
+        (FLOATS * 1.1, "; expected 0 to 1, -1 to 1 or 0 to 255; rescale or clip them"),
+        (ImageDataset("ours", "", COLOUR.astype(np.float32)), "ours: values from 0 to 255; expected 0 to 1; rescale or clip them"),
+        (ImageDataset("ours", "", FLOATS * np.float32(np.nan)), "ours: values that are NaN or infinite; expected 0 to 1"),
+        (ImageDataset("ours", "", FLOATS.astype(np.float64)), "ours: float64; expected uint8 or float32; convert the pictures"),
+        (ImageDataset("ours", "", COLOUR[:0]), "ours: no pictures; expected at least one"),
+        (DataLoader(FLOATS), "DataLoader: not a sequence of pictures, but what reads it: pass its .dataset"),
         (FLOATS + np.inf, "picture 0: values that are NaN or infinite"),
         (FLOATS[:, :2], "picture 0: shape [2, 4, 6]; expected [C, H, W], [H, W, C] or [H, W] with C 1 (grey) or 3 (RGB)"),
         (np.zeros((2, 4, 6, 4), np.uint8), "picture 0: shape [4, 6, 4]; expected [C, H, W]"),
@@ -166,6 +217,9 @@ FLOATS = COLOUR / np.float32(255)
         ([], "list: no pictures; expected at least one"),
         (Endless(), "Endless: not a sequence of pictures; files and names of data sets: diffusion.open_dataset"),
         ("digits", "str: not a sequence of pictures; files and names of data sets: diffusion.open_dataset"),
+        (np.array(1.0), "ndarray: not a sequence of pictures"),
+        (torch.from_numpy(FLOATS).to("meta"), "Tensor, picture 0: torch.strided on meta; expected a dense tensor with values"),
+        (torch.from_numpy(FLOATS).to_sparse(), "Tensor, picture 0: torch.sparse_coo on cpu; expected a dense tensor"),
         (datasets.DatasetDict(train=hub(COLOUR)), "DatasetDict: not a sequence of pictures of train; name one of them"),
         (hub(COLOUR).rename_column("image", "img"), "Dataset, picture 0: columns img, label; expected image, perhaps label"),
         ([(COLOUR[0], 1, 2)], "list, picture 0: tuple of 3; expected a picture and its label"),
@@ -184,12 +238,12 @@ def test_what_is_no_set_of_pictures_is_refused_in_one_line(pictures: Any, messag
         (COLOUR[0, :, :3], "list, picture 1: channels and pixels 3 x 3 x 6; expected 3 x 4 x 6; convert, crop or resize"),
         (COLOUR[0, :1], "list, picture 1: channels and pixels 1 x 4 x 6; expected 3 x 4 x 6; convert, crop or resize"),
         (Image.new("L", (6, 4)), "list, picture 1: channels and pixels 1 x 4 x 6; expected 3 x 4 x 6"),
-        (-FLOATS[0], "list, picture 1: values from -0.9"),
+        (FLOATS[0] * 3.7, "list, picture 1: values from"),
         (None, "list, picture 1: NoneType; expected a PIL image"),
     ],
 )
 def test_every_picture_is_checked(second: Any, message: str) -> None:
-    found = as_dataset([COLOUR[0], second])
+    found = as_dataset([COLOUR[0], second, *FLOATS])
     with fails(message):
         found[1]
 
@@ -197,18 +251,42 @@ def test_every_picture_is_checked(second: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 0.5], "Pairs, picture 2: label 0.5; expected an integer, from 0; number the classes"),
-        ([0, "bee", 1], "Pairs, picture 1: label 'bee'; expected an integer"),
+        ([0, 1, 0.5], "Pairs, picture 2: label 0.5; expected an integer, from 0, a name or a one-hot row; number the classes"),
+        ([0, "bee", 1], "Pairs, picture 0: label 0, where others are names; make all of them names or numbers"),
+        ([0, 1, {"class": 1}], "Pairs, picture 2: label {'class': 1}; expected an integer"),
+        ([0, 1, float("inf")], "Pairs, picture 2: label inf; expected an integer"),
+        ([0, 1, [1, 1]], "Pairs, picture 2: label [1, 1]; expected an integer"),
+        (["ant", "bee", "gnu"], "Pairs, picture 2: label 'gnu'; expected one of the classes ant, bee, cow"),
         ([0, True, 1], "Pairs, picture 1: label True; expected an integer"),
-        ([0, 1, None], "Pairs, picture 2: label None; expected an integer"),
+        ([0, 1, None], "not every image has a class: 1 of 3 have none, such as Pairs, picture 2"),
+        ([0, float("nan"), -1.0], "not every image has a class: 1 of 3 have none, such as Pairs, picture 1"),
         ([0, 1, np.zeros(2)], "Pairs, picture 2: label [0.0, 0.0]; expected an integer"),
         ([0, -1, 1], "Pairs: image 1 has label -1; expected 0 to 1"),
         ([0, 1, 4], "Pairs: image 2 has label 4; expected 0 to 2"),
         ([None, 1, 0], "Pairs: not every image has a class"),
-        ([0, 0, 0], "Pairs: number of classes 1; expected 2 to 10000"),
+        ([0, 0, 0], "Pairs: number of classes 1; expected 2 to 10000; number them from 0, or leave out --classes"),
+        ([-1, -1, -1], "Pairs: number of classes 0; expected 2"),
+        ([0, 1, 10**15], "Pairs: number of classes 1000000000000001; expected 2 to 10000"),
     ],
 )
 def test_wrong_labels_are_refused_in_one_line(labels: list[Any], message: str) -> None:
-    found = as_dataset(Pairs(COLOUR[:3], labels))
+    found = as_dataset(Pairs(COLOUR[:3], labels), class_names=("ant", "bee", "cow") if "gnu" in message else ())
     with fails(message):
         found.classes(("a", "b", "c") if "label 4" in message else ())
+
+
+@pytest.mark.parametrize("labels", [{0, 1, 2}, (label for label in "abc"), "abc", np.array(1), 3], ids=repr)
+def test_labels_without_an_order_are_refused(labels: Any) -> None:
+    with fails("ndarray: labels are a", "expected a list, a label for each image, or a dict by its number"):
+        as_dataset(COLOUR[:3], labels=labels)
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with fails("ndarray: 'ant' is the name of several classes; give each a name of its own"):
+        as_dataset(COLOUR[:3], labels=[0, 1, 1], class_names=("ant", "ant")).classes()
+
+
+def test_a_size_is_given_in_any_form_and_bytes_come_in_any_order() -> None:
+    squares = np.ascontiguousarray(FLOATS[:, :, :, :4]).astype(">f4")
+    assert as_dataset(squares, size=4).size == as_dataset(squares, size="4x4").size == (4, 4)
+    assert np.array_equal(as_dataset(squares)[0], as_dataset(squares.astype(np.float32))[0])

@@ -7,11 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections import defaultdict
+from contextlib import suppress
 from email import message_from_bytes
+from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import cli
 from tests.test_imports import FILES, ROOT
@@ -25,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     place = tmp_path_factory.mktemp("wheel")
     for name in ("lbm_warp", "diffusion", "cli", "assets", "tools", "tests", "examples"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, place)
     code = "from setuptools.build_meta import build_wheel; build_wheel('.')"
     subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, check=True)
@@ -48,13 +53,12 @@ def needed(wheel: dict[str, bytes]) -> dict[str, set[str]]:
 
 @pytest.mark.slow
 def test_a_wheel_has_the_packages_their_models_and_the_page_and_nothing_else(wheel: dict[str, bytes]) -> None:
-    assert {name.partition("/")[0] for name in wheel if ".dist-info/" not in name} == {"lbm_warp", "diffusion", "cli", "assets"}
-    assert not [name for name in wheel if name.startswith(("assets/evidence", "assets/figures"))]
-    assert wheel.keys() > {f"{package}/py.typed" for package in ("lbm_warp", "diffusion")}
-    here = {path.relative_to(ROOT).as_posix() for path in FILES.values()}
-    for pattern in ("assets/*.*", "assets/*-model/*", "cli/explore/page/*", "diffusion/**/*.pyi"):
+    here = {path.relative_to(ROOT).as_posix() for path in FILES.values()} | {"lbm_warp/py.typed", "diffusion/py.typed"}
+    for pattern in ("cli/explore/page/*", "diffusion/**/*.pyi"):
         here |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
-    assert {name for name in wheel if ".dist-info/" not in name} == here | {"lbm_warp/py.typed", "diffusion/py.typed"}
+    for pattern in ("*.png", "*.gz", "*.md", "*.safetensors", "*-model/*"):
+        here |= {f"diffusion/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "assets").glob(pattern)}
+    assert {name for name in wheel if ".dist-info/" not in name} == here
 
 
 @pytest.mark.slow
@@ -73,8 +77,22 @@ def test_every_part_needs_what_its_extra_brings(needed: dict[str, set[str]]) -> 
             elif isinstance(node, ast.ImportFrom):
                 roots.add(str(node.module).partition(".")[0])
         if module != "cli.explore.server":
-            others = roots - sys.stdlib_module_names - {"lbm_warp", "diffusion", "cli", "assets"}
+            others = roots - sys.stdlib_module_names - {"lbm_warp", "diffusion", "cli"}
             assert others <= allowed[module.partition(".")[0]], module
+
+
+def test_the_versions_that_it_is_tested_with_can_be_installed_by_every_python_that_is_claimed() -> None:
+    claimed = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"])
+    (lowest,) = (specifier.version for specifier in claimed)
+    pinned = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    looked_at = 0
+    for requirement in map(Requirement, pinned):
+        with suppress(metadata.PackageNotFoundError):
+            library = metadata.distribution(requirement.name)
+            if library.version.partition("+")[0] in requirement.specifier:
+                assert f"{lowest}.0" in SpecifierSet(library.metadata["Requires-Python"] or ""), requirement
+                looked_at += 1
+    assert looked_at > 20 and f"Python {lowest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("module", ["cli", "cli.corrupt", "cli.explore", "tools.evidence"])

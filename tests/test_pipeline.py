@@ -298,6 +298,29 @@ def test_what_is_saved_comes_back_and_draws_the_same(pipeline: Pipeline, run: Pa
 
 
 @pytest.mark.slow
+def test_samples_that_are_not_finite_are_an_error(run: Path) -> None:
+    """All samples of a run whose weights have overflowed."""
+    pipeline = Pipeline.from_pretrained(run)
+    for parameter in pipeline.network.parameters():
+        parameter.data.fill_(torch.inf)
+    for draw in (lambda: pipeline.sample(2), lambda: pipeline.restore(torch.zeros(pipeline.config.shape), 2)):
+        with pytest.raises(InputError, match="samples are not finite: the run has diverged"):
+            draw()
+
+
+def test_a_pipeline_shows_itself_in_a_line(pipeline: Pipeline) -> None:
+    shown = repr(pipeline)
+    assert shown.startswith(f"Pipeline({pipeline.config.process_name}, Pe = ") and "\n" not in shown
+    assert "stripes [1, 8, 8], 6 levels" in shown and shown.endswith("parameters, cpu)")
+
+
+def test_nothing_is_printed_to_standard_output_but_by_the_user() -> None:
+    """As in a notebook: no banner of Warp, no line for every kernel, no bar."""
+    code = "from diffusion import Pipeline; Pipeline.from_pretrained().sample(1, steps=2); print('done')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "done\n"
+
+
 def test_a_compiled_network_saves_as_it_was(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.network.compile(backend="eager")
     pipeline.save_pretrained(tmp_path / "shared")

@@ -34,9 +34,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the pictures that are decoded."""
     names, decode = [], module.decode
 
-    def counting(source, name, size, channels):
-        names.append(name)
-        return decode(source, name, size, channels)
+    def counting(label, *arguments):
+        names.append(Path(label).name)
+        return decode(label, *arguments)
 
     monkeypatch.setattr(module, "decode", counting)
     return names
@@ -198,7 +198,7 @@ def test_no_picture_left(tmp_path: Path) -> None:
         with fails(tmp_path, "no image files"):
             open_dataset(str(tmp_path), grey=grey)
     (tmp_path / "a.png").write_text("text")
-    with fails(tmp_path, "no image among the first 1", "a.png: not an image"):
+    with fails(tmp_path, "no image among the 1 that were looked at", "a.png: not an image"):
         open_dataset(str(tmp_path))
     # The header can be read, the pixels cannot.
     save(tmp_path / "a.png", 1, side=24)

@@ -9,7 +9,7 @@ from diffusion.forward.operators import Geometric, Waves
 from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.methods import METHODS
 from diffusion.network import NetworkConfig, ResidualBlock, SelfAttention
-from diffusion.presets import PRESETS, preset, preset_for, with_blur_of
+from diffusion.presets import OWN, PRESETS, preset, preset_for, with_blur_of, with_decay
 from diffusion.run import TrainingConfig
 from diffusion.samplers import Residual
 from diffusion.size import Size
@@ -122,7 +122,7 @@ def test_the_other_published_runs_are_inverse_heat_dissipation(name: str, sigma_
 @pytest.mark.parametrize("name", [name for name in PRESETS if not name.endswith("-published")])
 def test_a_preset_called_after_its_data_runs_fluid(name: str) -> None:
     config = preset(name)
-    lower_noise = {"log_mean": -1.6} if name in ("fashion-mnist", "emoji") else {}
+    lower_noise = {"log_mean": -1.6} if name in ("fashion-mnist", "emoji", *OWN) else {}
     assert (config.process_name, config.method) == ("fluid", METHODS["fluid"].changed(**lower_noise))
     if f"{name}-published" in PRESETS:
         assert replace(preset(f"{name}-published"), process_name="fluid", method=config.method) == config
@@ -132,7 +132,6 @@ def test_a_preset_called_after_its_data_runs_fluid(name: str) -> None:
     ("data", "size", "name", "side"),
     [
         ("ffhq", (96, 64), "ffhq-64", (96, 64)),
-        ("some/folder", (512, 48), "ffhq-64", (512, 48)),
         ("digits", None, "digits", 16),
         ("digits", 32, "digits", 32),
         ("ffhq", None, "ffhq-128", 128),
@@ -142,17 +141,50 @@ def test_a_preset_called_after_its_data_runs_fluid(name: str) -> None:
         ("cifar10", None, "cifar10", 32),
         ("lsun-church", None, "lsun-church-128", 128),
         ("mnist", None, "digits", 28),
-        ("some/folder", None, "ffhq-64", 64),
-        ("some/folder", 16, "digits", 16),
-        ("pictures.zip", 32, "cifar10", 32),
-        ("pictures.zip", 96, "ffhq-128", 96),
-        ("pictures.zip", 512, "ffhq-256", 512),
     ],
 )
 def test_data_implies_a_preset(data: str, size: int | tuple[int, int] | None, name: str, side: int | tuple[int, int]) -> None:
     chosen, config = preset_for(data, size and Size.of(size))
     assert (chosen, config.data, config.size) == (name, data, Size.of(side))
     assert config.network == preset(name).network and config.method == preset(name).method
+
+
+@pytest.mark.parametrize(
+    ("size", "gpu", "count", "network", "images", "mirrored"),
+    [
+        (32, False, 300, (32, (1, 2, 2), 1, (2,), 0.1), 300_000, True),
+        (None, False, 300, (32, (1, 2, 2, 2), 1, (3,), 0.1), 75_000, True),
+        (16, False, 20, (32, (1, 2), 1, (1,), 0.1), 60_000, True),
+        (256, False, 4_999, (32, (1, 2, 2, 2, 2, 2), 1, (5,), 0.1), 20_000, True),
+        (32, True, 300, (64, (1, 2, 2), 2, (2,), 0.1), 300_000, True),
+        (64, True, 5_000, (64, (1, 2, 2, 2), 2, (3,), 0.0), 3_000_000, False),
+        (64, True, None, (64, (1, 2, 2, 2), 2, (3,), 0.0), 3_000_000, False),
+        (45, False, None, (32, (1,), 1, (), 0.0), 151_703, False),
+        ((112, 100), False, None, (32, (1, 2, 2), 1, (2,), 0.0), 27_428, False),
+    ],
+)
+def test_ones_own_pictures_get_a_run_for_device_size_and_number(
+    size: int | tuple[int, int] | None, gpu: bool, count: int | None, network: tuple, images: int, mirrored: bool
+) -> None:
+    name, config = preset_for("some/folder", size and Size.of(size), gpu=gpu, count=count)
+    assert (name, config.data, config.size) == ("large" if gpu else "small", "some/folder", Size.of(size or 64))
+    assert config.network == NetworkConfig(*network) and config.process_name == "fluid"
+    assert (config.training.images, config.training.flip) == (images, mirrored)
+    # Letters and digits are grey more often than photographs.
+    assert not preset_for("some/folder", Size.of(32), gpu=gpu, channels=1, count=count)[1].training.flip
+
+
+def test_a_preset_that_is_named_is_taken_for_any_pictures() -> None:
+    assert preset_for("some/folder", None, "cifar10") == ("cifar10", replace(preset("cifar10"), data="some/folder"))
+    assert preset_for("", None, "afhq-64-published") == ("afhq-64-published", preset("afhq-64-published"))
+    name, config = preset_for("ffhq", None, "small", count=300)
+    assert (name, config.data, config.size, config.training.flip) == ("small", "ffhq", (128, 128), False)
+    assert preset_for("", None, "small")[1].data == "digits"
+
+
+def test_a_training_by_the_clock_has_a_learning_rate_that_falls() -> None:
+    assert with_decay(preset("ffhq-64")).training.schedule == replace(preset("ffhq-64").training.schedule, decay=0.5)
+    assert with_decay(preset("emoji")) == preset("emoji")
 
 
 def test_a_method_with_a_geometric_blur_takes_that_of_a_published_run() -> None:
@@ -168,4 +200,4 @@ def test_unknown_presets_and_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown preset 'ffhq128': expected one of digits, .*; did you mean ffhq-128\?"):
         preset("ffhq128")
     with pytest.raises(ValueError, match="needs sides divisible by 16, got size 112x100"):
-        preset_for("some/folder", Size(112, 100))
+        preset_for("ffhq", Size(112, 100))

@@ -1,8 +1,7 @@
-"""The reports on the CUDA kernels and on a device."""
+"""The report on a device."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,8 @@ import tyro
 
 from cli import sample, train
 from cli.benchmark import __main__ as benchmark
-from lbm_warp.checks import InputError
 from tests.runs import exit_code
-from tools import device, kernels
+from tools import device
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -24,59 +22,6 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Run a report in a fresh working folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     return lambda main, *arguments: (exit_code(main, *arguments), *capsys.readouterr())
-
-
-LISTING = """
-.text.old_cuda_kernel_forward:
-        /*0000*/                   MOV R1, c[0x0][0x28] ;
-.text.iterate_1a_cuda_kernel_forward:
-        /*0000*/                   LDG.E R2, [R4.64] ;
-.L_x_0:
-        /*0008*/                   LD.E.64 R6, [R8.64] ;
-.L_x_1:
-        /*0010*/                   STS [R3], R2 ;
-        /*0020*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
-        /*0030*/              @!P0 BRA `(.L_x_2) ;
-        /*0040*/                   STS [R3+0x8], R2 ;
-.L_x_2:
-        /*0070*/                   LDS R2, [R3+0x4] ;
-        /*0080*/                   LDL R9, [R1] ;
-        /*0090*/                   FFMA R2, R2, R6, R9 ;
-        /*00a0*/               @P1 BRA `(.L_x_1) ;
-        /*00a8*/               @P2 BRA `(.L_x_0) ;
-        /*00b0*/                   NOP ;
-"""
-
-
-def test_the_path_that_runs_most_often() -> None:
-    """The inner one of the loops with the barrier; without a loop the whole kernel."""
-    lines = kernels.instructions(LISTING, "iterate_1a_cuda_kernel_forward")
-    assert kernels.hot_path(lines) == {"STS": 2, "BAR": 1, "BRA": 2, "LDS": 1, "LDL": 1, "FFMA": 1}
-    assert kernels.hot_path(kernels.instructions(LISTING, "old_cuda_kernel_forward")) == {"MOV": 1}
-    straight = kernels.operations([line for line in lines if isinstance(line, str)])
-    assert straight["FFMA"] == 1 and "NOP" not in straight and kernels.bytes_of(straight) == 4 + 8
-
-
-def test_kernels_without_the_tools_are_refused(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
-    monkeypatch.setenv("PATH", "")
-    code, _, err = call(kernels.main)
-    assert code == 2 and "cuobjdump and nvdisasm not found: pip install triton" in err and err.count("\n") == 1
-    code, _, err = call(kernels.main, "--arch", "9")
-    assert code == 2 and "--arch must be from 75 to 130, got 9" in err
-
-
-@pytest.mark.slow
-def test_the_iterations_on_chip_take_few_instructions(call: Call) -> None:
-    try:
-        kernels.find_tools()
-    except InputError as error:
-        pytest.skip(str(error))
-    code, out, _ = call(kernels.main, "--out", "kernels.json")
-    assert code == 0 and "on chip" in out
-    rows = json.loads(Path("kernels.json").read_text())["rows"]
-    on_chip = [row for row in rows if row["name"].startswith("on chip")]
-    assert len(on_chip) == 3 and all(row["per_update"] <= 30 and row["spills_per_update"] == 0 for row in on_chip)
 
 
 def test_the_report_of_a_device_is_whole_even_if_steps_fail(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

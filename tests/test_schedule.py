@@ -23,7 +23,7 @@ def test_fourier_number() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"levels": 0}, "levels must be at least 1, got 0"),
+        ({"levels": 0}, "levels must be from 1 to 100000, got 0"),
         ({"sigma_min": 0.0}, "sigma_min must be positive"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_max must be at least sigma_min = 3 px, got 2 px"),
         ({"sigma_max": float("nan")}, "sigma_max"),

@@ -10,7 +10,6 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from diffusion.data import images, sources
@@ -96,7 +95,7 @@ def test_corrupt_archives(tmp_path: Path) -> None:
             open_dataset(str(path), 8)
     # Local headers overwritten: the directory can be read, no member can.
     path.write_bytes(content.replace(b"PK\3\4", b"PK\0\0"))
-    with fails(path, "no image among the first 6", "5.png"):
+    with fails(path, "no image among the 6 that were looked at", "5.png"):
         open_dataset(str(path), 8)
 
 
@@ -167,26 +166,63 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
 # Labels
 
 
-def labels(tmp_path: Path, content: str) -> np.ndarray | None:
+def labels(tmp_path: Path, content: str) -> tuple[list[int] | None, list[str]]:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, 1)
     (tmp_path / "dataset.json").write_text(content)
-    return open_path(tmp_path).labels(["a.png", "b.png"])
+    classes, names = open_path(tmp_path).labels(["a.png", "b.png"])
+    return None if classes is None else classes.tolist(), list(names)
+
+
+@pytest.mark.parametrize("value", [{"labels": None}, {"labels": []}, {}, {"labels": [["c.png", 1]]}, {"info": {"year": 1}}])
+def test_a_dataset_json_without_labels(tmp_path: Path, value: object) -> None:
+    assert labels(tmp_path, json.dumps(value)) == (None, [])
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "classes", "names"),
     [
-        {"labels": None},
-        {"labels": []},
-        {},
-        [["a.png", 1]],
-        {"labels": [["a.png", 1]]},
-        {"labels": [["a.png", [0.0, 1.0]], ["b.png", [1.0, 0.0]]]},
-        {"labels": [["a.png", 1], ["b.png", True]]},
-        {"labels": [["a.png", 1], ["b.png", 2**63]]},
+        ({"labels": [["a.png", 1], ["b.png", 0], ["c.png", 7]]}, [1, 0], []),
+        ({"labels": [["a.png", 1.0], ["b.png", 0.0]]}, [1, 0], []),
+        ({"labels": [["a.png", "dog"], ["b.png", "cat"]]}, [1, 0], ["cat", "dog"]),
+        ({"labels": {"a.png": 1, "b.png": 0}}, [1, 0], []),
+        ({"a.png": "dog", "b.png": "cat"}, [1, 0], ["cat", "dog"]),
+        ([["a.png", 1], ["b.png", 0]], [1, 0], []),
+        ({"labels": [["a.png", [0.0, 1.0]], ["b.png", [1, 0]]]}, [1, 0], []),
+        ({"labels": [["a.png", [3]], ["b.png", [0]]]}, [3, 0], []),
     ],
 )
-def test_labels_that_are_no_class_for_every_image(tmp_path: Path, value: object) -> None:
-    assert labels(tmp_path, json.dumps(value)) is None
+def test_labels_of_every_form(tmp_path: Path, value: object, classes: list[int], names: list[str]) -> None:
+    assert labels(tmp_path, json.dumps(value)) == (classes, names)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([["a.png", 1]], "not every image has a class: 1 of 2 have none, such as b.png"),
+        ({"labels": [["a.png", 1], ["b.png", None]]}, "not every image has a class: 1 of 2 have none, such as b.png"),
+        ({"labels": [["a.png", 1], ["b.png", True]]}, "b.png: label True; expected an integer, from 0, a name or a one-hot row"),
+        ({"labels": [["a.png", 1], ["b.png", 2**63]]}, "b.png: label 9223372036854775808; expected"),
+        ({"labels": [["a.png", [0.2, 0.8]], ["b.png", [1, 1]]]}, "a.png: label [0.2, 0.8]; expected"),
+        ({"labels": [["a.png", "cat"], ["b.png", 1]]}, "b.png: label 1, where others are names"),
+    ],
+)
+def test_labels_that_are_no_class_for_every_image(tmp_path: Path, value: object, message: str) -> None:
+    """Said to those who ask for classes; others read the pictures."""
+    with fails(message):
+        labels(tmp_path, json.dumps(value))
+    dataset = open_dataset(str(tmp_path), 8)
+    assert len(dataset) == 2 and dataset.labels is None
+    with fails(message, "leave out --classes"):
+        dataset.classes()
+
+
+def test_labels_go_with_their_pictures_whatever_wrote_the_names(tmp_path: Path) -> None:
+    """A table in the one folder of an archive, slashes of Windows, and letters in two pieces."""
+    content = json.dumps({"labels": [["x/caf\u00e9.png", 1], ["y\\b.png", 0]]}).encode()
+    members = {"top\\x\\cafe\u0301.png": encoded(1), "top/y/b.png": encoded(2), "top/dataset.json": content}
+    dataset = open_dataset(str(archive(tmp_path / "p.zip", members)), 8)
+    assert dict(zip(first_levels(dataset), dataset.labels.tolist(), strict=True)) == {1: 1, 2: 0}
 
 
 def test_a_dataset_json_may_name_families(tmp_path: Path) -> None:
@@ -199,11 +235,18 @@ def test_a_dataset_json_may_name_families(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ['{"labels": [["a.png", 1]', '{"families": [3]}', '{"labels": [3]}', '{"labels": [[[], 1]]}', "[" * 10**6]
+    "content",
+    ['{"labels": [["a.png", 1]', '{"families": [3]}', '{"labels": [3]}', '{"labels": [[[], 1]]}', '{"labels": 3}', "[" * 10**6],
 )
 def test_damaged_labels(tmp_path: Path, content: str) -> None:
     with fails(tmp_path / "dataset.json", "cannot be read"):
         labels(tmp_path, content)
+
+
+def test_two_labels_of_one_picture_are_refused(tmp_path: Path) -> None:
+    with fails(tmp_path / "dataset.json", "café.png has the values 1 and 0; leave one of them"):
+        labels(tmp_path, json.dumps([["café.png", 1], ["café.png", 0]]))
+    assert labels(tmp_path, json.dumps([["a.png", 1], ["a.png", 1], ["b.png", 0]])) == ([1, 0], [])
 
 
 def test_labels_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +291,7 @@ def test_damaged_idx(tmp_path: Path, content: bytes, word: str, packed: bool) ->
 
 def test_idx_labels_must_fit(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx((2, 3, 3), 18))
-    assert open_path(tmp_path).labels(["0"]) is None
+    assert open_path(tmp_path).labels(["0"])[0] is None
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx((3,), 3))
     with fails("2 images but 3 labels"):
         open_path(tmp_path)

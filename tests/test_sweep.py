@@ -97,7 +97,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def side_by_side(jobs: Sequence[Job], devices: Sequence[str]) -> list[tuple[Job, str]]:
         names.extend(job.name for job in jobs)
-        return []
+        raise KeyboardInterrupt(signal.SIGTERM)
 
     monkeypatch.setattr(sweep, "side_by_side", side_by_side)
     return names
@@ -118,7 +118,7 @@ def finish(run: sweep.Run) -> None:
     for calls in (None, *run.network_calls):
         write_json(run.scores(calls), {"samples": asked | {"source": str(run.folder), "steps": calls}} | facts)
     samples = torch.from_numpy(generator.uniform(size=(36, 1, SIZE, SIZE)))
-    render.save_image(summary.last_grid(run.folder, run.config.training.images), grid(samples))
+    render.save_image(summary.last_grid(run.folder, run.config.training.images), grid(samples), "grid")
 
 
 def found(folder: Path) -> dict:
@@ -171,7 +171,7 @@ def test_only_processes_that_differ_in_their_flow_alone_share_a_run(place: Path)
 @pytest.mark.parametrize(("split", "name", "other"), [("all", "data", "all"), ("odd", "data[odd]", "even")])
 def test_the_commands_of_a_run_say_what_it_is(place: Path, split: str, name: str, other: str) -> None:
     run = planned("--peclet", 0.05, "--split", split, "--keep-every", 16, *SMALL).runs()[0]
-    training = train.parse(run.training)
+    training = train.parse(run.training).suited(channels=1, count=20)
     assert training.out == run.folder == Path("out/beyond-blur-Pe0.05-seed0") and training.pictures.split == split
     assert training.resolve(name, 1) == run.config and "--keep-every" in run.training
     scoring = tyro.cli(evaluate.Evaluate, args=run.scoring)
@@ -235,7 +235,7 @@ def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried
 @pytest.mark.slow
 def test_scores_by_network_calls_are_added_to_finished_runs(call: Call, swept: Path, carried_out: list[str]) -> None:
     calls = ("--network-calls", 2, 4)
-    assert call(*PAIR, *calls)[0] == 0 and carried_out == [run.folder.name for run in planned(*PAIR).runs()]
+    assert call(*PAIR, *calls)[0] == 143 and carried_out == [run.folder.name for run in planned(*PAIR).runs()]
     runs = planned(*PAIR, *calls).runs()
     # A finished training ends at once; its own scores are kept, and only those that are missing are made.
     for run in runs:
@@ -256,7 +256,7 @@ def test_scores_by_network_calls_are_added_to_finished_runs(call: Call, swept: P
 def test_the_first_samples_of_a_grid(tmp_path: Path, size: Size) -> None:
     """Samples of one grey level each are found in their order."""
     levels = torch.arange(36) * 7 / 255
-    render.save_image(tmp_path / "grid.png", grid(levels[:, None, None, None].expand(-1, 1, *size)))
+    render.save_image(tmp_path / "grid.png", grid(levels[:, None, None, None].expand(-1, 1, *size)), "grid")
     shown = summary.first_samples(tmp_path / "grid.png", size)
     cells = np.split(shown, 12, axis=1)
     assert [int(cell[-1, -1, 0]) for cell in cells] == [int(cell[40, 40, 0]) for cell in cells] == [7 * n for n in range(12)]
@@ -283,7 +283,7 @@ def test_what_is_not_finished_or_was_scored_in_another_way_is_carried_out(
     if what in LOST:
         LOST[what](swept, run)
     code, out, _ = call(*SMALL, "--peclet", 0.1, 0, *options)
-    assert code == 0 and carried_out == (NAMES[:2] if options or what == "other pictures" else NAMES[1:2])
+    assert code == 143 and carried_out == (NAMES[:2] if options or what == "other pictures" else NAMES[1:2])
     # Its old scores are gone before it begins: it may end half-way.
     assert not (run / "metrics.json").exists() and "interrupted and saved; the same command goes on with out" in out
     # What is known is there already.
@@ -310,7 +310,7 @@ def test_a_run_that_fails_does_not_stop_the_others(call: Call, swept: Path, monk
     monkeypatch.setattr(sweep, "side_by_side", side_by_side)
     code, out, err = call(*PAIR, "--jobs", 3)
     assert code == 2 and "4 of 6 runs are finished" in out and set(found(swept)["runs"]) == set(NAMES[2:])
-    assert f"{NAMES[1]}: its training was interrupted\n" in err
+    assert f"{NAMES[1]}: it ended before it was complete\n" in err
     assert err.endswith(f"error: 2 of 6 runs failed; {NAMES[0]}: the loss is not finite; the same command tries again\n")
 
 
@@ -363,7 +363,9 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         (["--data", "nothing", *zero], "nothing: no such folder or archive"),
         (["--process", "ddpm", *zero], "Unrecognized options: --sigma-max, 0.5"),
         (["--stop-after", "3", "--score-every", "9", *zero], "the runs of a sweep are equally long"),
-        (["--levels", "0", *zero], "levels must be at least 1, got 0"),
+        (["--hours", "1", *zero], "the runs of a sweep are equally long; say how long with --images"),
+        (["--no-grids", *zero], "a sweep shows the last grid of every run; leave it out"),
+        (["--levels", "0", *zero], "levels must be from 1 to 100000, got 0"),
         (["--checkpoint-every", "0", *zero], "checkpoint_every must be at least 1, got 0"),
         (["--device", "tpu", *zero], "--device tpu: expected auto, cpu, cuda or cuda:N"),
         (["--out", "data/000.png", *zero], "data/000.png"),
@@ -371,7 +373,9 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
     ):
         code, _, err = call(*SMALL, *arguments)
         assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1, (arguments, err)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
     code, _, err = call(*SMALL, *zero)
     assert code == 2 and "leave out torchrun or accelerate launch" in err
     assert files(place) == before
@@ -426,7 +430,7 @@ def test_runs_are_saved_however_a_sweep_ends(place: Path) -> None:
         saved.append(min(int(max(run.glob("checkpoints/*.safetensors")).stem) for run in place.glob("out/*/")))
         assert saved[-1] > saved[-2] and found(place)["runs"] == {}
         if how != signal.SIGKILL:
-            assert code == 0 and "interrupted and saved; the same command goes on with out" in out
+            assert code == 128 + how and "interrupted and saved; the same command goes on with out" in out
             assert "Traceback" not in err and "error" not in err
 
 

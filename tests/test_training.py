@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -204,6 +205,68 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes(), file
     images = [json.loads(line)["images"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert images == sorted(set(images)) and images[-1] == 48
+
+
+class Pressed(Observer):
+    """Ctrl-C, as Python raises it: after a step, or in the midst of one."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def stepped(self, images: int) -> None:
+        self.steps -= 1
+        if not self.steps:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_last_whole_step_and_is_raised_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps; within the update of the weights, which is done first; and while a part of a batch is corrupted."""
+    config, dataset = tiny_config(), stripes()
+    train(config, dataset, tmp_path / "whole", CPU)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset, tmp_path / "run", CPU, observers=[Pressed(2)])
+    assert checkpoints(tmp_path / "run") == [16] and not (tmp_path / "run" / ".lock").exists()
+    for owner, name, saved in ((EMA, "update", [16, 24]), (Step, "example", [16, 24])):
+        original = getattr(owner, name)
+
+        def pressed(*arguments: object, original: Any = original) -> object:
+            monkeypatch.undo()
+            signal.raise_signal(signal.SIGINT)
+            return original(*arguments)
+
+        monkeypatch.setattr("diffusion.training.loop.check_step", lambda *_: None)
+        monkeypatch.setattr(owner, name, pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, dataset, tmp_path / "run", CPU)
+        assert checkpoints(tmp_path / "run") == saved
+    assert train(config, dataset, tmp_path / "run", CPU) and equal(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_no_weights_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        return torch.full((), math.nan, requires_grad=True)
+
+    monkeypatch.setattr("diffusion.training.loop.check_step", lambda *_: None)
+    monkeypatch.setattr(Step, "loss", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(), stripes(), tmp_path / "run", CPU, observers=[Pressed(2)])
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path: Path) -> None:
+    """At once, and the first one is not disturbed."""
+
+    class Second(Observer):
+        def checkpointed(self, images: int, pipeline: Pipeline) -> None:
+            before = sorted(tmp_path.rglob("*"))
+            with pytest.raises(InputError, match="another process works in this folder; wait until it has ended"):
+                train(tiny_config(seed=4), stripes(), tmp_path, CPU)
+            assert sorted(tmp_path.rglob("*")) == before
+
+    assert train(tiny_config(images=16), stripes(), tmp_path, CPU, observers=[Second()])
+    assert train(tiny_config(images=24), stripes(), tmp_path, CPU) and checkpoints(tmp_path) == [16, 24]
 
 
 @pytest.mark.slow
@@ -504,7 +567,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         (tiny_config(seed=4), "training.seed is 3, not 4"),
         (tiny_config("ihd"), "process_name is beyond-blur, not ihd"),
         (replace(config, network=replace(config.network, width=16)), "network.width is 8, not 16"),
-        (replace(config, data="dots"), "data is stripes, not dots"),
+        (replace(config, data="stripes[odd]"), r"data is stripes, not stripes\[odd\]"),
     ):
         with pytest.raises(ValueError, match=message):
             train(other, dataset, tmp_path, CPU)
@@ -551,7 +614,7 @@ def test_scores_are_logged_and_the_best_weights_kept_wherever_the_run_is_resumed
     assert all(torch.equal(best[name], again[name]) for name in best) and not all(torch.equal(best[n], last[n]) for n in best)
     loaded = Pipeline.from_pretrained(tmp_path / "once", best=True).network.state_dict()
     assert all(torch.equal(loaded[name], best[name]) for name in best)
-    with pytest.raises(InputError, match=r"has no best.safetensors; train with --score-every"):
+    with pytest.raises(InputError, match=r"has no best.safetensors, which cli.train --score-every keeps"):
         Pipeline.from_pretrained(best=True)
 
 

@@ -192,7 +192,7 @@ def test_given_velocities_are_used_as_they_are(photograph: torch.Tensor) -> None
         (lambda: SpectralTurbulence(k_max=4.0, k_min=4.0), "k_min must be from 0 to 3.996"),
         (lambda: CurlNoise().velocity(0, 1, 8), "height must be at least 2"),
         (lambda: CurlNoise().velocity(0.5, 8, 8), "seed must be integer"),
-        (lambda: GivenVelocity(torch.zeros(1, 3, 8, 8)), r"tensor \[N, 2, H, W\], got torch.float32 \[1, 3, 8, 8\]"),
+        (lambda: GivenVelocity(torch.zeros(1, 3, 8, 8)), r"shape \[N, 2, H, W\] with H, W >= 2, got \[1, 3, 8, 8\]"),
         (lambda: GivenVelocity(np.zeros((1, 2, 8, 8))), "got ndarray"),
         (lambda: GivenVelocity(torch.full((1, 2, 8, 8), 7.0)), "at most 6 V in each component, got 7 V"),
         (lambda: GivenVelocity(torch.full((1, 2, 8, 8), torch.nan)), "must be finite"),

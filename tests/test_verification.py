@@ -12,13 +12,13 @@ in k and u together is an error of order n - 2: fourth at theta = 1/3, otherwise
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import resources
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from diffusion.files import asset
 from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule
 from lbm_warp.planner import DEFAULT_SCHEME, Scheme
 
@@ -285,7 +285,7 @@ def test_turbulence_keeps_images_between_zero_and_a_white_image(device: torch.de
 
 def cat(length: int) -> torch.Tensor:
     """A 256 x 256 piece of the bundled photograph, its green channel, averaged over squares down to ``length`` pixels."""
-    with Image.open(str(resources.files("assets") / "chelsea.png")) as image:
+    with Image.open(asset("chelsea.png")) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float64)[22:278, 80:336, 1] / 255.0
     return averaged(torch.from_numpy(pixels.copy()), length)
 

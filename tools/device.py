@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import tyro
 import warp as wp
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from cli import console
 from diffusion.files import whole_file
@@ -118,7 +118,7 @@ def carry_out(step: Step, command: str, seconds: float) -> tuple[str, str]:
     process = subprocess.Popen(
         [sys.executable, *shlex.split(command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
     )
-    ended = ""
+    ended, done = "", (0, 128 + signal.SIGINT) if step.interrupt else (0,)
     try:
         text, _ = process.communicate(timeout=seconds / 2 if step.interrupt else seconds)
     except subprocess.TimeoutExpired:
@@ -130,7 +130,7 @@ def carry_out(step: Step, command: str, seconds: float) -> tuple[str, str]:
             text, _ = process.communicate()
         ended = "" if step.interrupt else "ended, it took too long; "
     taken = f"{time.monotonic() - start:.0f} s"
-    ended = f"{ended}done in {taken}" if process.returncode == 0 else f"{ended}exit code {process.returncode} after {taken}"
+    ended = f"{ended}done in {taken}" if process.returncode in done else f"{ended}exit code {process.returncode} after {taken}"
     shown = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
     return ended, "\n".join(shown[-LINES:])
 

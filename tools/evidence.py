@@ -19,6 +19,7 @@ from PIL import Image
 
 from cli import console
 from cli.jobs import Job, side_by_side
+from diffusion.data.products import marked
 from diffusion.files import read_json, whole_file, write_json
 from lbm_warp.checks import InputError, check_name
 
@@ -245,9 +246,6 @@ def run(options: Evidence) -> None:
         print(options.command(name, sweep), flush=True)
         job = Job(f"{name}: {sweep}", [shlex.split(options.command(name, sweep))[1:]], options.place(name, sweep) / "log.txt")
         ended = list(side_by_side([job], [options.device]))
-        if not ended:
-            print("interrupted; the same command goes on")
-            return
         failed += [job.name for job, problem in ended if problem]
         write_page(options)
     print(f"wrote {write_page(options)}")
@@ -309,12 +307,7 @@ def write_page(options: Evidence) -> Path:
     results, text = collected(options), [ABOUT]
     write_json(options.out / STORE, results)
     for name, study in STUDIES.items():
-        own = [Row(**row) for result in results[name].values() for row in result["rows"]]
-        rows = [*own]
-        for called, (other, sweep, peclets) in study.shared.items():
-            shared = [Row(**row) for row in results[other].get(sweep, {"rows": ()})["rows"]]
-            rows += [row._replace(name=called) for row in shared if row.peclet in peclets]
-        if not rows or (study.sweeps and not own):
+        if not (rows := rows_of_study(results, name)):
             continue
         text += [f"## {study.question}", table(rows, study.columns)]
         text += [f"![{Path(picture).stem}]({picture})" for result in results[name].values() for picture in result["pictures"]]
@@ -325,6 +318,18 @@ def write_page(options: Evidence) -> Path:
     with whole_file(page) as aside:
         aside.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return page
+
+
+def rows_of_study(results: Results, name: str) -> list[Row]:
+    """The rows of a study: its own, and those that it shares with others; none before it has one of its own."""
+    own = [Row(**row) for result in results[name].values() for row in result["rows"]]
+    shared = [
+        Row(**row)._replace(name=called)
+        for called, (other, sweep, peclets) in STUDIES[name].shared.items()
+        for row in results[other].get(sweep, {"rows": ()})["rows"]
+        if row["peclet"] in peclets
+    ]
+    return own + shared if own or not STUDIES[name].sweeps else []
 
 
 def rows_of(place: Path, name: str | None) -> list[Row]:
@@ -373,7 +378,7 @@ def shrink(picture: Path, copied: Path) -> None:
         image = opened.convert("RGB")
     image.thumbnail((WIDEST, WIDEST))
     with whole_file(copied) as aside:
-        image.quantize(256).save(aside, optimize=True)
+        image.quantize(256).save(aside, optimize=True, pnginfo=marked("figure"))
 
 
 main = partial(console.run, "evidence", run, partial(tyro.cli, Evidence), package="tools")

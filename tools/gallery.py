@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 import tyro
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from cli import console, render
 from cli.compare import describe
-from cli.film import there_and_back
 from cli.scene import PHOTOGRAPH
+from cli.video import save_video, there_and_back
 from diffusion import specs
 from diffusion.data.dataset import evenly_spaced
 from diffusion.data.images import read_image, resize_shorter
@@ -188,8 +188,8 @@ def draw(name: str, u0: torch.Tensor, options: Gallery) -> None:
     forward = specs.changed(named_method(name).forward, levels=options.frames - 1)
     frames = [render.to_pixels(u[0]) for _, u in forward.trajectory(u0, torch.tensor([options.seed]))]
     shown = [frames[k] for k in evenly_spaced(len(frames), PICTURES)]
-    render.save_image(options.out / f"{name}.png", render.grid(shown, COLUMNS, gap=0))
-    render.save_video(options.out / f"{name}.mp4", there_and_back(frames), options.fps)
+    render.save_image(options.out / f"{name}.png", render.grid(shown, COLUMNS, gap=0), "grid")
+    save_video(options.out / f"{name}.mp4", there_and_back(frames), options.fps)
 
 
 def section(name: str, entry: Entry) -> str:

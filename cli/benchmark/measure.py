@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch.utils.benchmark import timer
-from tqdm import trange
+from tqdm.auto import trange
 
 from cli import console
 from diffusion.files import write_json
@@ -60,7 +60,14 @@ class Report(ABC):
         """Measure, print a table, write the numbers."""
 
     def report(self, title: str, measured: Iterable[Row], **facts: object) -> list[Row]:
-        """Print each row as soon as it is measured; write and return all rows. The facts are written beside them."""
+        """As :meth:`table`, and write the rows. The facts are written beside them."""
+        rows = self.table(title, measured)
+        if self.out is not None:
+            write_json(self.out, {**facts, "rows": rows})
+        return rows
+
+    def table(self, title: str, measured: Iterable[Row]) -> list[Row]:
+        """Print each row as soon as it is measured; return all rows."""
         print(title)
         rows: list[Row] = []
         for row in measured:
@@ -69,8 +76,6 @@ class Report(ABC):
                 print("".join(f"{head:>{width}}" for _, head, width, _ in columns))
             print("".join(f"{_shown(value, unit):>{width}}" for value, _, width, unit in columns))
             rows.append(row)
-        if self.out is not None:
-            write_json(self.out, {**facts, "rows": rows})
         return rows
 
 

@@ -17,12 +17,14 @@ import torch
 
 from cli import render
 from cli.compare import describe, power_spectrum
-from cli.corrupt import VIDEO_SIZE, Corrupt, VideoOptions, save_video, shown
+from cli.corrupt import Corrupt
 from cli.explore.pictures import Pictures
 from cli.explore.stream import message, steps
+from cli.film import FPS, VIDEO_SIZE
 from cli.restore import EXAMPLE, fitted
 from cli.sample import Film, Results
-from cli.scene import PHOTOGRAPH, FlowOptions, Scene, by_flow, by_process, frame_widths
+from cli.scene import PHOTOGRAPH, FlowOptions, Scene, by_flow, by_process, frame_widths, shown
+from cli.video import held, save_video
 from diffusion.methods import METHODS
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.sampling.restoration import LevelEstimator, restore
@@ -146,10 +148,9 @@ class Studio:
     def film(self, options: Corrupt, name: str) -> bytes:
         """The video that ``cli.corrupt --video`` writes, MP4."""
         u0 = self._picture(options, name)
-        options = replace(options, video=VideoOptions(video=True))
-        scene = shown(options, u0)
+        scene = shown(options, u0, options.video.frames)
         frames = (render.enlarged(render.to_pixels(u[0]), VIDEO_SIZE) for number, u in scene.moments if number in scene.frames)
-        return _encoded(lambda path: save_video(path, frames, options.video.fps))
+        return _encoded(lambda path: save_video(path, held(frames, FPS), FPS))
 
     def samples(self, wanted: Samples) -> Iterator[bytes]:
         """Samples of a model on their way from noise and flow: a message about all of it, then one for every step."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,13 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from diffusion.data.dataset import Pictures
-from diffusion.data.images import DataError, data_errors, decoded
+from diffusion.data.dataset import ImageDataset, ImageStream, Pictures
+from diffusion.data.images import (
+    OVERSHOOT,
+    RANGES,
+    DataError,
+    Range,
+    check_values,
+    data_errors,
+    decoded,
+    open_image,
+    scaled,
+    value_range,
+)
+from diffusion.data.labels import as_classes, in_order
+from diffusion.data.prepare import PROBES, evenly_spaced
 from diffusion.size import Size
 
-SLACK = 0.5  # by which values of clipped pictures may leave [0, 1]
+SLACK = 0.5  # of white, by which values of clipped pictures may leave their range
 DTYPES = ("uint8", "float32", "float64")
 
 
@@ -24,34 +39,40 @@ def as_dataset(
     name: str | None = None,
     *,
     channels: int | None = None,
-    size: Size | None = None,
+    size: Size | int | str | Sequence[int] | None = None,
     labels: Any = None,
     class_names: Sequence[str] = (),
     clip: bool = False,
 ) -> Pictures:
     """Pictures of any kind as training and evaluation take them.
 
-    Nothing is copied: a picture is read, and checked, each time it is asked for.
+    Nothing is copied: a picture is read, and checked, each time it is asked for. Float pictures have one range, 0 to 1, -1 to 1 or
+    0 to 255: that of most of up to 256 of them, which a warning names unless it is 0 to 1.
 
     Args:
         pictures: what :func:`diffusion.open_dataset` gives, which is left as it is; or anything that has a length and items: an
-            array or tensor [N, ...], a list, a torch ``Dataset``, a ``datasets.Dataset``. An item is a picture, a pair of a picture
-            and its label, or a mapping with ``image`` and perhaps ``label``. A picture is a PIL image, or an array or tensor
-            [C, H, W], [H, W, C] or [H, W], uint8, or float32 or float64 in [0, 1].
+            array or tensor [N, ...], a list, a torch ``Dataset``, a ``datasets.Dataset``; or a pair of arrays, pictures and labels
+            of all of them. An item is a picture, a pair of a picture and its label, or a mapping with ``image`` and perhaps
+            ``label``. A picture is a PIL image, the bytes of an image file, or an array or tensor [C, H, W], [H, W, C] or [H, W]
+            of uint8, float32 or float64.
         name: short name, for messages and reports; by default that of the type.
         channels, size: those that the pictures must have.
-        labels: classes of all pictures, integers [N], where the items have none. Those of the items are read, once, when they are
-            first asked for.
-        class_names: names of the classes; by default those of a ClassLabel.
-        clip: clip values that leave [0, 1] by at most 0.5, as samples of a model do.
+        labels: classes of all pictures, [N], where the items have none: integers from 0, names, or one-hot rows; or a dict of them
+            by the number of the picture. Those of the items are read, once, when they are first asked for.
+        class_names: names of the classes; by default those of a ClassLabel, or the names among the labels in alphabetical order.
+        clip: clip values that leave their range by at most half of white, as samples of a model do; else by a twentieth, as resized
+            pictures do.
 
     Raises:
-        DataError: if there are no pictures, the first is none, or has another size or number of channels. Later ones raise it when
-            they are read.
+        DataError: if there are no pictures, the first is none, or has another size or number of channels, or the range cannot be
+            told. Later ones raise it when they are read.
     """
+    if isinstance(pictures, Pictures):
+        _check_ours(pictures)
     if not isinstance(pictures, Pictures) or labels is not None or class_names:
         pictures = OwnPictures(pictures, name, labels, class_names, clip)
-    _check_shape(pictures.name, (pictures.channels, *pictures.size), (channels or pictures.channels, *(size or pictures.size)))
+    expected = Size.of(pictures.size if size is None else size)
+    _check_shape(pictures.name, (pictures.channels, *pictures.size), (channels or pictures.channels, *expected))
     return pictures
 
 
@@ -59,15 +80,23 @@ class OwnPictures(Pictures):
     """What :func:`as_dataset` makes of pictures that are not our own; arguments and errors as there."""
 
     def __init__(self, items: Any, name: str | None, labels: Any, class_names: Sequence[str], clip: bool) -> None:
-        self.items, self.clip, self.given = items, clip, labels
+        if isinstance(items, (tuple, list)) and len(items) == 2 and labels is None and _are_pictures_and_labels(*items):
+            items, labels = items
+        self.items, self.overshoot, self.given = items, SLACK if clip else OVERSHOOT, labels
         self.name = name or getattr(items, "name", None) or type(items).__name__
-        if isinstance(items, (str, Mapping)) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        if not _is_sequence(items):
             keys = f" of {', '.join(map(str, items))}; name one of them" if isinstance(items, Mapping) else ""
+            keys = keys or (", but what reads it: pass its .dataset" if hasattr(items, "dataset") else "")
             raise DataError(f"{self.name}: not a sequence of pictures{keys}; files and names of data sets: diffusion.open_dataset")
         if not len(items):
             raise DataError(f"{self.name}: no pictures; expected at least one")
+        if isinstance(labels, Mapping):
+            self.given = in_order(labels, len(items), self.name)
+        elif labels is not None and not _is_sequence(labels):
+            form = "expected a list, a label for each image, or a dict by its number"
+            raise DataError(f"{self.name}: labels are a {type(labels).__name__}; {form}")
         features = getattr(items, "features", None)  # of a datasets.Dataset
-        self.class_names = class_names or (getattr(features.get("label"), "names", ()) if isinstance(features, Mapping) else ())
+        self._names = class_names or (getattr(features.get("label"), "names", ()) if isinstance(features, Mapping) else ())
         self.channels, *sides = self._picture(0).shape
         self.size = Size(*sides)
 
@@ -89,23 +118,40 @@ class OwnPictures(Pictures):
         """Whether labels were given, or the first item has one."""
         return self.given is not None or self._item(0)[1] is not None
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
         """Class of each image, int64 [N]; None if the first has none."""
+        return self._classes[0]
+
+    @property
+    def class_names(self) -> Sequence[str]:  # type: ignore[override]
+        """Names of the classes, where they have names."""
+        return self._classes[1]
+
+    @cached_property
+    def _classes(self) -> tuple[np.ndarray | None, Sequence[str]]:
         if not self.labelled:
-            return None
+            return None, self._names
         given = self.given
         if given is None and isinstance(getattr(self.items, "features", None), Mapping):
             given = self.items["label"]  # the column, without decoding the images
         if given is None:
             given = [self._item(number)[1] for number in tqdm(range(len(self)), desc="labels", unit="img", delay=1, leave=False)]
-        labels = [label.tolist() if hasattr(label, "tolist") else label for label in given]
-        for number, label in enumerate(labels):
-            if type(label) is not int:
-                raise DataError(f"{self._place(number)}: label {label!r}; expected an integer, from 0; number the classes")
-        if len(labels) != len(self):
-            raise DataError(f"{self.name}: {len(labels)} labels; expected one for each of the {len(self)} images")
-        return np.array(labels, np.int64)
+        if len(given) != len(self):
+            raise DataError(f"{self.name}: {len(given)} labels; expected one for each of the {len(self)} images")
+        return as_classes(given, self._names, self._place)
+
+    @cached_property
+    def range(self) -> Range:
+        """Black and white of float pictures, by up to 256 of the set."""
+        numbers = evenly_spaced(len(self), PROBES).tolist()
+        items = ((self._place(number), self._item(number)[0]) for number in numbers)
+        arrays = [values for place, picture in items if (values := _floats(picture, place)) is not None and values.size]
+        found = value_range([(values.min(), values.max()) for values in arrays], self.name, self.overshoot)
+        if found != RANGES[0]:
+            note = f"{self.name}: values from {found[0]:g}, which is black, to {found[1]:g}, which is white"
+            warnings.warn(f"{note}, as in most of the {len(arrays)} pictures looked at", stacklevel=2)
+        return found
 
     def _place(self, number: int) -> str:
         return f"{self.name}, picture {number}"
@@ -126,13 +172,16 @@ class OwnPictures(Pictures):
     def _picture(self, number: int) -> np.ndarray:
         """A picture, float32 [C, H, W] in [0, 1]; it has been checked but for its size."""
         place, picture = self._place(number), self._item(number)[0]
-        if isinstance(picture, Image.Image):
-            with data_errors(place):
-                return decoded(picture.copy(), place)
-        dtype = str(getattr(picture, "dtype", type(picture).__name__)).removeprefix("torch.")
-        if dtype not in DTYPES:
+        if isinstance(picture, Mapping) and "bytes" in picture:  # an image of a datasets.Dataset that is not decoded
+            picture = picture["bytes"]
+        with data_errors(place):
+            if isinstance(picture, bytes):
+                picture = open_image(io.BytesIO(picture), place)
+            if isinstance(picture, Image.Image):
+                return decoded(picture.copy(), place, self.range if picture.mode == "F" else None)
+        if (dtype := _dtype(picture)) not in DTYPES:
             raise DataError(f"{place}: {dtype}; expected a PIL image, or an array or tensor of {', '.join(DTYPES)}; convert it")
-        values = picture.detach().cpu().numpy() if isinstance(picture, torch.Tensor) else np.asarray(picture)
+        values = _array(picture, place)
         if values.ndim == 2:
             values = values[None]
         elif values.ndim == 3 and values.shape[0] not in (1, 3) and values.shape[2] in (1, 3):
@@ -142,14 +191,55 @@ class OwnPictures(Pictures):
             raise DataError(f"{place}: shape {list(picture.shape)}; expected {expected}; reshape it, or choose channels")
         if dtype == "uint8":
             return np.divide(values, 255, dtype=np.float32, order="C")
-        low, high, slack = values.min(), values.max(), SLACK if self.clip else 0.0
-        if not (low >= -slack and high <= 1.0 + slack):
-            if not np.isfinite([low, high]).all():
-                raise DataError(f"{place}: values that are NaN or infinite; expected 0 to 1; repair the picture, or leave it out")
-            signed, bytes_ = -1.0 <= low < 0.0 and high <= 1.0, low >= 0.0 and 1.0 + SLACK < high <= 255.0
-            advice = "take (x + 1) / 2 if -1 is black" if signed else "divide by 255" if bytes_ else "rescale or clip them"
-            raise DataError(f"{place}: values from {low:g} to {high:g}; expected 0 to 1; {advice}")
-        return np.array(values.clip(0.0, 1.0) if self.clip else values, np.float32, order="C")
+        return scaled(values, self.range, place, self.overshoot)
+
+
+def _is_sequence(value: Any) -> bool:
+    """Whether a value has a length and items by their numbers. A set, a generator, a text and a single number have none."""
+    has_items = hasattr(value, "__len__") and hasattr(value, "__getitem__") and getattr(value, "ndim", 1) > 0
+    return has_items and not isinstance(value, (str, bytes, Mapping))
+
+
+def _dtype(picture: Any) -> str:
+    """Type of the values of an array or tensor, whatever the order of their bytes; of anything else its own type."""
+    dtype = getattr(picture, "dtype", type(picture))
+    return str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)).removeprefix("torch.")
+
+
+def _array(picture: Any, place: str) -> np.ndarray:
+    """The values of an array or tensor."""
+    if not isinstance(picture, torch.Tensor):
+        return np.asarray(picture)
+    if picture.layout != torch.strided or picture.is_meta:
+        raise DataError(f"{place}: {picture.layout} on {picture.device}; expected a dense tensor with values; convert it")
+    return picture.detach().cpu().numpy()
+
+
+def _floats(picture: Any, place: str) -> np.ndarray | None:
+    """The values of a float picture; None if it is no such."""
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture) if picture.mode == "F" else None
+    return _array(picture, place) if _dtype(picture) in DTYPES[1:] else None
+
+
+def _are_pictures_and_labels(pictures: Any, labels: Any) -> bool:
+    """Whether this is a pair of all pictures, an array or tensor [N, ...], and their labels, [N] or rows [N, classes]."""
+    if getattr(pictures, "ndim", 0) < 3 or not (_is_sequence(labels) or isinstance(labels, Mapping)):
+        return False
+    return len(labels) == len(pictures) and getattr(labels, "ndim", 1) <= 2
+
+
+def _check_ours(pictures: Pictures) -> None:
+    """Raise DataError if pictures in our own form are none, or not uint8 or float32 in [0, 1]: all in memory, else some of them."""
+    if isinstance(pictures, (OwnPictures, ImageStream)):
+        return  # checked when they are read, and uint8
+    if not len(pictures):
+        raise DataError(f"{pictures.name}: no pictures; expected at least one")
+    values = pictures.pixels if isinstance(pictures, ImageDataset) else pictures.read(evenly_spaced(len(pictures), PROBES))
+    if values.dtype not in (np.uint8, np.float32):
+        raise DataError(f"{pictures.name}: {values.dtype}; expected uint8 or float32; convert the pictures")
+    if values.dtype == np.float32:
+        check_values(values, RANGES[0], pictures.name)
 
 
 def _check_shape(place: str, found: Sequence[int], expected: Sequence[int]) -> None:

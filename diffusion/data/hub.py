@@ -7,22 +7,24 @@ A set is downloaded to the library's cache, or read as a stream. Our own reader 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from diffusion.data.images import DataError, data_errors
-from diffusion.data.prepare import PROBES
+from diffusion.data.images import DataError, data_errors, read_image
 from diffusion.data.sources import Source, numbered, read_file
 from diffusion.rng import seeds
 
 # Rows of a stream that are shuffled together. Their files are kept in memory meanwhile.
 SHUFFLED = 1000
+FIRST = 32  # rows of a stream that are looked at
+ANSWER = 3.0  # time for the Hub to answer at all [s]
 # An image of a stream: what messages call it, and its file (empty where the row is).
 Row = tuple[str, bytes]
 
@@ -40,7 +42,7 @@ class Stream:
     @cached_property
     def names(self) -> list[Row]:
         """The first 32 rows."""
-        return list(islice(self, PROBES))
+        return list(islice(self, FIRST))
 
     def read(self, row: Row) -> Row:
         """As :attr:`Source.read`: a row holds its file."""
@@ -98,46 +100,67 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Source | Stream]:
         DataError: if the library is not installed, there is no such set, configuration or split, no network, or no image column.
     """
     location = f"hf:{data}"
-    try:
-        from datasets import ClassLabel, Image, load_dataset
-    except ImportError:
-        raise DataError(
-            f"{location}: sets of the hub need the datasets library; install it: pip install 'beyond-blur[hub]'"
-        ) from None
     parts = re.fullmatch(r"([^@:]+)(?:@([^@:]+))?(?::([\w.]+))?", data)
     place, config, split = parts.groups() if parts else ("", None, None)
     folder = Path(place).expanduser().resolve() if place and Path(place).expanduser().is_dir() else None
     if not (folder or "/" in place) or (folder and config):
         raise DataError(f"{location}: expected hf:owner/name, hf:owner/name@config:split or hf:FOLDER with parquet files")
-    if folder and not any(folder.rglob("*.parquet")):
+    if folder is None:
+        return place, _open(location, {"path": place, "name": config}, split, stream)
+    if not any(folder.rglob("*.parquet")):
         raise DataError(f"{location}: no parquet files in it; expected some; a folder of images is read without hf:")
-    with _hub_errors(location, "cannot be loaded", "check the name, the network and the space on the disk"):
-        source = {"path": "parquet", "data_dir": str(folder)} if folder else {"path": place, "name": config}
-        # Data files only: a script that comes with a set is never run. (Later versions of the library cannot.)
-        splits = load_dataset(**source, streaming=stream, trust_remote_code=False)
-    if (split := split or "train") not in splits:
+    where = {"path": "parquet", "data_dir": str(folder)}
+    return folder.name, _open(location.replace(place, str(folder), 1), where, split, stream)
+
+
+def open_parquet(path: Path) -> Source:
+    """Open a parquet file, or the training split of a folder of them.
+
+    Raises:
+        DataError: as :func:`open_hub`.
+    """
+    where = {"data_dir": str(path.resolve())} if path.is_dir() else {"data_files": {"train": str(path.resolve())}}
+    source = _open(str(path), {"path": "parquet", **where}, None, stream=False)
+    assert isinstance(source, Source)
+    return source
+
+
+def _open(location: str, where: dict[str, Any], split: str | None, stream: bool) -> Source | Stream:
+    """A split of what ``datasets.load_dataset(**where)`` loads; errors as for :func:`open_hub`."""
+    try:
+        from datasets import ClassLabel, Image, Value, load_dataset
+    except ImportError:
         raise DataError(
-            f"{location}: no split '{split}'; it has {', '.join(splits)}; name one as in hf:{place}:{next(iter(splits))}"
-        )
+            f"{location}: sets of the hub and parquet files need the datasets library; install it: pip install 'beyond-blur[hub]'"
+        ) from None
+    of_hub = "name" in where
+    advice = "check the name, the network and the space on the disk" if of_hub else "it may be damaged or cut short: get a new copy"
+    with _hub_errors(location, "cannot be loaded", advice), _at_once() if of_hub else nullcontext():
+        # Data files only: a script that comes with a set is never run. (Later versions of the library cannot.)
+        splits = load_dataset(**where, streaming=stream, trust_remote_code=False)
+    if (split := split or "train") not in splits:
+        example = f"hf:{location.removeprefix('hf:').partition(':')[0]}:{next(iter(splits))}"
+        raise DataError(f"{location}: no split '{split}'; it has {', '.join(splits)}; name one as in {example}")
 
     table = splits[split]
     columns = dict(table.features or {})
-    image = next((column for column, kind in columns.items() if isinstance(kind, Image)), None)
-    label = next((column for column, kind in columns.items() if isinstance(kind, ClassLabel)), None)
+    image = next((column for column, kind in columns.items() if isinstance(kind, Image)), None) or _encoded(table, columns)
+    labels = {column: kind for column, kind in columns.items() if isinstance(kind, ClassLabel)}
+    labels |= {column: columns[column] for column in ("label", "labels", "class") if isinstance(columns.get(column), Value)}
+    label = next(iter(labels), None)
     if image is None:
         kinds = ", ".join(f"{column} ({type(kind).__name__})" for column, kind in columns.items())
-        raise DataError(f"{location}: no column of images; expected one of type Image among {kinds or 'its columns'}")
+        expected = "expected one of type Image, or of the bytes of image files,"
+        raise DataError(f"{location}: no column of images; {expected} among {kinds or 'its columns'}")
     # The table of an image folder names files that the library itself found, in the set's own folder.
     of_files = table.info.builder_name == "imagefolder"
     if stream and of_files:
         raise DataError(f"{location}: its images are single files, which cannot be streamed; leave out --stream")
-    if folder:
-        place, location = folder.name, location.replace(place, str(folder), 1)
     # In this order: other operations on a table decode its images.
     images = table.cast_column(image, Image(decode=False)).select_columns(image)
     if stream:
         declared = (table.info.splits or {}).get(split)
-        return place, Stream(location, images, declared.num_examples if declared else None)
+        return Stream(location, images, declared.num_examples if declared else None)
 
     def read(number: int) -> tuple[str, bytes]:
         name = f"{location}, row {number}"
@@ -148,13 +171,52 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Source | Stream]:
 
     with data_errors(location):
         classes = table.select_columns(label)[:][label] if label else [None] * len(table)
-    return place, numbered(location, images._fingerprint, classes, read, columns[label].names if label else ())
+    return numbered(location, images._fingerprint, classes, read, getattr(labels.get(label), "names", ()))
+
+
+def _encoded(table: Any, columns: dict[str, Any]) -> str | None:
+    """The first column that has the file of an image in the first row, as bytes or an object with ``bytes``; None without one."""
+    [row] = islice(table, 1) if columns else [{}]
+    for column in columns:
+        value = row[column]
+        content = value.get("bytes") if isinstance(value, dict) else value
+        with suppress(DataError):
+            if isinstance(content, bytes) and read_image(io.BytesIO(content)).size:
+                return column
+    return None
 
 
 def _cell(image: dict[str, Any] | None) -> tuple[bytes, str]:
     """Content and path of an image in a table, empty where there is none."""
     image = image or {}
     return image.get("bytes") or b"", image.get("path") or ""
+
+
+@contextmanager
+def _at_once() -> Iterator[None]:
+    """A block in which the libraries give what they have kept, or give up, where the Hub does not answer within seconds.
+
+    Left to themselves they try again for most of a minute.
+    """
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        yield
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER)
+        problem = None
+    except Exception as error:
+        problem = error
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except ConnectionError as error:
+        raise ConnectionError(f"the Hub does not answer: {problem}; and there is no copy here") if problem else error from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = False
 
 
 @contextmanager

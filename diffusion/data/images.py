@@ -6,7 +6,9 @@ Every image is a float32 array [C, H, W] in [0, 1], with one channel when it is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, Literal
@@ -23,6 +25,12 @@ _FORMATS = tuple(name for name in Image.ID if name not in {"BUFR", "EPS", "GRIB"
 _EXTENSIONS = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
 # No image of a data set is larger than this, in bytes of its file; what is, is a mistake or an attack.
 MAX_FILE_BYTES = 2**28
+# Values of black and of white.
+Range = tuple[float, float]
+RANGES: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
+WORDS = RANGES[-1]
+OVERSHOOT = 0.05  # of white, by which resized or filtered pictures leave their range
+DARK = 1 / 16  # of white: a set whose pictures are all darker than this has another range
 
 
 class DataError(InputError):
@@ -34,7 +42,10 @@ class DataError(InputError):
 
 
 def read_image(
-    path: str | os.PathLike[str] | BinaryIO, mode: Literal["L", "RGB"] | None = None, name: str | None = None
+    path: str | os.PathLike[str] | BinaryIO,
+    mode: Literal["L", "RGB"] | None = None,
+    name: str | None = None,
+    values: Range | None = None,
 ) -> np.ndarray:
     """Read one image: the first frame, upright (EXIF orientation), over white where it is transparent.
 
@@ -43,10 +54,11 @@ def read_image(
         mode: ``L`` makes the result grey (luma, ITU-R 601), ``RGB`` colour. Without it an image is grey if its file stores grey
             values; a palette counts as colour.
         name: what error messages call the image; the path unless given.
+        values: black and white of float pictures, which those of one set have in common; by default that of this picture alone, as
+            :func:`value_range` finds it.
 
     Returns:
-        float32 [C, H, W] in [0, 1]. 8-bit values are divided by 255, 16-bit and integer ones by 65535; float values by the least of
-        1, 255 and 65535 that brings them into range.
+        float32 [C, H, W] in [0, 1]. 8-bit values are divided by 255, 16-bit and integer ones by 65535.
 
     Raises:
         DataError: if there is no such file, it is not an image, damaged, larger than Pillow's pixel limit or smaller than 2 x 2, or
@@ -55,10 +67,10 @@ def read_image(
     if isinstance(path, (str, os.PathLike)):
         name = name or os.fspath(path)
         with data_errors(name), open(path, "rb") as file:
-            return read_image(file, mode, name)
+            return read_image(file, mode, name, values)
     name = name or "image"
     with data_errors(name):
-        pixels = decoded(open_image(path, name), name)
+        pixels = decoded(open_image(path, name), name, values)
     return pixels if mode is None else with_channels(pixels, len(mode))
 
 
@@ -99,8 +111,24 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 def is_image_name(name: str) -> bool:
     """Whether a relative path has the extension of an image, and no part of it is hidden."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in _EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    return PurePosixPath(name).suffix.lower() in _EXTENSIONS and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a relative path is hidden, or what macOS adds to archives."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def counted(kinds: Iterable[str]) -> str:
+    """How many things there are, and how many of each kind: 12 (.heic 10, no ending 2)."""
+    counts = sorted(Counter(kinds).items(), key=lambda pair: (-pair[1], pair[0]))
+    return f"{sum(count for _, count in counts)} ({', '.join(f'{kind} {count}' for kind, count in counts)})"
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sorts names as a person counts: frame2 before frame10."""
+    # Text and digits alternate, so that a number is compared with a number.
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", name))], name
 
 
 def check_file_bytes(count: int, name: str, most: int | None = None) -> None:
@@ -121,26 +149,71 @@ def open_image(file: BinaryIO, name: str) -> Image.Image:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether an image stores grey values; a palette counts as colour."""
-    return Image.getmodebase(image.mode) == "L"
+    """Whether an image, not decoded yet, stores grey values; a palette counts as colour."""
+    # Pillow has no mode for grey of 16 bits with transparency, and decodes it as colour.
+    return Image.getmodebase(image.mode) == "L" or any(str(tile[3]).startswith("LA;16") for tile in getattr(image, "tile", ()))
 
 
-def decoded(image: Image.Image, name: str) -> np.ndarray:
-    """An open image as float32 [C, H, W] in [0, 1]; it is turned upright in place."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":
-        return _scaled(np.asarray(image), (1, 255, 65535), name)[None]
-    if image.mode.startswith("I"):
-        return _scaled(np.asarray(image), (65535,), name)[None]
-
+def decoded(image: Image.Image, name: str, values: Range | None = None) -> np.ndarray:
+    """An open image as float32 [C, H, W] in [0, 1]; it is turned upright in place. ``values`` as for :func:`read_image`."""
     colours = "L" if is_grey(image) else "RGB"
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        if image.mode != "F":
+            return scaled(pixels, WORDS, name, overshoot=0.0)[None]
+        return scaled(pixels, values or value_range([(pixels.min(), pixels.max())], name), name)[None]
+
     transparent = image.has_transparency_data
-    values = np.asarray(image.convert(colours + "A" if transparent else colours), dtype=np.float32) / 255
-    pixels = np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1))
+    levels = np.asarray(image.convert(colours + "A" if transparent else colours), dtype=np.float32) / 255
+    pixels = np.ascontiguousarray(np.atleast_3d(levels).transpose(2, 0, 1))
     if transparent:
         opacity = pixels[-1:]
         pixels = pixels[:-1] * opacity + (1 - opacity)
     return pixels
+
+
+def value_range(extremes: Sequence[tuple[float, float]], name: str, overshoot: float = OVERSHOOT) -> Range:
+    """Black and white of a set of float pictures: 0 to 1, -1 to 1, 0 to 255 or 0 to 65535.
+
+    Args:
+        extremes: the least and the greatest value of each picture that is looked at. One of them alone tells little: a dark picture
+            of bytes fits into 0 to 1, and a bright one in 0 to 1 may reach 1.02.
+        name: what error messages call the set.
+        overshoot: by how much of white pictures may leave the range.
+
+    Returns:
+        The first range that more than half of the pictures fill, those that are all black aside.
+
+    Raises:
+        DataError: if there is none.
+    """
+    told = [(low, high) for low, high in extremes if np.isfinite([low, high]).all() and (low or high)]
+    for black, white in RANGES:
+        slack = overshoot * white
+        dark = DARK * white if white > 1.0 else black  # the first two ranges are taken however dark the pictures are
+        if 2 * sum(black - slack <= low and dark <= high <= white + slack for low, high in told) > len(told) or not told:
+            return black, white
+    low, high = min(low for low, _ in told), max(high for _, high in told)
+    raise DataError(f"{name}: values from {low:g} to {high:g}; expected 0 to 1, -1 to 1 or 0 to 255; rescale or clip them")
+
+
+def check_values(values: np.ndarray, black_white: Range, name: str, overshoot: float = 0.0) -> None:
+    """Raise DataError if values are not finite, or leave the range by more than ``overshoot``, in units of white."""
+    (black, white), low, high = black_white, values.min(), values.max()
+    expected = f"expected {black:g} to {white:g}"
+    if not np.isfinite([low, high]).all():
+        raise DataError(f"{name}: values that are NaN or infinite; {expected}; repair the picture, or leave it out")
+    if low < black - overshoot * white or high > white + overshoot * white:
+        raise DataError(f"{name}: values from {low:g} to {high:g}; {expected}; rescale or clip them")
+
+
+def scaled(values: np.ndarray, black_white: Range, name: str, overshoot: float = OVERSHOOT) -> np.ndarray:
+    """Values as float32 in [0, 1], from 0 for black to 1 for white, clipped; errors as for :func:`check_values`."""
+    black, white = black_white
+    check_values(values, black_white, name, overshoot)
+    shifted = np.array(values, np.float32, order="C") - np.float32(black)
+    return (shifted / np.float32(white - black)).clip(0.0, 1.0)
 
 
 @contextmanager
@@ -165,17 +238,6 @@ def data_errors(name: str) -> Iterator[None]:
         # Damaged files raise OSError, SyntaxError, struct.error, zlib.error and more, depending on the decoder.
         reason = str(error) or type(error).__name__
         raise DataError(f"{name}: cannot be read ({reason}); it may be damaged or cut short: get a new copy") from error
-
-
-def _scaled(values: np.ndarray, maxima: tuple[int, ...], name: str) -> np.ndarray:
-    """Divide values by the least of ``maxima`` that brings them into [0, 1]."""
-    if not np.isfinite(values).all():
-        raise DataError(f"{name}: pixel values that are NaN or infinite; expected finite ones; export the image again")
-    low, high = values.min(), values.max()
-    for maximum in maxima:
-        if 0 <= low and high <= maximum:
-            return values.astype(np.float32) / maximum
-    raise DataError(f"{name}: pixel values from {low:g} to {high:g}; expected 0 to {maxima[-1]}; rescale the image")
 
 
 def _resample(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -16,11 +16,13 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from diffusion.data.images import DataError, check_file_bytes, data_errors, is_image_name
+from diffusion.data.images import DataError, check_file_bytes, counted, data_errors, is_hidden, is_image_name
+from diffusion.data.labels import as_classes, canonical, common_parts, folder_classes
 
 _LABELS = "dataset.json"
 _LABELS_BYTES = 2**26
@@ -48,16 +50,26 @@ class Source:
     """Names of the image files, in the order of the data set."""
     read: Callable[[str], tuple[str, bytes]]
     """Reads one image file: gives what messages call it, and its content; raises DataError."""
-    classes: Mapping[str, int]
-    """Classes of the images, by name, as far as they are known."""
+    classes: Mapping[str, Any]
+    """Classes of the images, by name, as far as they are known: what :func:`as_classes` takes."""
     class_names: Sequence[str] = ()
     """Names of the classes, where they have names."""
+    class_note: str = ""
+    """One line about the classes, if there is something to say."""
+    ignored: str = ""
+    """How many files are not images we read, by their endings; empty if all are."""
     family: Callable[[str], str] | None = None
     """What images that are nearly the same have in common, by name; no half of the data set has a part of a family."""
 
-    def labels(self, names: Sequence[str]) -> np.ndarray | None:
-        """Classes of the images ``names``, int64 [len(names)]; None unless every one of them has a class."""
-        return np.array([self.classes[name] for name in names], np.int64) if self.classes.keys() >= set(names) else None
+    def labels(self, names: Sequence[str]) -> tuple[np.ndarray | None, Sequence[str]]:
+        """Classes of the images ``names``, int64 [len(names)], None if none of them has one; and the names of the classes.
+
+        Raises:
+            DataError: as :func:`as_classes`.
+        """
+        if self.classes.keys().isdisjoint(names):
+            return None, self.class_names
+        return as_classes([self.classes.get(name) for name in names], self.class_names, lambda number: names[number])
 
 
 def open_path(path: Path) -> Source:
@@ -80,7 +92,7 @@ def open_path(path: Path) -> Source:
 def numbered(
     location: str,
     version: object,
-    classes: Sequence[int | None],
+    classes: Sequence[Any],
     read: Callable[[int], tuple[str, bytes]],
     class_names: Sequence[str] = (),
 ) -> Source:
@@ -106,22 +118,24 @@ def read_file(path: str) -> tuple[str, bytes]:
 
 def _folder(location: str) -> Source:
     """Everything below a folder. Each real directory counts once, so links cannot loop."""
-    files, visited = [], set()
+    files: set[str] = set()
+    places, visited = [], set()
     with data_errors(location):
         for directory, folders, names in os.walk(location, onerror=_raise, followlinks=True):
             real = os.path.realpath(directory)
             # Sorted, so that of several links to one directory the same one is always followed.
             folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
             if real not in visited:
-                files += [Path(directory, name).relative_to(location).as_posix() for name in names]
+                places.append(Path(directory).relative_to(location).as_posix())
+                files.update(f"{places[-1]}/{name}".removeprefix("./") for name in names)
             visited.add(real)
-    return _image_files(location, files, lambda name: read_file(os.path.join(location, name)))
+    return _image_files(location, files, places, lambda name: read_file(os.path.join(location, name)))
 
 
 def _archive(location: str) -> Source:
     with data_errors(location):
         archive = zipfile.ZipFile(location)
-    if any(member.flag_bits & 1 and is_image_name(member.filename) for member in archive.infolist()):
+    if any(member.flag_bits & 1 and is_image_name(canonical(member.filename)) for member in archive.infolist()):
         raise DataError(f"{location}: encrypted; expected an archive without password; unpack it to a folder")
     lock = threading.Lock()
 
@@ -137,33 +151,78 @@ def _archive(location: str) -> Source:
                 # then finds that the checksum differs.
                 return label, file.read(member.file_size)
 
-    return _image_files(location, set(archive.namelist()), read)
+    names = set(archive.namelist())
+    folders = {name for name in names if canonical(name).endswith("/")}
+    return _image_files(location, names - folders, folders, read)
 
 
-def _image_files(location: str, files: Collection[str], read: Callable[[str], tuple[str, bytes]]) -> Source:
+def _image_files(
+    location: str, files: Collection[str], folders: Collection[str], read: Callable[[str], tuple[str, bytes]]
+) -> Source:
     """Those of the files that are images, with classes from a dataset.json, as data sets for StyleGAN and EDM have it, which may
-    name families too; else of the names of their folders, where all of them are in folders."""
-    names = sorted(filter(is_image_name, files))
+    name families too; else of the names of their folders."""
+    form = {name: canonical(name) for name in files}
+    names = sorted(name for name in files if is_image_name(form[name]))
     version = _status([location] if os.path.isfile(location) else (os.path.join(location, name) for name in names))
-    if _LABELS in files:
-        classes, families = _classes_and_families(*read(_LABELS))
-        return Source(location, version, names, read, classes, family=(lambda name: families.get(name, name)) if families else None)
-    folders = [name.partition("/") for name in names]
-    if not all(rest for _, _, rest in folders):
-        return Source(location, version, names, read, {})
-    kinds = sorted({folder for folder, _, _ in folders})
-    number = {kind: i for i, kind in enumerate(kinds)}
-    return Source(location, version, names, read, {"/".join((a, b)): number[a] for a, _, b in folders}, kinds)
+    # A table of labels lies beside the images, or in a folder that all of them have in common.
+    common = common_parts(form[name].split("/")[:-1] for name in names)
+    tables = {form[name]: name for name in files if PurePosixPath(form[name]).name == _LABELS}
+    bases = ["".join(f"{part}/" for part in common[:depth]) for depth in range(len(common) + 1)]
+    base = next((base for base in bases if base + _LABELS in tables), None)
+    others = [form[name] for name in set(files).difference(names, tables.values()) if not is_hidden(form[name])]
+    ignored = counted(PurePosixPath(name).suffix.lower() or "no ending" for name in others) if others else ""
+    if base is None:
+        classes, note = folder_classes({name: form[name] for name in names})
+        if classes and (empty := _empty(map(form.__getitem__, names), map(canonical, folders))):
+            note = "; ".join(filter(None, (note, f"no pictures in {', '.join(empty)}")))
+        return Source(location, version, names, read, classes, class_note=note, ignored=ignored)
+
+    def key(name: str) -> str:
+        return canonical(name).removeprefix(base)
+
+    table, families = _classes_and_families(*read(tables[base + _LABELS]))
+    keys = {name: key(name) for name in names}
+    classes = {name: table[of] for name, of in keys.items() if of in table}
+    spare = len(table.keys() - keys.values())
+    note = f"{spare} labels of {_LABELS} are of no picture here" if spare else ""
+    family = (lambda name: families.get(key(name), key(name))) if families else None
+    return Source(location, version, names, read, classes, family=family, class_note=note, ignored=ignored)
 
 
-def _classes_and_families(label: str, text: bytes) -> tuple[dict[str, int], dict[str, str]]:
-    """The pairs of a name and a class in a dataset.json, and those of a name and a family."""
+def _empty(names: Iterable[str], folders: Iterable[str]) -> list[str]:
+    """The folders, in one form, without an image below them that lie beside or above some."""
+    filled = {above for folder in {name.rpartition("/")[0] for name in names} for above in PurePosixPath(folder, "x").parents}
+    found = {PurePosixPath(folder) for folder in folders if not is_hidden(folder)}
+    return sorted(str(folder) for folder in found - filled if folder.parent in filled)
+
+
+def _classes_and_families(label: str, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a dataset.json says: the class and the family of files, by name, each as pairs or as an object."""
     check_file_bytes(len(text), label, _LABELS_BYTES)
     with data_errors(label):
         content = json.loads(text)
-        labels, families = (content.get(key) or [] if isinstance(content, dict) else [] for key in ("labels", "families"))
-        classes = {name: value for name, value in labels if type(value) is int and value.bit_length() < 64}
-        return classes, {name: value for name, value in families if isinstance(value, str)}
+        if not isinstance(content, dict) or not content.keys() & {"labels", "families"}:
+            content = {"labels": content}
+        labels, families = (_by_name(content.get(key) or {}, label) for key in ("labels", "families"))
+        return labels, {name: value for name, value in families.items() if isinstance(value, str)}
+
+
+def _by_name(entries: Any, label: str) -> dict[str, Any]:
+    """The values of files, given as an object or as pairs, by the names of the files in one form."""
+    pairs = list(entries.items()) if isinstance(entries, dict) else entries
+    if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+        raise DataError(f'{label}: labels that cannot be read; expected {{"labels": [["picture.png", 0], ...]}}; correct it')
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        key = canonical(name)
+        if key in found and found[key] != value:
+            raise DataError(f"{label}: {name} has the values {found[key]!r} and {value!r}; leave one of them")
+        found[key] = value
+    return found
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[0], str)
 
 
 def _pixels(folder: Path) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tqdm import trange
+from tqdm.auto import trange
 
 from diffusion.data.dataset import evenly_spaced
 from diffusion.evaluation.metrics import (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from diffusion.evaluation.features import FeatureExtractor, to_uint8
 from diffusion.rng import seeds, uniform

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion.data.dataset import Split
+from diffusion.data.dataset import Split, grey_or_colour
 from lbm_warp.checks import check_integer
 
 
@@ -17,7 +17,8 @@ class ScoringConfig:
     """Number of samples; by default all of a folder or file, and of a run as many as the reference has, at most 10,000."""
     features: str | None = None
     """inception, inception-clean (resized as clean-fid does), digits, fashion-mnist, emoji, pixels, a classifier of cli.features
-    (*.safetensors), or a TorchScript file (*.pt, which is run); by default those of the data's name, else inception."""
+    (*.safetensors), or a TorchScript file (*.pt, which is run); by default those of the data's name,
+    else inception where its file is here, else emoji (fashion-mnist for grey pictures)."""
     inception: Path | None = None
     """The file inception-2015-12-05.pt; looked for in BEYOND_BLUR_DATA, ./data and torch's hub cache by default."""
     bootstrap: int | None = None
@@ -61,6 +62,10 @@ class EvaluationConfig(ScoringConfig):
     compare PSNR and SSIM with methods of scikit-image (pip install 'beyond-blur[restoration]')."""
     size: str | None = None
     """Size to compare at in pixels, such as 64 or 96x128; by default that of the run or .npz file, else that of the data."""
+    grey: bool = False
+    """Turn colour pictures to grey. By default a run says it; else pictures are grey if all are, of 256 that are looked at."""
+    colour: bool = False
+    """Keep colour, also of pictures that look grey."""
     batch: int = 64
     """Images at a time; the result does not depend on it."""
     data_root: Path | None = None
@@ -71,5 +76,6 @@ class EvaluationConfig(ScoringConfig):
     def validate(self) -> None:
         """Raise InputError if a value is out of its range."""
         super().validate()
+        grey_or_colour(self.grey, self.colour)
         check_integer("seed", self.seed, 0, 2**63 - 1)
         check_integer("batch", self.batch, 1)

@@ -21,8 +21,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -31,9 +31,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from diffusion.data.dataset import Pictures, as_floats
+from diffusion.files import asset
 from diffusion.rng import seeds
 from lbm_warp.checks import InputError, check_integer
 
@@ -114,9 +115,9 @@ def open_features(name: str | Features, device: torch.device, inception: Path | 
     if name == "pixels":
         return FeatureExtractor(name, None, lambda images: images.flatten(1) / 255.0)
     if name in BUNDLED:
-        return _of_classifier(name, (resources.files("assets") / BUNDLED[name]).read_bytes(), device)
+        return _of_classifier(name, asset(BUNDLED[name]).read_bytes(), device)
     if name in ("inception", "inception-clean"):
-        return _open_inception(name, inception or _find_inception(), device)
+        return _open_inception(name, inception or find_inception() or _missing_inception(), device)
     path = Path(name)
     if path.suffix == ".pt":
         module, sha256 = _read_torchscript(path, device)
@@ -200,6 +201,9 @@ def train_classifier(dataset: Pictures, held_out: int = 2, *, epochs: int, seed:
     Raises:
         InputError: if the pictures have no classes, or another shape.
     """
+    if not dataset.labelled:
+        example = "such as a folder with a folder for each class"
+        raise InputError(f"{dataset.name}: not every image has a class, which a classifier learns; use data with labels, {example}")
     classes, (height, width) = dataset.classes(), dataset.size
     if height != width or height % 8:
         raise InputError(
@@ -285,12 +289,31 @@ def clean_resized(images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack(resized)).clamp(0.0, 255.0).unflatten(0, images.shape[:2]).to(images.device)
 
 
-def _find_inception() -> Path:
-    folders = [Path(folder) for folder in (os.environ.get("BEYOND_BLUR_DATA"), "data") if folder]
-    folders.append(Path(torch.hub.get_dir()) / "checkpoints")
-    for folder in folders:
-        if (folder / INCEPTION_FILE).is_file():
-            return folder / INCEPTION_FILE
+def find_inception() -> Path | None:
+    """Inception's file, if it is in one of the usual places."""
+    return next((folder / INCEPTION_FILE for folder in _inception_folders() if (folder / INCEPTION_FILE).is_file()), None)
+
+
+def usual_features(data: str, channels: int, inception: Path | None = None) -> str:
+    """Name of the features for pictures: those of a known set, Inception's where it is at hand, else a bundled classifier's.
+
+    Args:
+        data: name of the pictures.
+        channels: 1 (grey) or 3 (RGB).
+        inception: Inception's file, where it is not in one of the usual places.
+    """
+    if data in BUNDLED:
+        return data
+    return "inception" if inception or find_inception() else "emoji" if channels == 3 else "fashion-mnist"
+
+
+def _inception_folders() -> list[Path]:
+    named = [Path(folder) for folder in (os.environ.get("BEYOND_BLUR_DATA"), "data") if folder]
+    return [*named, Path(torch.hub.get_dir()) / "checkpoints"]
+
+
+def _missing_inception() -> NoReturn:
+    folders = _inception_folders()
     raise InputError(
         f"no {INCEPTION_FILE} in {', '.join(map(str, folders))}: download it from {INCEPTION_URL} (96 MB, NVIDIA's TorchScript "
         f"form of the FID's Inception v3, SHA-256 {INCEPTION_SHA256}) into one of these folders, or name it with --inception FILE; "

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from diffusion.rng import seeds, uniform
 from diffusion.samplers.base import energy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +17,14 @@ from accelerate.utils import broadcast_object_list
 
 from diffusion.data.dataset import Split, evenly_spaced, numbers_of, whole_and_half
 from diffusion.evaluation.config import EvaluationConfig
-from diffusion.evaluation.features import BUNDLED, FeatureExtractor, Features, open_features
+from diffusion.evaluation.features import BUNDLED, FeatureExtractor, Features, open_features, usual_features
 from diffusion.evaluation.metrics import Measurement
 from diffusion.evaluation.sources import ImageSource
 from diffusion.files import load_tensors, save_tensors
+from lbm_warp.caches import cache_folder
 from lbm_warp.checks import InputError
+
+log = logging.getLogger("lbm_warp")
 
 MOST_SAMPLES = 10_000  # of a run, unless told
 PROBES = 2048  # pictures that a fingerprint looks at
@@ -45,8 +48,11 @@ class Reference:
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The features that were given, that the configuration names, or that suit the pictures."""
-        data = whole_and_half(self.pictures.name)[0]
-        features = self.features or self.config.features or (data if data in BUNDLED else "inception")
+        data, given = whole_and_half(self.pictures.name)[0], self.features or self.config.features
+        features = given or usual_features(data, self.pictures.channels, self.config.inception)
+        if not given and features in BUNDLED and features != data and PartialState().is_main_process:
+            says = "distances compare with each other, not with published FIDs"
+            log.warning("no file of Inception here: the features are those of the bundled %s classifier; %s", features, says)
         return open_features(features, self.device, self.config.inception)
 
     @cached_property
@@ -89,8 +95,7 @@ class Reference:
         """
         found, main = None, PartialState().is_main_process
         keep = self.features is None or isinstance(self.features, FeatureExtractor)
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = (self.config.cache or caches / "beyond-blur") / f"{self.fingerprint}.safetensors" if main else Path()
+        path = (self.config.cache or cache_folder("beyond-blur")) / f"{self.fingerprint}.safetensors" if main else Path()
         if main and keep:
             with suppress(InputError, TypeError):  # missing or damaged
                 found = Measurement(**load_tensors(path))
@@ -98,5 +103,8 @@ class Reference:
         if not cached:
             found = self.pictures.measure(np.arange(self.pictures.count), self.extractor, self.config.batch, self.device)
             if main and keep:
-                save_tensors(path, vars(found), {"data": self.pictures.name, "features": self.extractor.name})
+                try:
+                    save_tensors(path, vars(found), {"data": self.pictures.name, "features": self.extractor.name})
+                except InputError as error:  # such as a full disk: what was measured counts
+                    log.warning("%s: the features of the pictures are not kept", error)
         return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from diffusion.rng import seeds
 from diffusion.sampling.restoration import LevelEstimator, as_stored, restore

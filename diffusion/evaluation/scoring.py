@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from diffusion.evaluation.bootstrap import intervals
 from diffusion.evaluation.calibration import calibration
 from diffusion.evaluation.config import EvaluationConfig
 from diffusion.evaluation.features import Features
+from diffusion.evaluation.kept import KeptSamples
 from diffusion.evaluation.likelihood import check_density, likelihood
 from diffusion.evaluation.metrics import Measurement, Scores, fit_gaussian, frechet_distance, memorisation, score
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.restoration import check_blurs, score_restoration
 from diffusion.evaluation.sources import open_pictures, open_run, open_sources
 from diffusion.evaluation.variance import analysis_of_variance
+from diffusion.launcher import launch
 from diffusion.sampling.pipeline import Pipeline
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, as_device
 
 RESTORED = 256  # pictures that calibration restores
 DEGRADED = 64  # pictures that are degraded and restored, half of them for the free numbers of other methods
@@ -45,9 +47,10 @@ def evaluate(
     Call it in one process, or in each process that torchrun or accelerate launch started: they share the work.
 
     Args:
-        samples: a run (its folder, ``owner/name`` on the Hugging Face Hub, or a pipeline), or samples of any model: a folder or
-            .zip of images, an .npz file (arr_0, uint8 [N, H, W, C]), or images as :func:`diffusion.data.as_dataset` takes them,
-            such as a tensor [N, C, H, W]; values that leave [0, 1] a little are clipped.
+        samples: a run (its folder, digits, fashion or emoji, ``owner/name`` on the Hugging Face Hub, or a pipeline), or samples
+            of any model: a folder or .zip of images, an .npz file (arr_0, uint8 [N, H, W, C]), or images as
+            :func:`diffusion.data.as_dataset` takes them, such as a tensor [N, C, H, W]; values that leave [0, 1] a little are
+            clipped.
         data: name of the real pictures, as for :func:`diffusion.open_dataset`, or pictures as :func:`diffusion.data.as_dataset`
             takes them; by default those that the run was trained on.
         config: how to compare them.
@@ -64,7 +67,8 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     config.validate()
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    launch()  # refuses half an environment, in which processes would wait for each other
     state = PartialState(cpu=device.type == "cpu")
     device = state.device if state.num_processes > 1 else device
     source, pictures, config = open_sources(samples, data, config, device, types)
@@ -81,7 +85,8 @@ def evaluate(
         check_blurs(run)
 
     real, extractor = reference.measured(), reference.extractor
-    generated = source.measure(index, extractor, config.batch, device)
+    kept = None if run is None else KeptSamples(source, run, config)
+    generated = (replace(source, read=kept.read) if kept else source).measure(index, extractor, config.batch, device)
     if real is None or not state.is_main_process:
         return None
     compared = generated.to(device), real[reference.numbers()].to(device)
@@ -101,7 +106,10 @@ def evaluate(
     resamples = (100 if dimension <= FEW_FEATURES else 0) if config.bootstrap is None else config.bootstrap
     if resamples:
         report["intervals"] = intervals(scores, *compared, config.k, resamples)
-    return report if run is None else report | _of_run(run, reference, real, generated)
+    if run is not None and kept is not None:
+        report |= _of_run(run, reference, real, generated)
+        kept.remove()
+    return report
 
 
 def _floor(real: Measurement, reference: Reference, count: int) -> Scores:

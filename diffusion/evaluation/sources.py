@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from diffusion.data.adapters import as_dataset
-from diffusion.data.dataset import OTHER_HALF, Pictures, Split, as_floats, open_dataset, whole_and_half
+from diffusion.data.dataset import NAMES, OTHER_HALF, Pictures, Split, as_floats, grey_or_colour, open_dataset, whole_and_half
+from diffusion.data.identity import Identity, load_identity
 from diffusion.data.images import DataError, fit, with_channels
 from diffusion.evaluation.config import EvaluationConfig
 from diffusion.evaluation.features import FeatureExtractor, to_uint8
 from diffusion.evaluation.metrics import Measurement, check_features
-from diffusion.sampling.pipeline import Pipeline, is_model_id
+from diffusion.sampling.pipeline import BUNDLED, Pipeline, is_model_id
 from diffusion.size import Size
 from lbm_warp.checks import InputError
 
@@ -75,6 +76,7 @@ def open_sources(
 
     Arguments and errors are those of :func:`diffusion.evaluate`.
     """
+    learned: Identity | None = None
     source, path = None, Path(samples) if isinstance(samples, (str, Path)) else None
     split: Split = "all"
     name = str(samples) if path else "pipeline" if isinstance(samples, Pipeline) else type(samples).__name__
@@ -82,7 +84,8 @@ def open_sources(
         pipeline = samples if isinstance(samples, Pipeline) else Pipeline.from_pretrained(samples, device=device, types=types)
         source = open_run(name, pipeline, config)
         trained_on, trained_half = whole_and_half(pipeline.config.data)
-        data, split = trained_on if data is None else data, OTHER_HALF[trained_half]
+        learned = load_identity(path) if path else None
+        data, split = _learned(name, trained_on, learned) if data is None else data, OTHER_HALF[trained_half]
         if config.size is not None and Size.of(config.size) != source.size:
             raise InputError(f"size {config.size}: the images of {name} have size {source.size}")
     elif path and not path.exists():
@@ -95,15 +98,34 @@ def open_sources(
         source = open_pictures(read_npz(path) if path else samples, config, name=name, clip=True)
     if isinstance(data, Pictures) and data.split != "all":
         split = "all"  # of what is a half already
+    grey = grey_or_colour(config.grey, config.colour)
+    if source and grey is not None and grey != (source.channels == 1):
+        option, found = ("--grey", "in colour") if grey else ("--colour", "grey")
+        raise InputError(f"{option}: the images of {name} are {found}; leave it out")
     config = replace(config, split=config.split or split, size=str(source.size) if source else config.size)
-    pictures = open_pictures(data, config, source.channels if source else None)
-    source = source or open_pictures(name, replace(config, size=str(pictures.size)), pictures.channels)
+    try:
+        pictures = open_pictures(data, config, source.channels if source else None)
+    except DataError as error:
+        if learned is None or data != learned.data:
+            raise
+        raise InputError(f"{error}; {name} was trained on {learned.where()}: say where they are now with --data") from None
+    source = source or open_pictures(name, replace(config, size=str(pictures.size)), pictures.channels, samples=True)
     return source, pictures, config
 
 
+def _learned(name: str, data: str, learned: Identity | None) -> str:
+    """What opens the pictures that a run learned: what it recorded, else their name."""
+    if learned is None or (learned.data is None and data in NAMES):
+        return data
+    if learned.data is None:
+        raise InputError(f"{name} was trained on pictures in memory ({data}); name those to compare with: --data")
+    return learned.data
+
+
 def is_run(samples: Path | str) -> bool:
-    """Whether this is a run folder, or owner/name of a run on the Hub."""
-    return (Path(samples) / "config.json").exists() or (not Path(samples).exists() and is_model_id(str(samples)))
+    """Whether this is a run folder, or the name of a bundled model, or owner/name of a run on the Hub."""
+    named = str(samples) in BUNDLED or is_model_id(str(samples))
+    return (Path(samples) / "config.json").exists() or (not Path(samples).exists() and named)
 
 
 def open_run(name: str, pipeline: Pipeline, how: EvaluationConfig) -> ImageSource:
@@ -117,20 +139,26 @@ def open_run(name: str, pipeline: Pipeline, how: EvaluationConfig) -> ImageSourc
 
 
 def open_pictures(
-    data: Any, config: EvaluationConfig, channels: int | None = None, name: str | None = None, clip: bool = False
+    data: Any,
+    config: EvaluationConfig,
+    channels: int | None = None,
+    name: str | None = None,
+    clip: bool = False,
+    samples: bool = False,
 ) -> ImageSource:
     """A data set or images, by name or as :func:`diffusion.data.as_dataset` takes them, cropped and resized where they need be.
 
     Args:
         data: name, path, or pictures.
-        config: says the size, and where data sets are.
-        channels: 1 or 3; by default those of the pictures.
+        config: says the size, whether they are grey, and where data sets are.
+        channels: 1 or 3; by default those that ``config`` says, or those of the pictures.
         name, clip: as for :func:`diffusion.data.as_dataset`.
+        samples: as for :func:`diffusion.open_dataset`.
     """
     pictures: Pictures
     if isinstance(data, (str, Path)):
-        name, grey = str(data), None if channels is None else channels == 1
-        pictures = open_dataset(name, config.size, config.data_root, grey=grey, cache=config.data_cache)
+        name, grey = str(data), grey_or_colour(config.grey, config.colour) if channels is None else channels == 1
+        pictures = open_dataset(name, config.size, config.data_root, grey=grey, cache=config.data_cache, samples=samples)
     else:
         pictures = as_dataset(data, name, clip=clip)
     size = pictures.size if config.size is None else Size.of(config.size)

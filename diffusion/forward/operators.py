@@ -26,8 +26,9 @@ import lbm_warp
 from diffusion.forward.scales import share
 from diffusion.size import Size
 from lbm_warp import CurlNoise, Schedule, SpectralTurbulence, Turbulence
-from lbm_warp.checks import Device, InputError, Integers, check_boundary, check_integer, check_number
+from lbm_warp.checks import LARGEST, Device, InputError, Integers, check_boundary, check_integer, check_number
 from lbm_warp.heat import cosines, from_modes, to_modes
+from lbm_warp.schedule import MOST_LEVELS
 
 # The generators of velocity fields, by the names that command lines have for them.
 TURBULENCE: dict[str, Turbulence] = {
@@ -82,6 +83,8 @@ class Operator(lbm_warp.Operator):
 
     def transfer(self, level: Integers, size: Size) -> torch.Tensor:
         """Factor of every cosine mode at levels, float64 [N, 1, H, W], or [1, 1, H, W] for one; for diagonal operators."""
+        if self.diagonal:
+            raise InputError(f"{type(self).__name__} is diagonal and needs a method transfer(level, size), factors of the modes")
         raise InputError(f"{type(self).__name__} does not multiply cosine modes by factors: it is not diagonal")
 
     def transfer_rate(self, level: Integers, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +140,7 @@ class Identity(Operator):
     solver = "identity"
 
     def __post_init__(self) -> None:
-        check_integer("levels", self.levels, 1)
+        check_integer("levels", self.levels, 1, MOST_LEVELS)
 
     def apply(self, u0: torch.Tensor, level: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         """The images themselves."""
@@ -182,9 +185,11 @@ class Blur:
         """Blur widths of levels 0..K [pixels], float64 [K + 1].
 
         Raises:
-            InputError: if the last is too small to be seen at this size.
+            InputError: if the last is too small to be seen at this size, or larger than 100 sides.
         """
         least, last = getattr(self, "sigma_min", LEAST), self.sigma_max * shorter
+        check_number("sigma_min", least, 1e-6)
+        check_number("sigma_max", self.sigma_max, -LARGEST, 100.0)
         if not last >= least:
             got = f"got {last:g} px = {self.sigma_max:g} x {shorter} px"
             raise InputError(f"sigma_max must be at least sigma_min = {least:g} px, {got}")
@@ -241,9 +246,9 @@ class _Blurring(Operator):
     """Number of levels K; level K is the most corrupted one."""
 
     def __post_init__(self) -> None:
-        check_number("peclet", self.peclet, 0.0)
+        check_number("peclet", self.peclet, 0, 10**6)
         check_boundary(self.boundary)
-        check_integer("levels", self.levels, 1)
+        check_integer("levels", self.levels, 1, MOST_LEVELS)
         if not isinstance(self.blur, Blur):
             raise InputError(f"blur must be a diffusion.Blur (subclass it), got {type(self.blur).__name__}")
 
@@ -268,7 +273,7 @@ class _Blurring(Operator):
         return self.boundary
 
     def check(self, size: Size) -> None:
-        self.widths(size)
+        self.iterations(*size)
 
     def widths(self, size: Size) -> np.ndarray:
         return self.blur.of_levels(self.levels, size.shorter)

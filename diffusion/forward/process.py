@@ -128,9 +128,9 @@ class ForwardProcess:
 
             s' (y - m) + s y' + sigma' eps,    y = A_k(x),    eps = (u_k - m - s (y - m)) / sigma.
 
-        The derivative of y is the operator's own (``Operator.rate``). With x the mean of the clean images given u_k, and a linear
-        operator, this is the velocity of the ODE that carries the distribution of level K to that of the images (Lipman et al.
-        2023, theorem 1).
+        The derivative of y is the operator's own (``Operator.rate``). With x the mean of the clean images given u_k and the flow,
+        and a linear operator, this is the velocity of the ODE that carries the distribution of level K to that of the images
+        (Lipman et al. 2023, theorem 1).
 
         Args:
             clean, u: float32 [N, C, H, W].

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from diffusion.files import load_tensors, save_tensors
 from diffusion.forward.operators import Operator

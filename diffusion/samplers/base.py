@@ -169,7 +169,7 @@ class Sampler:
         check_integer("steps", steps, least, start)
         if self.spacing == "edm":
             root = forward.ratio[1:] ** (1.0 / 7.0)
-            levels = 1 + np.abs(root[:, None] - np.linspace(root[start - 1], root[0], steps)).argmin(axis=0)
+            levels = np.array([1 + np.abs(root - place).argmin() for place in np.linspace(root[start - 1], root[0], steps)])
             # Every step goes down, and leaves a level for each of those after it.
             for i in range(1, steps):
                 levels[i] = max(min(levels[i], levels[i - 1] - 1), steps - i)

@@ -23,7 +23,8 @@ class ODE(Sampler):
     v is the mean velocity of the path given u_k (``ForwardProcess.velocity``), whose part under the operator is the operator's own
     time derivative: it carries the distribution of level K to that of the images without fresh noise, for any linear operator,
     with and without flow (Lipman et al. 2023; Ma et al. 2026). For a process without blur and flow it is the probability flow ODE
-    (Song et al. 2021).
+    (Song et al. 2021). With a random flow that mean needs a network that is told the flow, or one that predicts the velocity
+    itself; it does not follow from a clean image that is the mean over all flows (:class:`Resample`).
 
     The operator must change smoothly with the level. Steps are Heun's, of second order, with two network calls each, or Euler's.
     The last one, from level 1, gives the clean image, or is Euler's where that is not known.

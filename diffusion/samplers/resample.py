@@ -12,9 +12,10 @@ import torch
 
 from diffusion.denoisers import Denoiser, Reverse, noisy, white
 from diffusion.forward.process import ForwardProcess, Level, UnitNoise
-from diffusion.samplers.base import Sampler, gaussian_divergence
+from diffusion.rng import seeds, uniform
+from diffusion.samplers.base import Sampler, energy, gaussian_divergence
 from diffusion.size import Size
-from lbm_warp.checks import InputError, check_choice, check_number
+from lbm_warp.checks import InputError, check_choice, check_integer, check_number
 from lbm_warp.heat import from_modes, to_modes
 
 
@@ -38,6 +39,19 @@ class Resample(Sampler):
     Steps above the noise-to-signal ratio ``second_order_above`` extrapolate the clean image in h = log(s / sigma), from the
     prediction x_i of the level before: x + (h_j - h_k) / (2 (h_k - h_i)) (x - x_i). They have second order: without blur and flow
     this is DPM-Solver++(2M), and with eta = 1 its stochastic form (Lu et al. 2022, algorithm 2 and appendix C).
+
+    With random flows theta a step of the reverse process draws x and theta from p(x, theta | u_k), and then u_j. In small steps the
+    mean is enough, as without flow: that of M_j - r M_k over both, sum over theta of p(theta | u_k) (M_j - r M_k)(x_theta, theta)
+    with x_theta = E[x | u_k, theta]. A network that is told the flow gives x_theta, and theta, drawn at the start, is a draw from
+    its posterior at every level: one flow throughout is exact. A network that is not told gives x = sum of p(theta | u_k) x_theta,
+    the mean over all flows, and no choice of theta makes that the mean above. It is that where u_k leaves x and theta independent,
+    as at high noise, or says what x is. Both limits are kept where theta is drawn given x, from
+
+        p(theta | x, u_k) ~ p(theta) exp(-|u_k - M_k(x, theta)|^2 / (2 sigma_k^2)).
+
+    Of ``flow_candidates`` one is drawn with these weights: the flow of the step before, which a narrow posterior keeps, and new
+    ones. That leaves the posterior as it is for any number of them, and gives it for many (iterated sampling importance resampling;
+    Andrieu, Lee and Vihola 2018).
     """
 
     eta: float = 1.0
@@ -50,6 +64,9 @@ class Resample(Sampler):
     second_order_above: float | None = None
     """Noise-to-signal ratio (of images from -1 to 1) above which steps have second order, >= 0: they extrapolate the clean image
     from the last two levels. None: all steps have first order."""
+    flow_candidates: int = 1
+    """Flows of which one is drawn in each step, by how well it explains the image, for a network that is not told the flow; 1 keeps
+    the flow of the start."""
     has_density: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -58,11 +75,16 @@ class Resample(Sampler):
         check_choice("variance", self.variance, ("fixedsmall", "fixedlarge"))
         if self.second_order_above is not None:
             check_number("second order above", self.second_order_above, 0.0)
+        check_integer("flow candidates", self.flow_candidates, 1, 1000)
 
     def check(self, forward: ForwardProcess, denoiser: Denoiser) -> None:
         super().check(forward, denoiser)
         if self.second_order_above is not None:
             noisy(forward, "second order")
+        if self.flow_candidates > 1:
+            noisy(forward, "a draw among flow candidates")
+            if denoiser.tell_flow:
+                raise InputError("flow candidates above 1 are for a network that is not told the flow: leave out tell flow")
 
     def clean(self, reverse: Reverse, u: torch.Tensor, level: Level) -> torch.Tensor:
         """The predicted clean image, clipped if that is asked for."""
@@ -74,7 +96,7 @@ class Resample(Sampler):
     ) -> Iterator[tuple[torch.Tensor, int]]:
         forward, signal, sigma = reverse.forward, reverse.forward.signal.tolist(), reverse.forward.noise.tolist()
         second_order = float("inf") if self.second_order_above is None else self.second_order_above
-        previous = None
+        previous, flow = None, reverse.seed
         for level, below in pairwise(visited):
             predicted = clean = self.clean(reverse, u, level)
             if previous is not None and below > 0 and 2.0 * sigma[level] > second_order * signal[level]:
@@ -82,12 +104,33 @@ class Resample(Sampler):
                 here, there, far = (np.log(signal[k] / sigma[k]) for k in (level, below, before))
                 clean = predicted + (there - here) / (2.0 * (here - far)) * (predicted - last)
             previous = level, predicted
+            flow = self.flow(reverse, predicted, u, level, flow)
             kept, _, anew = self.noise_scales(forward, level, below)
-            lower, same = forward.means(clean, (below, level), reverse.seed)
+            lower, same = forward.means(clean, (below, level), flow)
             u = lower + kept * (u - same)
             if anew > 0.0:
                 u = u + anew * noise(below)
             yield u, below
+
+    def flow(self, reverse: Reverse, clean: torch.Tensor, u: torch.Tensor, level: int, flow: torch.Tensor) -> torch.Tensor:
+        """Seeds of the flows of a step, int64 [N]: one of the candidates each.
+
+        Args:
+            reverse: gives the forward process, and the seeds of the new candidates.
+            clean: predicted clean images, float32 [N, C, H, W].
+            u: images at ``level``.
+            level: k.
+            flow: seeds of the flows of the step before, int64 [N].
+        """
+        forward, others = reverse.forward, self.flow_candidates - 1
+        if others == 0 or not forward.operator.random:
+            return flow
+        drawn = seeds(reverse.seed[None], "flow candidate", (level * others + np.arange(others))[:, None])
+        candidates = torch.cat([flow[None], drawn])
+        misfit = torch.stack([energy(forward, u - forward.mean(clean, level, one)) for one in candidates]).cpu()
+        share = torch.softmax(-misfit / (2.0 * float(forward.noise[level]) ** 2), dim=0).cumsum(dim=0)
+        chosen = (uniform(reverse.seed, "flow", level) > share[:-1]).sum(dim=0)
+        return candidates[chosen, torch.arange(len(u))]
 
     def noise_scales(self, forward: ForwardProcess, level: int, below: int) -> tuple[float, float, float]:
         """Noise of a step from level k to j.
@@ -103,6 +146,11 @@ class Resample(Sampler):
         fresh = self.eta * ratio * added
         kept = ratio if fresh == 0.0 else max(sigma_below**2 - fresh**2, 0.0) ** 0.5 / sigma
         return kept, fresh, self.eta * added if self.variance == "fixedlarge" and fresh > 0.0 else fresh
+
+    def check_density(self, forward: ForwardProcess) -> None:
+        super().check_density(forward)
+        if self.flow_candidates > 1 and forward.operator.random:
+            raise InputError("no likelihood with flow candidates above 1: its bound is for one flow throughout")
 
     def adds_noise(self, forward: ForwardProcess) -> bool:
         return all(self.noise_scales(forward, level, level - 1)[2] > 0.0 for level in range(2, forward.levels + 1))

@@ -94,7 +94,6 @@ def _numbers(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 def _plain(value: object) -> str:
     """The value as one line of a table cell, with the characters of Markdown escaped."""
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
-    text = " ".join(str(value).split())
+    words = ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+    text = " ".join(words.split()).encode("utf-8", "backslashreplace").decode()
     return "".join(f"\\{character}" if character in "|<>[]`*#\\" else character for character in text)

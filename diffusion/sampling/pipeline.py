@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,20 +13,20 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 from torch import nn
 
 from diffusion.denoisers import Reverse
-from diffusion.files import load_tensors, read_json, save_tensors, write_json
+from diffusion.files import asset, load_tensors, read_json, save_tensors, write_json
 from diffusion.forward.process import UnitNoise
 from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.methods import Method
 from diffusion.rng import seeds
-from diffusion.run import RunConfig, differing, load_config, save_config
+from diffusion.run import RunConfig, differing, fingerprint, load_config, save_config
 from diffusion.samplers.base import Callback, Sampler, circular, noise_of_parts, spherical
 from diffusion.sampling.card import PAPER, card_text
 from diffusion.sampling.prior import Prior, load_prior
 from diffusion.size import Size
-from lbm_warp.checks import InputError, as_batch, check_integer, check_number
+from lbm_warp.checks import InputError, as_batch, as_device, check_integer, check_number
 
 # Models in assets, by name.
-BUNDLED = {name: Path(str(resources.files("assets") / f"{name}-model")) for name in ("digits", "fashion", "emoji")}
+BUNDLED = {name: asset(f"{name}-model") for name in ("digits", "fashion", "emoji")}
 FILES = ("config.json", "ema.safetensors", "best.safetensors", "prior.safetensors", "statistics.safetensors", "metrics.json")
 # Memory for a batch: on a CPU, where larger batches are no faster, and as a share of a GPU's free memory.
 CPU_BYTES = 2**30
@@ -149,19 +148,33 @@ class Pipeline(
         module = config.build_network(empty=True)
         weights = folder / ("best.safetensors" if best else "ema.safetensors")
         if best and not weights.is_file():
-            raise InputError(f"{folder}: it has no best.safetensors; train with --score-every, or leave out best")
+            raise InputError(f"{folder}: it has no best.safetensors, which cli.train --score-every keeps; leave out best")
         module.load_state_dict(_fitting(load_tensors(weights), module, weights), assign=True)
         # Convolutions are faster with channels last.
-        module = module.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        module = module.to(as_device(device)).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
         statistics = load_statistics(folder, config.shape) if config.method.denoiser.needs_statistics else None
         how: dict[str, Any] = {"metrics": metrics, "precision": precision, "batch": batch}
         return cls(config, module, load_prior(folder, config.shape), statistics=statistics, **how)
 
+    def __repr__(self) -> str:
+        shape, parameters = list(self.config.shape), sum(parameter.numel() for parameter in self.network.parameters())
+        process = f"{self.config.process_name}, {self.method.operator.describe()}".replace("\n", ", ")
+        about = f"{self.config.data} {shape}, {self.method.levels:,} levels, {parameters:,} parameters, {self.device}"
+        return f"Pipeline({process}; {about})"
+
     @property
     def device(self) -> torch.device:
         """The device of the network and of the samples while they are made."""
         return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the configuration, the weights and what sampling starts from: equal for equal models only."""
+        tensors = self.network.state_dict() | {"thumbnails": self.prior.thumbnails}
+        if self.statistics:
+            tensors |= {f"statistics.{name}": tensor for name, tensor in vars(self.statistics).items()}
+        return fingerprint(self.config, tensors)
 
     def at_size(self, size: Size | int | str) -> Pipeline:
         """The same run for images of another height and width: the network is convolutional, the statistics are interpolated.
@@ -197,7 +210,7 @@ class Pipeline(
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move the network to a device; returns the pipeline."""
-        self.network.to(device)
+        self.network.to(as_device(device))
         return self
 
     def sample(
@@ -544,14 +557,18 @@ class Pipeline(
         return Reverse(self.forward, self.method.denoiser, chosen, flow)
 
     def batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-        """Call ``draw`` for the rows of ``count`` images batch by batch; halve a batch that does not fit into a GPU's memory."""
+        """Call ``draw`` for the rows of ``count`` images batch by batch; halve a batch that does not fit into a GPU's memory.
+
+        Raises:
+            InputError: if a single image does not fit, or one that is made is not finite.
+        """
         check_integer("number of images", count, 1)
         done: list[torch.Tensor] = []
         first = 0
         while first < count:
             rows = slice(first, min(first + self.batch, count))
             try:
-                done.append(draw(rows).cpu())
+                done.append(_finite(draw(rows).cpu()))
                 first = rows.stop
                 continue
             except torch.OutOfMemoryError:
@@ -571,6 +588,14 @@ def default_batch(config: RunConfig, device: torch.device) -> int:
     else:
         budget, most = CPU_BYTES, 64
     return int(min(max(budget // config.network.activation_bytes(config.size), 1), most))
+
+
+def _finite(images: torch.Tensor) -> torch.Tensor:
+    wrong = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+    if wrong:
+        advice = "train it longer or with a lower learning rate, or sample with another number of steps, less guidance or fp32"
+        raise InputError(f"{wrong} of {len(images)} samples are not finite: the run has diverged; {advice}")
+    return images
 
 
 def _fitting(tensors: dict[str, torch.Tensor], network: nn.Module, path: Path) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from diffusion.data.dataset import evenly_spaced
 from diffusion.files import load_tensors

@@ -1,10 +1,12 @@
 """Checkpoints. A run folder holds:
 
     config.json               the configuration: method, network, image size, training
+    data.json                 where the pictures are, and what they are told by
     init.json                 the run or model that its weights began from, where it began from one
     ema.safetensors           averaged weights, for sampling
     model.safetensors         weights
     prior.safetensors         thumbnails that sampling starts from
+    statistics.safetensors    moments of the pictures, for processes that need them
     checkpoints/              <images>.safetensors: weights, averages and optimiser state, to resume from
     best.safetensors          averaged weights with the smallest Frechet distance so far, with best.json, where scores are asked for
     metrics.jsonl             one line every few steps
@@ -16,17 +18,19 @@ Files are JSON and safetensors: reading a run never executes code from it.
 from __future__ import annotations
 
 import math
-import zlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from diffusion.files import load_tensors, read_json, save_tensors, write_json
+from diffusion.files import CHECKSUM, load_with_metadata, read_json, save_tensors, write_json
 from lbm_warp.checks import InputError
 
 BEST = "best.safetensors"
+# What a training writes into the run folder itself.
+TENSORS = tuple(f"{name}.safetensors" for name in ("model", "ema", "best", "prior", "statistics"))
+FILES = ("config.json", "data.json", "init.json", "best.json", "metrics.jsonl", *TENSORS)
 
 
 class Checkpoints:
@@ -41,12 +45,14 @@ class Checkpoints:
 
     Attributes:
         good: the last checkpoint that is known to be complete.
+        damaged: newer ones that could not be loaded.
     """
 
     def __init__(self, folder: Path, keep_every: int | None = None) -> None:
         self.folder = folder / "checkpoints"
         self.keep_every = keep_every
         self.good: Path | None = None
+        self.damaged: set[Path] = set()
 
     def keep_best(self, score: dict[str, float], weights: dict[str, torch.Tensor]) -> None:
         """Write best.safetensors and best.json if the score, a line of the log, is the best so far; NaN never is."""
@@ -78,10 +84,9 @@ class Checkpoints:
         Raises:
             InputError: if it cannot be written; older checkpoints are then left as they are.
         """
-        metadata = metadata | {"images": str(images), "checksum": _checksum(tensors)}
-        save_tensors(self.path(images), tensors, metadata)
-        paths = self.paths()
-        # Checkpoints of later moments are damaged: the run would have resumed from them.
+        save_tensors(self.path(images), tensors, metadata | {"images": str(images)})
+        # Those of later moments are another process's, unless they are known to be damaged.
+        paths = {number: path for number, path in self.paths().items() if number <= images or path in self.damaged}
         older = [number for number in paths if number <= images]
         keep = set(older[-2:])
         if self.keep_every is not None:
@@ -108,6 +113,7 @@ class Checkpoints:
                 load(path)
             except InputError as error:
                 problems.append(error)
+                self.damaged.add(path)
             else:
                 self.good = path
                 return problems
@@ -116,9 +122,11 @@ class Checkpoints:
         return problems
 
     def tidy(self) -> None:
-        """Remove incomplete files that a killed process left in the run folder."""
-        for part in self.folder.parent.rglob(".*.part.*"):
-            part.unlink(missing_ok=True)
+        """Remove incomplete files that a killed training left in the run folder; those of other commands may be alive."""
+        run = self.folder.parent
+        for part in (*run.glob(".*.part.*"), *self.folder.glob(".*.part.*"), *(run / "samples").glob(".*.part.*")):
+            if part.parent != run or re.sub(r"\.\d+\.part", "", part.name[1:]) in FILES:
+                part.unlink(missing_ok=True)
 
     def last(self) -> str:
         """The last good checkpoint, in words."""
@@ -129,19 +137,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
     """Tensors and metadata that :meth:`Checkpoints.save` wrote.
 
     Raises:
-        InputError: if the file is damaged or the checksum differs.
+        InputError: if the file is damaged, or has no checksum.
     """
-    tensors = load_tensors(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("checksum") != _checksum(tensors):
-        raise InputError(f"{path}: not a complete checkpoint (the checksum differs)")
+    tensors, metadata = load_with_metadata(path)
+    if CHECKSUM not in metadata:
+        raise InputError(f"{path}: not a complete checkpoint (it has no checksum)")
     return tensors, metadata
-
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """CRC-32 of the tensors' values, in the order of their names."""
-    value = 0
-    for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
-    return f"{value:08x}"

@@ -1,19 +1,34 @@
-"""The memory that training a run needs, estimated before it starts."""
+"""The memory and the time that training a run needs, estimated before it starts."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
-from diffusion.network import MixedPrecision
+from diffusion.network import MixedPrecision, NetworkConfig, UNet
 from diffusion.run import RunConfig
-from diffusion.training.ranks import one_line
+from diffusion.training.observers import Observer
+from diffusion.training.ranks import Ranks, one_line
 from lbm_warp.checks import InputError
+
+# Share of the free memory that a step may take; the solver and the libraries need the rest.
+SHARE = 0.8
+# Training keeps at most so many times what sampling is estimated to take.
+KEPT = 16
+# Of a training: time that is long [s], steps that need no estimate, time for which its speed is measured [s].
+LONG, FEW_STEPS, MEASURED = 3 * 86_400.0, 20, 10.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +64,50 @@ def memory(config: RunConfig, device: torch.device, precision: str = "fp32") -> 
     network = config.build_network(empty=True)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     model = MixedPrecision(network) if precision == "bf16" else network
-    conditions, meta = 2 if config.classes else 1, partial(torch.empty, device="meta")
-    try:
-        one, two = (
-            saved_bytes(model, device, meta((n, *config.input_shape)), *[meta(n, dtype=torch.int64)] * conditions) for n in (1, 2)
-        )
-    except Exception as error:
-        reason = f"it does not run on tensors without values: {one_line(error)[:200]}"
-        raise InputError(f"the memory of {type(network).__name__} cannot be estimated; {reason}") from error
+    with _without_values("memory", network):
+        one, two = (saved_bytes(model, device, *_inputs(config, count)) for count in (1, 2))
     return Memory(weights, weights, 2 * weights, weights, 2 * one - two, two - one)
+
+
+def operations(config: RunConfig) -> int:
+    """Floating-point operations of a forward pass of the network for one image. Nothing is computed.
+
+    Raises:
+        InputError: if the network does not run on tensors without values.
+    """
+    network, cpu = config.build_network(empty=True), torch.device("cpu")
+    with _without_values("speed", network), FakeTensorMode(), cpu:
+        weights, inputs = _fakes(network, *_inputs(config, 1))
+        with FlopCounterMode(display=False) as counter:
+            functional_call(network, weights, inputs)
+    return counter.get_total_flops()
+
+
+def seconds_per_image(config: RunConfig, device: torch.device) -> float:
+    """Rough time of a training for each image, after half a second of measuring how fast a small network is here.
+
+    It counts the network alone, and other networks may be a few times faster or slower.
+
+    Raises:
+        InputError: if the network does not run on tensors without values.
+    """
+    return 3 * operations(config) / _operations_per_second(device)  # the backward pass is two forward passes
+
+
+def accumulation(config: RunConfig, ranks: Ranks, precision: str) -> int:
+    """The fewest accumulation steps with which a step fits into the free memory of rank 0's device, the same on all ranks.
+
+    1 where a step is small, or its memory cannot be estimated; one image at a time where even that does not fit.
+    """
+    images, steps, device = config.training.batch // ranks.count, 1, ranks.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    # The estimate takes a second, which a small run need not wait for.
+    if images * KEPT * config.network.activation_bytes(config.size) > SHARE * free / 2:
+        with suppress(Exception):  # of a network of one's own, which the training names better
+            need = memory(config, device, precision)
+            even = (count for count in range(1, images + 1) if images % count == 0)
+            steps = next((count for count in even if need.total(images // count) < SHARE * free), images)
+    return ranks.broadcast(steps)
 
 
 def saved_bytes(model: nn.Module, device: torch.device, *inputs: torch.Tensor) -> int:
@@ -72,13 +122,103 @@ def saved_bytes(model: nn.Module, device: torch.device, *inputs: torch.Tensor) -
         kept[storage._cdata] = storage
         return tensor
 
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, requires_grad=tensor.requires_grad)
-
     with FakeTensorMode(), device:
-        weights = {name: fake(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        given = tuple(map(fake, inputs))
+        weights, given = _fakes(model, *inputs)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             functional_call(model, weights, given)
         own = {weight.untyped_storage()._cdata for weight in weights.values()}
         return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
+def _inputs(config: RunConfig, count: int) -> list[torch.Tensor]:
+    """What the network is called with for so many images, on the meta device."""
+    with torch.device("meta"):
+        conditions = [torch.empty(count, dtype=torch.int64) for _ in range(2 if config.classes else 1)]
+        return [torch.empty((count, *config.input_shape)), *conditions]
+
+
+def _fakes(model: nn.Module, *inputs: torch.Tensor) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+    """Weights and inputs like these, without values, in FakeTensorMode on the present device."""
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+
+    return {name: fake(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}, tuple(map(fake, inputs))
+
+
+@contextmanager
+def _without_values(what: str, network: nn.Module) -> Iterator[None]:
+    """A block that runs a network on tensors without values, which one of a user's own may not do."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"it does not run on tensors without values: {one_line(error)[:200]}"
+        raise InputError(f"the {what} of {type(network).__name__} cannot be estimated; {reason}") from error
+
+
+@cache
+def _operations_per_second(device: torch.device) -> float:
+    """Speed of a device in the training of a network that keeps it busy."""
+    cuda = device.type == "cuda"
+    width, images = (128, 64) if cuda else (32, 8)
+    counter = FlopCounterMode(display=False)
+    with torch.random.fork_rng([device] if cuda else []), torch.enable_grad():
+        network = UNet(3, NetworkConfig(width), levels=1).to(device)
+        inputs = torch.rand((images, 3, 32, 32), device=device), torch.ones(images, dtype=torch.int64, device=device)
+        # The first pass also sets up the libraries.
+        for block in (counter, nullcontext()):
+            start = time.perf_counter()
+            with block:
+                network(*inputs).square().mean().backward()
+            if cuda:
+                torch.cuda.synchronize(device)
+    return counter.get_total_flops() / (time.perf_counter() - start)
+
+
+class TimeLeft(Observer):
+    """Says how long a training takes here: roughly before its first step, and as measured after ten seconds.
+
+    Args:
+        device: where it is trained.
+        ranks: number of its processes.
+        hours: its length by the clock.
+        shorter: what to do if it takes more than three days.
+    """
+
+    def __init__(self, device: torch.device, ranks: int = 1, hours: float | None = None, shorter: str = "") -> None:
+        self.device, self.ranks, self.hours, self.shorter = device, ranks, hours, shorter
+        self.start: float | None = None
+
+    def started(self, folder: Path, config: RunConfig, images: int) -> None:
+        self.length, self.steps, left = config.training.images, 0, config.training.images - images
+        if self.hours is None and left >= FEW_STEPS * config.training.batch:
+            with suppress(InputError):
+                seconds = left * seconds_per_image(config, self.device) / self.ranks
+                self._say(f"very roughly {in_words(seconds)} for {left:,} images here", seconds)
+
+    def stepped(self, images: int) -> None:
+        self.steps += 1
+        if self.steps == 2:  # the steps before set up the libraries
+            self.start, self.first = time.perf_counter(), images
+        if self.steps < 3 or self.start is None or (seconds := time.perf_counter() - self.start) < MEASURED:
+            return
+        self.start, speed = None, (images - self.first) / seconds
+        if self.hours is not None:
+            tqdm.write(f"{speed:.3g} images/s; an hour is enough for {float(f'{3600.0 * speed:.2g}'):,.0f} images")
+            return
+        left = (self.length - images) / speed
+        self._say(f"about {in_words(left)} left at {speed:.3g} images/s", left)
+
+    def _say(self, line: str, seconds: float) -> None:
+        tqdm.write(f"{line}; {self.shorter}" if self.shorter and seconds > LONG else line)
+
+
+def in_words(seconds: float) -> str:
+    """A time in words, such as 3 h 20 min, rounded."""
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    days = minutes / 1440
+    return f"{days:,.0f} days" if days < 700 else f"{days / 365:,.0f} years"

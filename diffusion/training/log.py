@@ -49,6 +49,10 @@ class StepLog:
         self.losses.append(loss)
         self.norms.append(norm)
 
+    def finite(self) -> bool:
+        """Whether loss and gradient of the steps since the last line are finite on this rank."""
+        return bool(torch.stack([*self.losses, *self.norms]).isfinite().all()) if self.steps else True
+
     def line(self, learning_rate: float) -> dict[str, float]:
         """The line for the steps since the last line, the same on every rank.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
@@ -14,8 +15,10 @@ import torch
 from torch import nn
 
 from diffusion.data.adapters import OwnPictures, as_dataset
+from diffusion.data.dataset import whole_and_half
+from diffusion.data.identity import Identity, check_pictures, load_identity
 from diffusion.data.loader import batches, default_workers, labels_of
-from diffusion.files import read_json, save_tensors, write_json
+from diffusion.files import owned, read_json, save_tensors, write_json
 from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.network import MixedPrecision
 from diffusion.rng import seeds, uniform
@@ -24,11 +27,13 @@ from diffusion.sampling.prior import Prior, load_prior
 from diffusion.specs import classes
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.dry_step import check_step
+from diffusion.training.estimate import accumulation
+from diffusion.training.interrupts import uninterrupted
 from diffusion.training.log import StepLog, Stopwatch
 from diffusion.training.observers import SCORE, MetricsFile, Observer, Progress
 from diffusion.training.ranks import Ranks, one_line
 from diffusion.training.state import TrainingState
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError, check_integer, check_number
 
 if TYPE_CHECKING:
     from diffusion.sampling.pipeline import Pipeline
@@ -37,6 +42,8 @@ LOG_STEPS = 25
 # Share of the labels that are dropped.
 DROPPED = 0.1
 INIT = "init.json"
+# More images than any training by the clock reaches.
+ENDLESS = 2**62
 
 
 @dataclass(frozen=True)
@@ -45,28 +52,35 @@ class ExecutionConfig:
 
     precision: Literal["fp32", "bf16"] | None = None
     """Arithmetic of the network; by default what accelerate launch says, or fp32. Corruption, loss and weights are fp32 always."""
-    accumulate: int = 1
-    """Gradient accumulation steps: a batch is processed in this many parts, with less memory and the same result."""
+    accumulate: int | None = None
+    """Gradient accumulation steps: a batch is processed in this many parts, with less memory and the same result (but for the masks
+    of dropout). By default as few as fit into the free memory, by an estimate."""
     compile: bool = False
     """Compile the network with torch.compile: faster steps after minutes of compilation. Needs a C++ compiler."""
     workers: int | None = None
     """Processes that read the pictures; 0 reads in the training process. By default a number that suits the machine."""
     checkpoint_every: int = 32_000
     """Images between checkpoints."""
+    hours: float | None = None
+    """Length of the training by the clock, in place of its number of images: the learning rate falls with the time, and a run that
+    was killed goes on with what is left of it. The result depends on the speed of the machine."""
     keep_every: int | None = None
     """Keep one checkpoint in this many images for good; by default only the last two are kept."""
     score_every: int | None = None
     """Images between scores: the Frechet distance of 500 samples goes to the log, and the best weights so far are kept."""
+    allow_new_pictures: bool = False
+    """Go on with a run although pictures were added, removed or changed; statistics and prior stay those that it began with."""
 
     def validate(self) -> None:
         """Raise InputError if a value is out of its range."""
         if self.precision not in (None, "fp32", "bf16"):
             raise InputError(f"precision must be fp32 or bf16, got {self.precision!r}")
-        check_integer("accumulate", self.accumulate, 1)
+        if self.hours is not None:
+            check_number("hours", self.hours, 1e-4, 1e5)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.workers is not None:
-            check_integer("workers", self.workers, 0)
-        for name in ("keep_every", "score_every"):
+            check_integer("workers", self.workers, 0, 1024)
+        for name in ("accumulate", "keep_every", "score_every"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
 
@@ -91,10 +105,13 @@ def train(
     network that is given as a module is copied, and the module is left as it is. torch's global generator is seeded anew, from the
     run's seed, for the first weights and in every step, and is left like that.
 
+    A KeyboardInterrupt (Ctrl-C) is raised again after the last whole step was saved as a checkpoint.
+
     Args:
-        config: the run. A folder that holds another run is refused; only the length of the training may differ.
+        config: the run. A folder that holds another run is refused; only the length of the training, and the name of the same
+            pictures, may differ.
         dataset: pictures of the run's size, as :func:`diffusion.data.as_dataset` takes them: with labels where ``config.classes``
-            names classes.
+            names classes. A run goes on with the pictures that it began with, wherever they are now: data.json tells them.
         folder: run folder, made if missing; on several machines one that all of them see.
         device: where to corrupt and to train; None is CUDA where there is one. Launched processes take a device each.
         execution: how the training is carried out.
@@ -110,8 +127,8 @@ def train(
 
     Raises:
         InputError: if an option is out of its range, the batch cannot be shared out evenly, network or labels do not fit the run,
-            the folder holds another run or no readable checkpoint, a picture cannot be read, a file cannot be written, or the loss
-            is no longer finite. All ranks raise it, with the same message.
+            the folder holds another run, a run on other pictures or no readable checkpoint, another process works in it, a picture
+            cannot be read, a file cannot be written, or the loss is no longer finite. All ranks raise it, with the same message.
     """
     execution = execution or ExecutionConfig()
     execution.validate()
@@ -120,23 +137,35 @@ def train(
     for observer in observers:
         if not isinstance(observer, Observer):
             raise InputError(f"observers must be objects of classes that subclass diffusion.training.Observer, got {observer!r}")
-    ranks = Ranks(device)
-    run = _Run(config, dataset, Path(folder), ranks, execution, [Progress(), MetricsFile(), *observers], init)
-    state, complete, log = run.state, False, run.log
+    ranks, folder = Ranks(device), Path(folder)
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.main:
+                stack.enter_context(owned(folder))
+        execution = _with_accumulation(config, ranks, execution)
+        observers = [Progress(by_clock=execution.hours is not None), MetricsFile(), *observers]
+        run = _Run(config, dataset, folder, ranks, execution, observers, init)
+        return _carry_out(run, score)
+
+
+def _carry_out(run: _Run, score: Callable[[Pipeline], SupportsFloat | None] | None) -> bool:
+    """The steps of a training, from where it is; returns whether it is complete."""
+    config, ranks, execution, state, log, complete = run.config, run.ranks, run.execution, run.state, run.log, False
     try:
         run.tell(lambda observer: observer.started(run.folder, config, state.images))
         if run.checkpoints.good is not None:
             run.tell(lambda observer: observer.resumed(state.images, run.pipeline))
         log.restart()
         with run.reading() as queue:
-            stop = run.should_stop()
-            while state.images < config.training.images and not stop:
+            stop, length = run.should_stop(), run.length()
+            while state.images < length and not stop:
                 before = state.images
                 with ranks.together():
                     u0 = next(queue)
-                run.trainer.step(u0, log)
+                run.trainer.step(u0, log, length)
                 run.tell(lambda observer: observer.stepped(state.images))
-                due = state.images >= config.training.images or _passed(execution.checkpoint_every, before, state.images)
+                length = run.length()
+                due = state.images >= length or _passed(execution.checkpoint_every, before, state.images) or run.late()
                 score_due = score is not None and _passed(execution.score_every, before, state.images)
                 if due or score_due or len(log.steps) == LOG_STEPS:
                     run.write_log()
@@ -147,9 +176,14 @@ def train(
                 if due or stop:
                     run.write_log()  # checks the loss: no checkpoint holds weights that are not finite
                     run.write_checkpoint()
-        complete = state.images >= config.training.images
+        complete = state.images >= length
+        if complete:
+            run.save_length()
     except (InputError, OSError) as error:
         raise InputError(f"{one_line(error)}; {run.checkpoints.last()}") from error
+    except KeyboardInterrupt:
+        run.rescue()
+        raise
     finally:
         run.end(complete)
     return complete
@@ -196,13 +230,14 @@ class _Run:
         self.trainer = Trainer(config, self.state, ranks, execution, statistics, labels)
         average, precision = self.state.average.network, self.trainer.precision
         self.pipeline = Pipeline(config, average, prior, statistics=statistics, precision=precision)
+        self.saved, self.start = self.state.seconds, time.monotonic() - self.state.seconds
 
     def _begin_or_resume(self, init: str | Path | Pipeline | None) -> None:
         """Begin the run, or bring the state to its last good checkpoint."""
         config, folder, ranks, note = self.config, self.folder, self.ranks, None
         with ranks.together():
-            if (folder / "config.json").exists():
-                check_same_run(folder, config)
+            if ranks.main:
+                pictures, said = self._identify()
             problems = self.checkpoints.resume(self.state.load)
             if self.checkpoints.good is None and (folder / "ema.safetensors").exists():
                 raise InputError(f"{folder} holds a model, and no checkpoints to go on from; choose another folder (--out)")
@@ -215,9 +250,12 @@ class _Run:
         with ranks.together():
             if ranks.main:
                 self.checkpoints.tidy()
+                pictures.save(folder)
                 if self.checkpoints.good is None:
                     self._begin(note)
                 else:
+                    if said:
+                        print(f"{folder}: {said}")
                     for problem in problems:
                         print(f"{problem}; going on from {self.checkpoints.good}")
                     before = read_json(folder / INIT)["init"] if (folder / INIT).is_file() else "random weights"
@@ -226,12 +264,25 @@ class _Run:
                     self._save_weights()
                 save_config(folder, config)
 
+    def _identify(self) -> tuple[Identity, str | None]:
+        """What tells the pictures, and what is to be said of them; raise InputError if the folder holds another run."""
+        config, folder, pictures = self.config, self.folder, Identity.of(self.dataset, self.config.data)
+        if not (folder / "config.json").exists():
+            return pictures, None
+        before = load_identity(folder)
+        # The same pictures may have another name now.
+        same_half = before is not None and whole_and_half(before.name)[1] == whole_and_half(config.data)[1]
+        check_same_run(folder, replace(config, data=before.name) if before is not None and same_half else config)
+        return pictures, check_pictures(folder, self.dataset, pictures, self.execution.allow_new_pictures)
+
     def _begin(self, note: dict[str, Any] | None) -> None:
         """Write what sampling needs beside the weights, and what the weights are from."""
         dataset, method, folder, device = self.dataset, self.config.method, self.folder, self.ranks.device
         save_tensors(folder / "prior.safetensors", {"thumbnails": Prior.build(dataset, method, device).thumbnails})
         if method.denoiser.needs_statistics:
             method.denoiser.measure(dataset, method.forward, device).save(folder)
+        if self.config.classes:
+            print(dataset.describe_classes(self.config.classes))
         if isinstance(dataset, OwnPictures) and dataset.labelled and not self.config.classes:
             print(f"{dataset.name}: the labels are not learned; name their classes in RunConfig(classes=...) to learn them")
         (folder / INIT).unlink(missing_ok=True)
@@ -250,12 +301,33 @@ class _Run:
             self.dataset,
             training.seed,
             self.state.images,
-            training.images,
+            training.images if self.execution.hours is None else ENDLESS,
             training.batch,
             part=(self.ranks.rank, self.ranks.count),
             workers=default_workers(self.dataset, self.ranks.count) if workers is None else workers,
             flip=training.flip,
         )
+
+    def length(self) -> int:
+        """Images of the whole training; by the clock as many as it reaches in its time if it goes on as until now."""
+        seen, hours = self.state.images, self.execution.hours
+        if hours is None:
+            return self.config.training.images
+        # In milliseconds, the same on all ranks.
+        self.state.seconds = self.ranks.broadcast(round(1e3 * (time.monotonic() - self.start))) / 1e3
+        share = self.state.seconds / (3600.0 * hours)
+        return seen if share >= 1.0 else max(seen + self.config.training.batch, round(seen / max(share, 1e-9)))
+
+    def late(self) -> bool:
+        """Whether a checkpoint is due by the clock: an eighth of the time has passed since the last one."""
+        return self.execution.hours is not None and self.state.seconds - self.saved > 3600.0 * self.execution.hours / 8.0
+
+    def save_length(self) -> None:
+        """Write into config.json what the length of a training by the clock has become."""
+        training = replace(self.config.training, images=self.state.images)
+        with self.ranks.together():
+            if self.ranks.main and self.execution.hours is not None:
+                save_config(self.folder, replace(self.config, training=training))
 
     def tell(self, what: Callable[[Observer], None]) -> None:
         """Tell every observer, on rank 0."""
@@ -278,6 +350,8 @@ class _Run:
         """A line for the steps since the last one, if there are any."""
         if self.log.steps:
             line = self.log.line(self.state.optimiser.param_groups[0]["lr"])
+            if self.execution.hours is not None:
+                line["length"] = self.length()
             self.tell(lambda observer: observer.logged(line))
 
     def write_score(self, score: SupportsFloat | None) -> None:
@@ -298,12 +372,21 @@ class _Run:
         with self.ranks.together():
             if self.ranks.main:
                 self.state.save(self.checkpoints)
-        self.checkpoints.good = self.checkpoints.path(self.state.images)
+        self.checkpoints.good, self.saved = self.checkpoints.path(self.state.images), self.state.seconds
         with self.ranks.together():
             if self.ranks.main:
                 self._save_weights()
         self.tell(lambda observer: observer.checkpointed(self.state.images, self.pipeline))
         self.log.restart()
+
+    def rescue(self) -> None:
+        """Save the last whole step after Ctrl-C, on rank 0 alone: no rank waits for another any more."""
+        path = self.checkpoints.path(self.state.images)
+        if self.ranks.main and self.state.images and path != self.checkpoints.good and self.log.finite():
+            self.state.save(self.checkpoints)
+            self._save_weights()
+            self.checkpoints.good = path
+            print(f"interrupted; saved as {path}")
 
     def _save_weights(self) -> None:
         """Write the weights, and the averaged ones that sampling reads."""
@@ -370,10 +453,14 @@ class Trainer:
             state.network.compile()
         self.model = ranks.prepare(MixedPrecision(state.network) if self.precision == "bf16" else state.network)
 
-    def step(self, u0: torch.Tensor, log: StepLog) -> None:
-        """One step on this rank's share of a batch, float32 [n, C, H, W] on the CPU; n may be 0 in the last batch of a run."""
+    def step(self, u0: torch.Tensor, log: StepLog, images: int | None = None) -> None:
+        """One step on this rank's share of a batch, float32 [n, C, H, W] on the CPU; n may be 0 in the last batch of a run.
+
+        ``images`` is the length of the training, by default that of the configuration.
+        """
         state, training = self.state, self.config.training
-        batch = min(training.batch, training.images - state.images)
+        images = training.images if images is None else images
+        batch = min(training.batch, images - state.images)
         first = state.images + self.ranks.share(batch).start
         state.network.train()
         state.optimiser.zero_grad(set_to_none=True)
@@ -388,12 +475,14 @@ class Trainer:
                 losses.append(self._accumulate(part, first + number * self.part, weight, log.watch))
         with log.watch.part("network"):
             norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
-            for group in state.optimiser.param_groups:
-                group["lr"] = float(training.schedule.at(state.images, state.images + batch, training.images))
-            state.images += batch
-            state.optimiser.step()
-            state.average.update()
-        log.add(state.average.updates, state.images, sum(losses[1:], losses[0]), norm.detach())
+            rate = float(training.schedule.at(state.images, state.images + batch, images))
+            with uninterrupted():
+                for group in state.optimiser.param_groups:
+                    group["lr"] = rate
+                state.images += batch
+                state.optimiser.step()
+                state.average.update()
+                log.add(state.average.updates, state.images, sum(losses[1:], losses[0]), norm.detach())
 
     def _accumulate(self, part: torch.Tensor, first: int, weight: float, watch: Stopwatch) -> torch.Tensor:
         """Corrupt a part of a batch that starts at the run's image number ``first``, and add its gradients; returns its loss.
@@ -432,6 +521,17 @@ class Trainer:
         return torch.where(uniform(sample, "label") < DROPPED, len(self.config.classes), label)
 
 
+def _with_accumulation(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> ExecutionConfig:
+    """The execution with a number of accumulation steps: its own, or as many as the memory needs, which is said."""
+    if execution.accumulate is not None:
+        return execution
+    steps = accumulation(config, ranks, execution.precision or ranks.precision)
+    if steps > 1 and ranks.main:
+        images = config.training.batch // ranks.count
+        print(f"a batch is processed in {steps} parts: {images} images at a time need more memory than is free (--accumulate)")
+    return replace(execution, accumulate=steps)
+
+
 def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple[int, Literal["fp32", "bf16"]]:
     """Images that a rank processes at a time, and the precision.
 
@@ -439,10 +539,11 @@ def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple
         InputError: if the batch does not divide into equal parts, the launcher asks for another precision, or the network is to be
             compiled for a CPU in bf16.
     """
-    parts, batch = ranks.count * execution.accumulate, config.training.batch
+    accumulate, batch = execution.accumulate or 1, config.training.batch
+    parts = ranks.count * accumulate
     if batch % parts:
         raise InputError(
-            f"a batch of {batch} images does not divide into {ranks.count} processes x {execution.accumulate} "
+            f"a batch of {batch} images does not divide into {ranks.count} processes x {accumulate} "
             f"accumulation steps; --batch must be a multiple of {parts}"
         )
     precision = execution.precision or ranks.precision

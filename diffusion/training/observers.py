@@ -11,6 +11,7 @@ One's own is a class with the methods that matter, often a single one:
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from PIL import Image
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from diffusion.data.products import save_image
 from diffusion.files import whole_file
 from lbm_warp.checks import InputError, check_integer
 
@@ -69,15 +71,20 @@ class Observer:
 
 
 class Progress(Observer):
-    """A progress bar, on the terminal or in a notebook."""
+    """A progress bar, on the terminal or in a notebook; ``by_clock`` tells that the log says how long the training is."""
+
+    def __init__(self, by_clock: bool = False) -> None:
+        self.by_clock = by_clock
 
     def started(self, folder: Path, config: RunConfig, images: int) -> None:
-        self.bar = tqdm(total=config.training.images, initial=images, desc="training", unit="img", smoothing=0.05)
+        total = None if self.by_clock else config.training.images
+        self.bar = tqdm(total=total, initial=images, desc="training", unit="img", smoothing=0.05)
 
     def stepped(self, images: int) -> None:
         self.bar.update(images - self.bar.n)
 
     def logged(self, line: dict[str, float]) -> None:
+        self.bar.total = line.get("length", self.bar.total)
         self.bar.set_postfix(loss=f"{line['loss']:.4g}")
 
     def ended(self, complete: bool) -> None:
@@ -121,8 +128,7 @@ class SampleGrids(Observer):
             self.checkpointed(images, pipeline)
 
     def checkpointed(self, images: int, pipeline: Pipeline) -> None:
-        with whole_file(grid_path(self.folder, images)) as aside:
-            Image.fromarray(grid(pipeline.sample(self.count))).save(aside)
+        save_image(grid_path(self.folder, images), grid(pipeline.sample(self.count)), "grid")
 
 
 class TensorBoard(Observer):
@@ -199,11 +205,16 @@ class EarlyStop(Observer):
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl, without those that a killed run left incomplete."""
     path, lines = folder / "metrics.jsonl", []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    content = path.read_bytes() if path.exists() else b""
+    # Editors add a mark and change the encoding; a crash of the machine leaves zeros.
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    for text in content.decode(encoding, "replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text.strip("\0"))
         except ValueError:
             continue
+        if isinstance(line, dict) and isinstance(line.get("images"), int):
+            lines.append(line)
     return lines
 
 

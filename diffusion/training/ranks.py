@@ -18,7 +18,8 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed, nn
 
-from lbm_warp.checks import InputError
+from diffusion.launcher import launch
+from lbm_warp.checks import InputError, as_device
 
 # Ranks wait while rank 0 builds the prior or draws samples, which may take longer than NCCL's default of ten minutes.
 PATIENCE = timedelta(hours=6)
@@ -44,17 +45,12 @@ class Ranks:
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        try:
-            device = None if device is None else torch.device(device)
-        except (RuntimeError, TypeError):
-            raise InputError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
+        device = None if device is None else as_device(device)
         kind = device.type if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        started, devices = launch(), torch.cuda.device_count()
+        launched, processes = started.processes > 1, started.local_processes
         if launched and kind == "cuda" and processes > devices:
             raise InputError(f"{processes} processes on this machine and {devices} CUDA devices; start one process a device")
-        if not launched and kind == "cuda" and device is not None and (device.index or 0) >= devices:
-            raise InputError(f"device {device}: torch sees {devices} CUDA devices here; take cpu, or leave device out")
         self._accelerator = Accelerator(
             # Only the network uses mixed precision (``MixedPrecision``): the solver stays in float32.
             mixed_precision="no",
@@ -93,11 +89,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any rank; all ranks get the same answer."""
+        return bool(self.largest(int(flag)))
+
+    def largest(self, value: int) -> int:
+        """The largest value of any rank; all ranks get the same answer."""
         if self.count == 1:
-            return flag
-        votes = torch.tensor([int(flag)])
+            return value
+        votes = torch.tensor([value])
         distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=_hosts(distributed.group.WORLD))
-        return bool(votes)
+        return int(votes)
 
     def agree(self, value: int) -> bool:
         """Whether all ranks have the same value."""

@@ -68,6 +68,8 @@ class TrainingState:
         self.average = average
         self.optimiser = optimiser
         self.images = 0
+        # Used so far of a training by the clock.
+        self.seconds = 0.0
 
     @classmethod
     def initial(cls, config: RunConfig, device: torch.device) -> TrainingState:
@@ -117,7 +119,8 @@ class TrainingState:
         }
         weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         averages = {f"average.{name}": tensor for name, tensor in self.average.network.state_dict().items()}
-        checkpoints.save(self.images, moments | weights | averages, {"updates": str(self.average.updates)})
+        clock = {"seconds": str(self.seconds)} if self.seconds else {}
+        checkpoints.save(self.images, moments | weights | averages, {"updates": str(self.average.updates)} | clock)
 
     def load(self, path: Path) -> None:
         """Take over what :meth:`save` wrote.
@@ -128,6 +131,7 @@ class TrainingState:
         tensors, metadata = load_checkpoint(path)
         try:
             self.images, self.average.updates = int(metadata["images"]), int(metadata["updates"])
+            self.seconds = float(metadata.get("seconds", 0.0))
             for module, prefix in ((self.network, "network."), (self.average.network, "average.")):
                 module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
             for name, parameter in self.network.named_parameters():

@@ -5,6 +5,8 @@ registers. A ring of ghost cells surrounds the piece: beyond a wall the mirror i
 inner edge of a tile the ghost cells hold nothing of use, so the outermost cells become wrong, one more with every iteration. The
 halo is as wide as a launch has iterations, and is not written back.
 
+The weights of a cell need the velocities of its neighbours. These pass through the same memory before the first iteration.
+
 The same source runs on a CPU with ``wp.config.enable_cpu_blocks``, which is how it is tested without a device.
 """
 
@@ -12,10 +14,12 @@ import functools
 
 import warp as wp
 
-from lbm_warp.kernels.rules import adjoint_weights, divergence_source, forward_weights, neighbours
+from lbm_warp.kernels.rules import excess, outflow
 
 # Cells of a thread, one below the other.
 ROWS = 8
+cells_of_thread = wp.types.vector(length=ROWS, dtype=wp.float32)
+weights_of_thread = wp.types.vector(length=9 * ROWS, dtype=wp.float32)
 # Threads of a block, and its memory in cells: twice a piece with its ring, as 2 x 66 x 66 for 64 x 64 cells.
 THREADS = 512
 MEMORY = 8976
@@ -54,6 +58,19 @@ def write(memory: wp.uint64, i: wp.int32, value: wp.float32):
     ...
 
 
+@wp.func_native(
+    snippet="""
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(i));
+#endif
+    return i;
+"""
+)
+def hidden(i: wp.int32) -> wp.int32:
+    """The number itself, unknown to the compiler, which would compute all addresses before a loop and spill them."""
+    ...
+
+
 @wp.func
 def wrapped(i: wp.int32, size: wp.int32) -> wp.int32:
     """A cell of a periodic axis by a number that may lie up to ``size`` cells outside."""
@@ -61,12 +78,48 @@ def wrapped(i: wp.int32, size: wp.int32) -> wp.int32:
     return wp.where(i >= size, i - size, i)
 
 
+@wp.struct
+class Column:
+    """The cells of a thread in the memory, and where their copies among the ghost cells lie, from the cell itself."""
+
+    place: wp.int32
+    pitch: wp.int32
+    has_cells: wp.bool
+    at_side: wp.bool
+    at_top: wp.bool
+    at_bottom: wp.bool
+    to_side_ghost: wp.int32
+    to_top_ghost: wp.int32
+    to_bottom_ghost: wp.int32
+
+
+@wp.func
+def write_with_ghosts(
+    memory: wp.uint64, start: wp.int32, column: Column, value: cells_of_thread, sign_x: wp.float32, sign_y: wp.float32
+):
+    """Write a number for each cell of a thread; ghost cells at a side get ``sign_x`` times it, above and below ``sign_y`` times."""
+    if not column.has_cells:
+        return
+    first = start + column.place
+    last = first + (ROWS - 1) * column.pitch
+    for r in range(ROWS):
+        write(memory, first + r * column.pitch, value[r])
+    if column.at_side:
+        for r in range(ROWS):
+            write(memory, first + r * column.pitch + column.to_side_ghost, sign_x * value[r])
+    if column.at_top:
+        write(memory, first + column.to_top_ghost, sign_y * value[0])
+        if column.at_side:
+            write(memory, first + column.to_top_ghost + column.to_side_ghost, sign_x * sign_y * value[0])
+    if column.at_bottom:
+        write(memory, last + column.to_bottom_ghost, sign_y * value[ROWS - 1])
+        if column.at_side:
+            write(memory, last + column.to_bottom_ghost + column.to_side_ghost, sign_x * sign_y * value[ROWS - 1])
+
+
 @functools.cache
 def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
     """Full iterations first[n] to stop[n] - 1 of image n, for the adjoint in reverse order; ``background``: the offset is not 0."""
-    rule = adjoint_weights if adjoint else forward_weights
-    weights_of_thread = wp.types.vector(length=9 * ROWS, dtype=wp.float32)
-    cells_of_thread = wp.types.vector(length=ROWS, dtype=wp.float32)
 
     @wp.kernel(
         module="unique", enable_backward=False, grid_stride=False, launch_bounds=(THREADS, 1), module_options={"max_unroll": 16}
@@ -135,27 +188,30 @@ def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
         group = thread / columns
         has_cells = group * ROWS < rows
         top = wp.where(has_cells, wp.min(group * ROWS, rows - ROWS), 0)
-        rho = shared_memory()
-        column = neighbours(wrapped(x0 + x, width), width, periodic)
-        vx = velocity[n, 0]
-        vy = velocity[n, 1]
-
-        # Where the ghost cells lie that are copies of cells of this thread, from the cell itself.
-        at_side = x == 0 or x == columns - 1
-        to_ghost_column = wp.where(x == 0, wp.where(wraps_x, columns, -1), wp.where(wraps_x, -columns, 1))
-        to_top_ghost = wp.where(wraps_y, rows, -1) * pitch
-        to_bottom_ghost = wp.where(wraps_y, -rows, 1) * pitch
+        memory = shared_memory()
+        corner = top * pitch + x
+        here = wrapped(x0 + x, width)
+        column = Column(
+            corner + pitch + 1,
+            pitch,
+            has_cells,
+            x == 0 or x == columns - 1,
+            top == 0,
+            top + ROWS == rows,
+            wp.where(x == 0, wp.where(wraps_x, columns, -1), wp.where(wraps_x, -columns, 1)),
+            wp.where(wraps_y, rows, -1) * pitch,
+            wp.where(wraps_y, -rows, 1) * pitch,
+        )
 
         value = cells_of_thread()
         for r in range(ROWS):
             y = wrapped(y0 + top + r, height)
             if launches_left % 2 == 0:
-                value[r] = a[n, c, y, column.here]
+                value[r] = a[n, c, y, here]
             else:
-                value[r] = b[n, c, y, column.here]
+                value[r] = b[n, c, y, here]
 
         weights = weights_of_thread()
-        extra = cells_of_thread()
         # The lattice temperature changes once, before step ``change``.
         change = smooth_from - first[n]
         if wp.static(adjoint):
@@ -168,51 +224,48 @@ def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
                 end = wp.min(end, change)
                 theta = thetas[n, wp.static(1 if adjoint else 0)]
             scale = velocity_per_theta * theta
+            # The velocities, v_x in one half of the memory and v_y in the other. Beyond a wall the normal one is negated.
+            synchronise()
+            first_row = hidden(y0 + top)
+            for axis in range(2):
+                u = cells_of_thread()
+                for r in range(ROWS):
+                    u[r] = scale * velocity[n, axis, wrapped(first_row + r, height), here]
+                sign_x = wp.where(axis == 0 and not wraps_x, -1.0, 1.0)
+                sign_y = wp.where(axis == 1 and not wraps_y, -1.0, 1.0)
+                write_with_ghosts(memory, axis * ring, column, u, sign_x, sign_y)
+            synchronise()
+            extra = cells_of_thread()
             for r in range(ROWS):
-                row = neighbours(wrapped(y0 + top + r, height), height, periodic)
-                w = rule(vx, vy, row, column, scale, theta)
                 for k in range(9):
-                    weights[9 * r + k] = w[k]
-                if wp.static(background):
-                    extra[r] = offset * divergence_source(vx, vy, row, column, scale, theta)
+                    # Forward, weight k is what neighbour k sends to the cell; in the adjoint, what the cell sends to neighbour k.
+                    source = corner + (r + wp.static(1 if adjoint else k // 3)) * pitch + wp.static(1 if adjoint else k % 3)
+                    ux = read(memory, source)
+                    uy = read(memory, ring + source)
+                    streams = outflow(ux, uy, theta)
+                    weights[9 * r + k] = streams[wp.static(k if adjoint else 8 - k)]
+                    if wp.static(background):
+                        extra[r] += offset * excess(wp.static(1 - k // 3), wp.static(1 - k % 3), ux, uy, theta)
+            synchronise()
             while step < end:
                 # The state, with its ghost cells, into one half of the memory.
-                corner = (step % 2) * ring + top * pitch + x
-                if has_cells:
-                    cell = corner + pitch + 1
-                    place = cell
-                    for r in range(ROWS):
-                        write(rho, place, value[r])
-                        place += pitch
-                    if at_side:
-                        place = cell + to_ghost_column
-                        for r in range(ROWS):
-                            write(rho, place, value[r])
-                            place += pitch
-                    if top == 0:
-                        place = cell + to_top_ghost
-                        write(rho, place, value[0])
-                        if at_side:
-                            write(rho, place + to_ghost_column, value[0])
-                    if top + ROWS == rows:
-                        place = cell + (ROWS - 1) * pitch + to_bottom_ghost
-                        write(rho, place, value[ROWS - 1])
-                        if at_side:
-                            write(rho, place + to_ghost_column, value[ROWS - 1])
+                place = (step % 2) * ring
+                write_with_ghosts(memory, place, column, value, 1.0, 1.0)
                 synchronise()
+                place += corner
                 # The three rows around a cell move down with it, so that a thread reads every cell once.
-                high_left = read(rho, corner)
-                high = read(rho, corner + 1)
-                high_right = read(rho, corner + 2)
-                corner += pitch
-                left = read(rho, corner)
-                centre = read(rho, corner + 1)
-                right = read(rho, corner + 2)
+                high_left = read(memory, place)
+                high = read(memory, place + 1)
+                high_right = read(memory, place + 2)
+                place += pitch
+                left = read(memory, place)
+                centre = read(memory, place + 1)
+                right = read(memory, place + 2)
                 for r in range(ROWS):
-                    corner += pitch
-                    low_left = read(rho, corner)
-                    low = read(rho, corner + 1)
-                    low_right = read(rho, corner + 2)
+                    place += pitch
+                    low_left = read(memory, place)
+                    low = read(memory, place + 1)
+                    low_right = read(memory, place + 2)
                     value[r] = (
                         extra[r]
                         + weights[9 * r] * high_left

@@ -86,10 +86,8 @@ def forward_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, c
 
 
 @wp.func
-def adjoint_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
-    """Fractions of a cell's density that stream to its nine neighbours, row by row; a ghost cell stands for the cell itself."""
-    ux = scale * vx[row.here, column.here]
-    uy = scale * vy[row.here, column.here]
+def outflow(ux: Any, uy: Any, theta: Any):
+    """Fractions of a cell's density that stream to its nine neighbours, row by row; the velocity in cells per iteration."""
     return wp.vector(
         phi_minus(uy, theta) * phi_minus(ux, theta),
         phi_minus(uy, theta) * phi_zero(ux, theta),
@@ -101,6 +99,12 @@ def adjoint_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, c
         phi_plus(uy, theta) * phi_zero(ux, theta),
         phi_plus(uy, theta) * phi_plus(ux, theta),
     )
+
+
+@wp.func
+def adjoint_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
+    """The outflow of a cell, whose velocity is ``scale`` v; a ghost cell stands for the cell itself."""
+    return outflow(scale * vx[row.here, column.here], scale * vy[row.here, column.here], theta)
 
 
 @wp.func
@@ -120,6 +124,14 @@ def rest(direction: wp.int32, theta: Any):
 
 
 @wp.func
+def excess(dy: wp.int32, dx: wp.int32, ux: Any, uy: Any, theta: Any):
+    """The part due to the velocity of the fraction of a cell's density that streams by (dx, dy)."""
+    drift_x = drift(dx, ux)
+    drift_y = drift(dy, uy)
+    return rest(dy, theta) * drift_x + drift_y * (rest(dx, theta) + drift_x)
+
+
+@wp.func
 def divergence_source(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
     """Change of a background of density one: the sum of the forward weights minus one, the divergence of the flow on the lattice.
 
@@ -134,9 +146,7 @@ def divergence_source(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours,
             x = wp.where(i == 0, column.low, wp.where(i == 1, column.here, column.high))
             scale_x = wp.where((i == 0 and column.low_mirrored) or (i == 2 and column.high_mirrored), -scale, scale)
             # The density of a neighbour on the low side streams in the positive direction.
-            drift_y = drift(1 - j, scale_y * vy[y, x])
-            drift_x = drift(1 - i, scale_x * vx[y, x])
-            total += rest(1 - j, theta) * drift_x + drift_y * (rest(1 - i, theta) + drift_x)
+            total += excess(1 - j, 1 - i, scale_x * vx[y, x], scale_y * vy[y, x], theta)
     return total
 
 

@@ -6,6 +6,8 @@ face of a cell is the difference of psi along the face. The velocity of a cell i
     v_x = mean_x (psi[y + 1] - psi[y]),      v_y = -mean_y (psi[x + 1] - psi[x]).
 
 Up to rounding it has no divergence and no flow through walls, whatever psi is.
+
+Where a thread is called a lane, ``lanes`` threads go along a row together: a warp on a GPU, one on a CPU.
 """
 
 import warp as wp
@@ -24,6 +26,20 @@ def fade(t: wp.float32) -> wp.float32:
     return t * t * t * (t * (t * 6.0 - 15.0) + 10.0)
 
 
+@wp.func_native(
+    snippet="""
+#if defined(__CUDA_ARCH__)
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, distance);
+#endif
+    return value;
+"""
+)
+def sum_of_lanes(value: wp.float64) -> wp.float64:
+    """The sum over the threads of a warp, which all get it; on a CPU a thread works alone."""
+    ...
+
+
 @wp.func
 def symmetric(state: wp.uint64, counter: wp.int32) -> wp.float32:
     """A random number in (-1, 1)."""
@@ -33,25 +49,33 @@ def symmetric(state: wp.uint64, counter: wp.int32) -> wp.float32:
 @wp.kernel
 def noise_nodes_kernel(
     seed: wp.array[wp.int64],
-    octave: wp.int32,
-    time: wp.float32,
+    cells: wp.array2d[wp.int32],
+    rate: wp.array[wp.float64],
+    time: wp.float64,
     periodic: wp.bool,
     # outputs
-    nodes: wp.array4d[wp.float32],
+    nodes: wp.array3d[wp.float32],
 ):
-    """Value and gradient (d/dx, d/dy) of one octave of noise at its nodes, at one time.
+    """Value and gradient (d/dx, d/dy) of each octave of noise at its nodes, at one time.
 
-    The noise is a function of (x, y, time), interpolated here along time. On a wall the value is zero and the gradient is normal to
+    An octave has ``cells`` (along y, along x, number of its first node), and the time of its noise is ``rate`` times ``time``. The
+    noise is a function of (x, y, time), interpolated here along time. On a wall the value is zero and the gradient is normal to
     the wall, so the interpolated noise is zero along the wall.
     """
-    n, j, i = wp.tid()
-    ny = nodes.shape[2] - 1
-    nx = nodes.shape[3] - 1
+    n, place = wp.tid()
+    octave = wp.int32(cells.shape[0] - 1)
+    while place < cells[octave, 2]:
+        octave -= 1
+    ny = cells[octave, 0]
+    nx = cells[octave, 1]
+    j = (place - cells[octave, 2]) / (nx + 1)
+    i = (place - cells[octave, 2]) % (nx + 1)
     # The last node of a periodic axis is its first node.
     jj = wp.where(periodic, j % ny, j)
     ii = wp.where(periodic, i % nx, i)
-    slab = wp.floor(time)
-    phase = time - slab
+    moment = wp.float32(time * rate[octave])
+    slab = wp.floor(moment)
+    phase = moment - slab
     node = wp.vec3f(0.0, 0.0, 0.0)
     for side in range(2):
         state = absorb(absorb(absorb(absorb(start(seed[n]), octave), jj), ii), wp.int32(slab) + side)
@@ -66,38 +90,41 @@ def noise_nodes_kernel(
         if j == 0 or j == ny:
             node = wp.vec3f(0.0, 0.0, node[2])
     for part in range(3):
-        nodes[n, part, j, i] = node[part]
+        nodes[n, part, place] = node[part]
 
 
 @wp.kernel
-def add_octave_kernel(
-    nodes: wp.array4d[wp.float32],
-    amplitude: wp.float32,
+def noise_kernel(
+    nodes: wp.array3d[wp.float32],
+    cells: wp.array2d[wp.int32],
+    amplitude: wp.array[wp.float32],
     # outputs
     psi: wp.array3d[wp.float32],
 ):
-    """Add one octave of noise to psi: a blend of the linear extrapolations from the four nodes around a corner."""
+    """The sum of the octaves of noise: blends of the linear extrapolations from the four nodes around a corner."""
     n, y, x = wp.tid()
-    ny = nodes.shape[2] - 1
-    nx = nodes.shape[3] - 1
-    py = wp.float32(y) / wp.float32(psi.shape[1] - 1) * wp.float32(ny)
-    px = wp.float32(x) / wp.float32(psi.shape[2] - 1) * wp.float32(nx)
-    j = wp.min(wp.int32(py), ny - 1)
-    i = wp.min(wp.int32(px), nx - 1)
-    fy = py - wp.float32(j)
-    fx = px - wp.float32(i)
-    value = wp.float32(0.0)
-    for dj in range(2):
-        for di in range(2):
-            wy = wp.where(dj == 0, 1.0 - fade(fy), fade(fy))
-            wx = wp.where(di == 0, 1.0 - fade(fx), fade(fx))
-            extrapolated = (
-                nodes[n, 0, j + dj, i + di]
-                + nodes[n, 1, j + dj, i + di] * (fx - wp.float32(di))
-                + nodes[n, 2, j + dj, i + di] * (fy - wp.float32(dj))
-            )
-            value += wy * wx * extrapolated
-    psi[n, y, x] = psi[n, y, x] + amplitude * value
+    total = wp.float32(0.0)
+    for octave in range(cells.shape[0]):
+        ny = cells[octave, 0]
+        nx = cells[octave, 1]
+        py = wp.float32(y) / wp.float32(psi.shape[1] - 1) * wp.float32(ny)
+        px = wp.float32(x) / wp.float32(psi.shape[2] - 1) * wp.float32(nx)
+        j = wp.min(wp.int32(py), ny - 1)
+        i = wp.min(wp.int32(px), nx - 1)
+        fy = py - wp.float32(j)
+        fx = px - wp.float32(i)
+        value = wp.float32(0.0)
+        for dj in range(2):
+            for di in range(2):
+                wy = wp.where(dj == 0, 1.0 - fade(fy), fade(fy))
+                wx = wp.where(di == 0, 1.0 - fade(fx), fade(fx))
+                place = cells[octave, 2] + (j + dj) * (nx + 1) + i + di
+                extrapolated = (
+                    nodes[n, 0, place] + nodes[n, 1, place] * (fx - wp.float32(di)) + nodes[n, 2, place] * (fy - wp.float32(dj))
+                )
+                value += wy * wx * extrapolated
+        total += amplitude[octave] * value
+    psi[n, y, x] = total
 
 
 @wp.kernel
@@ -150,50 +177,61 @@ def sum_modes_kernel(
 @wp.kernel
 def curl_kernel(
     psi: wp.array3d[wp.float32],
+    lanes: wp.int32,
     # outputs
     velocity: wp.array4d[wp.float32],
+    energy: wp.array2d[wp.float64],
 ):
-    """Velocities (v_x, v_y) of the cells from psi on their corners."""
-    n, y, x = wp.tid()
-    a = psi[n, y, x]
-    b = psi[n, y, x + 1]
-    c = psi[n, y + 1, x]
-    d = psi[n, y + 1, x + 1]
-    velocity[n, 0, y, x] = 0.5 * ((c - a) + (d - b))
-    velocity[n, 1, y, x] = -0.5 * ((b - a) + (d - c))
+    """Velocities (v_x, v_y) of the cells from psi on their corners, and the sum of v_x^2 + v_y^2 over each row."""
+    n, y, lane = wp.tid()
+    total = wp.float64(0.0)
+    for x in range(lane, velocity.shape[3], lanes):
+        a = psi[n, y, x]
+        b = psi[n, y, x + 1]
+        c = psi[n, y + 1, x]
+        d = psi[n, y + 1, x + 1]
+        vx = 0.5 * ((c - a) + (d - b))
+        vy = -0.5 * ((b - a) + (d - c))
+        velocity[n, 0, y, x] = vx
+        velocity[n, 1, y, x] = vy
+        total += wp.float64(vx * vx + vy * vy)
+    energy[n, y] = sum_of_lanes(total)
 
 
 @wp.kernel
-def row_energy_kernel(
+def energy_kernel(
     velocity: wp.array4d[wp.float32],
+    lanes: wp.int32,
     # outputs
     energy: wp.array2d[wp.float64],
 ):
     """Sum of v_x^2 + v_y^2 over each row of cells."""
-    n, y = wp.tid()
+    n, y, lane = wp.tid()
     total = wp.float64(0.0)
-    for x in range(velocity.shape[3]):
+    for x in range(lane, velocity.shape[3], lanes):
         total += wp.float64(velocity[n, 0, y, x] * velocity[n, 0, y, x] + velocity[n, 1, y, x] * velocity[n, 1, y, x])
-    energy[n, y] = total
+    energy[n, y] = sum_of_lanes(total)
 
 
 @wp.kernel
 def normalise_kernel(
     energy: wp.array2d[wp.float64],
+    lanes: wp.int32,
     # outputs
     velocity: wp.array4d[wp.float32],
 ):
     """Scale every field by one factor, so that the mean of (v_x^2 + v_y^2) / 2 is one."""
-    n, y = wp.tid()
+    n, y, lane = wp.tid()
     height = velocity.shape[2]
     width = velocity.shape[3]
     total = wp.float64(0.0)
-    for row in range(height):
+    for row in range(lane, height, lanes):
         total += energy[n, row]
+    total = sum_of_lanes(total)
     factor = wp.float32(0.0)
     if total > wp.float64(0.0):
         factor = wp.float32(wp.sqrt(wp.float64(2 * height * width) / total))
-    for x in range(width):
+    for x in range(lane, width, lanes):
         velocity[n, 0, y, x] = velocity[n, 0, y, x] * factor
         velocity[n, 1, y, x] = velocity[n, 1, y, x] * factor
 

@@ -1,4 +1,4 @@
-"""Read registers, memory and instructions of the CUDA kernels from their binaries: needs no GPU, but CUDA's disassembler."""
+"""Count what the CUDA kernels take, from their binaries, and what a call of the operator asks of a device: needs no GPU."""
 
 from __future__ import annotations
 
@@ -11,31 +11,42 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
-import tyro
+import torch
 import warp as wp
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cli import console
 from cli.benchmark import measure
+from lbm_warp import AdvectionDiffusion, Schedule, checks, interop
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.kernels import cuda, onchip
 from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
 
+# CUDA's disassembler, each in a package of its own: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm.
 TOOLS = ("cuobjdump", "nvdisasm")
+# Variants of the iterations: adjoint, background.
+KINDS = {"": (False, False), ", background": (False, True), ", adjoint": (True, False)}
 # As those of the benchmarks: head, width, and unit of the numbers.
 COLUMNS = {
-    "name": ("name", 22, 1.0),
+    "name": ("name", 32, 1.0),
     "registers": ("registers", 11, 1.0),
     "stack": ("stack B", 9, 1.0),
+    "local": ("local", 7, 1.0),
     "shared": ("shared B", 10, 1.0),
     "instructions": ("instructions", 14, 1.0),
     "per_update": ("an update", 11, 1.0),
-    "spills_per_update": ("spills", 8, 1.0),
     "bytes_per_update": ("bytes", 7, 1.0),
+    "images": ("images", 8, 1.0),
+    "size": ("size", 6, 1.0),
+    "launches": ("launches", 10, 1.0),
+    "operations": ("operations", 12, 1.0),
+    "views": ("views", 7, 1.0),
 }
 
 
@@ -50,19 +61,26 @@ class Binary(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernels(measure.Report):
-    """Options of ``python -m tools.kernels``."""
+    """What the CUDA kernels take, and what a call of the operator asks of a device; no GPU is needed."""
 
     columns = COLUMNS
     arch: int = 90
     """Architecture to compile for: 80 (A100), 86, 89, 90 (H100, H200), 100, 120."""
+    sizes: tuple[int, ...] = (64, 128, 512)
+    """Sides of the images of a call in pixels."""
 
     def run(self) -> None:
-        """Compile every kernel, disassemble it, print a table, write the numbers."""
+        """Compile every kernel, disassemble it, count the work of calls; print two tables, write the numbers."""
         check_integer("--arch", self.arch, 75, 130)
+        for size in self.sizes:
+            check_integer("--sizes", size, 2)
         tools = find_tools()
+        calls = self.table("a call, to 0.16 L at Pe = 8: kernels, torch operations, views", map(count_call, self.sizes))
         with tempfile.TemporaryDirectory() as folder:
-            rows = self.rows(tools, Path(folder))
-            self.report(f"compiled for sm_{self.arch}; instructions of an iteration, or of a kernel", rows, architecture=self.arch)
+            title = (
+                f"whole kernels for sm_{self.arch}; local: loads and stores of spilled registers; an update: of a cell, in the loop"
+            )
+            self.report(title, self.rows(tools, Path(folder)), architecture=self.arch, calls=calls)
 
     def rows(self, tools: dict[str, str], folder: Path) -> Iterator[measure.Row]:
         """What each kernel takes."""
@@ -80,26 +98,26 @@ class Kernels(measure.Report):
             listed, listing = read(binary.kernel.module)
             symbol = rf"(\b{binary.kernel.key}\w*_cuda_kernel_forward)"
             name, *numbers = re.findall(rf"{symbol}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", listed)[0]
-            path = hot_path(instructions(listing, name))
+            lines = instructions(listing, name)
+            whole, loop = operations(lines), hot_path(lines)
             yield {
                 "name": binary.name,
                 **dict(zip(("registers", "stack", "shared"), map(int, numbers), strict=True)),
-                "instructions": sum(path.values()),
-                "per_update": binary.updates and sum(path.values()) / binary.updates,
-                "spills_per_update": binary.updates and (path["LDL"] + path["STL"]) / binary.updates,
-                "bytes_per_update": binary.updates and bytes_of(path) / binary.updates,
+                "local": whole["LDL"] + whole["STL"],
+                "instructions": whole.total(),
+                "per_update": binary.updates and loop.total() / binary.updates,
+                "bytes_per_update": binary.updates and bytes_of(loop) / binary.updates,
             }
 
 
 def binaries() -> Iterator[Binary]:
     """All kernels, the iterations first."""
-    for name, adjoint, background in (("", False, False), (", background", False, True), (", adjoint", True, False)):
-        kernel = onchip.advance_kernel(adjoint, background)
-        yield Binary(f"on chip{name}", kernel, onchip.ROWS)
-    for name, dtype in (("float32", wp.float32), ("float64", wp.float64)):
-        kernel = cuda.iterate_kernel(dtype, False, False)
-        yield Binary(f"a cell, {name}", kernel, None)
-    yield Binary("displacement gradient", displacement_gradient_kernel(wp.float32), None)
+    for name, kind in KINDS.items():
+        yield Binary(f"on chip{name}", onchip.advance_kernel(*kind), onchip.ROWS)
+    for dtype in (wp.float32, wp.float64):
+        for name, kind in KINDS.items():
+            yield Binary(f"a cell, {dtype.__name__}{name}", cuda.iterate_kernel(dtype, *kind), None)
+        yield Binary(f"displacement gradient, {dtype.__name__}", displacement_gradient_kernel(dtype), None)
     for name in ("turbulence", "populations", "hashing"):
         module = importlib.import_module(f"lbm_warp.kernels.{name}")
         for kernel in (value for value in vars(module).values() if isinstance(value, wp.Kernel)):
@@ -107,18 +125,50 @@ def binaries() -> Iterator[Binary]:
                 yield Binary(kernel.key.removesuffix("_kernel").replace("_", " "), kernel, None)
 
 
+class DeviceOperations(TorchDispatchMode):
+    """Counts operations on tensors of the device meta, and views apart: these ask nothing of a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter[str]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if any(isinstance(value, torch.Tensor) and value.is_meta for value in tree_leaves((args, kwargs, result))):
+            self.counts["views" if function.is_view else "operations"] += 1
+        return result
+
+
+def count_call(size: int, images: int = 32) -> measure.Row:
+    """What a call of the operator asks of a device, counted without one: tensors are on the device meta, kernels do not run."""
+    operator = AdvectionDiffusion(Schedule.geometric(min(0.5, 0.16 * size), 0.16 * size, 50), peclet=8.0)
+    u = torch.empty((images, 3, size, size), device="meta")
+    stand_ins = {name: mock.Mock() for name in ("view", "load", "warp_device", "warp_stream")}
+    with (
+        mock.patch.object(checks, "DEVICES", (*checks.DEVICES, "meta")),
+        mock.patch.multiple(interop, **stand_ins),
+        mock.patch.object(wp, "launch") as launch,
+    ):
+        operator(u, 50, range(images))  # makes what later calls use again
+        launch.reset_mock()
+        with DeviceOperations() as seen:
+            operator(u, 50, range(images))
+    return {"images": images, "size": size, "launches": launch.call_count, **seen.counts}
+
+
 def find_tools() -> dict[str, str]:
-    """Paths of CUDA's tools, from PATH or from the package triton.
+    """Paths of CUDA's tools, from PATH or from their packages.
 
     Raises:
         InputError: if one is missing.
     """
-    triton = find_spec("triton")
-    beside = [str(Path(place) / "backends" / "nvidia" / "bin") for place in (triton and triton.submodule_search_locations) or ()]
+    nvidia = find_spec("nvidia")
+    beside = [str(bin) for place in (nvidia and nvidia.submodule_search_locations) or () for bin in Path(place).glob("cu*/bin")]
     places = os.pathsep.join([os.environ.get("PATH", ""), *beside])
     found = {tool: path for tool in TOOLS if (path := shutil.which(tool, path=places))}
     if missing := [tool for tool in TOOLS if tool not in found]:
-        raise InputError(f"{' and '.join(missing)} not found: pip install triton (its wheel has them), or install CUDA's toolkit")
+        packages = " ".join(f"nvidia-cuda-{tool}" for tool in missing)
+        raise InputError(f"{' and '.join(missing)} not found: pip install {packages}, or install CUDA's toolkit")
     return found
 
 
@@ -171,10 +221,3 @@ def operations(lines: list[str | tuple[str, str]]) -> Counter[str]:
 def bytes_of(path: Counter[str]) -> int:
     """Bytes that loads and stores of global memory name, before caches."""
     return sum(count * int(name.split()[1]) // 8 for name, count in path.items() if " " in name)
-
-
-main = partial(console.run, "kernels", Kernels.run, partial(tyro.cli, Kernels), package="tools")
-
-
-if __name__ == "__main__":
-    main()

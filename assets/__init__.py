@@ -1,1 +1,0 @@
-"""Embedded pictures and data; LICENSES.md names their authors and licences."""

@@ -1,0 +1,81 @@
+"""What README and documentation say: snippets run, commands parse, links lead somewhere."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from cli.__main__ import COMMANDS
+from tests.test_imports import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+SNIPPETS = [
+    pytest.param(code, id=f"{name}-{number}")
+    for name, text in TEXTS.items()
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+]
+COMMAND = re.compile(rf"^(?:beyond-blur|python -m cli\.|torchrun .*-m cli\.) ?({'|'.join(COMMANDS)})\b(.*)$", re.MULTILINE)
+
+
+def commands() -> list[tuple[str, str, str]]:
+    """Command lines that stand in code, a line each: page, command and its options."""
+    found = []
+    for name, text in TEXTS.items():
+        blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) + re.findall(r"`([^`\n]+)`", text)
+        for line in (line.strip() for block in blocks for line in block.splitlines()):
+            for command, options in COMMAND.findall(line.split("  ")[0].split(" # ")[0]):
+                found.append((name, command, options))
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_a_snippet_runs(code: str, tmp_path: Path) -> None:
+    """In a process and a folder of its own."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@functools.cache
+def help_of(command: str) -> str:
+    """What ``python -m cli COMMAND --help`` prints."""
+    lines = [sys.executable, "-m", "cli", *command.split(), "--help"]
+    return subprocess.run(lines, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "command", "options"), commands())
+def test_a_command_has_the_options_that_the_pages_say(page: str, command: str, options: str) -> None:
+    words = shlex.split(options)
+    command = f"{command} {words[0]}" if command == "benchmark" and words else command
+    known = set(re.findall(r"--[\w-]+", help_of(command)))
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, page
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_link_leads_somewhere(name: str) -> None:
+    """To a file of the project, and to a heading of it where one is named."""
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]) + re.findall(r'<img src="([^"]+)"', TEXTS[name]):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, heading = unquote(link).partition("#")
+        target = page if not place else page.parent / place
+        # The documentation puts the project's pictures under assets/.
+        from_docs = ROOT / "docs" in page.parents and "assets/" in place
+        if from_docs and not target.exists():
+            target = ROOT / place[place.index("assets/") :]
+        generated = {ROOT / "docs" / "contributing.md", ROOT / "docs" / "changes.md"}
+        assert target.exists(), link
+        if heading and target not in generated:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+            assert heading in slugs, link
