@@ -32,7 +32,7 @@ types: $(VENV)/.installed
 
 # The documentation, in site/: open site/index.html. A warning or a dead link is an error.
 docs: $(VENV)/.installed
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --site-dir site
 
 # One page with every process, its pictures, film, equation and code.
 gallery: $(VENV)/.installed

@@ -41,7 +41,7 @@ class FlowOptions:
     sigma_min: str = "0.5"
     """Blur width of level 1: pixels, or a fraction of the shorter side such as 0.002L."""
     sigma_max: str | None = None
-    """Blur width of the last level: pixels, or a fraction of the shorter side; by default 0.08L, and at least twice the first one."""
+    """Blur width of the last level: pixels, or a fraction of the shorter side; by default 0.08L, and at least twice --sigma-min."""
     turbulence: Literal["curl-noise", "spectral", "compressible"] = "curl-noise"
     """Generator of the velocity field. The first two are divergence-free; the third is the published one, frozen."""
     octaves: int = CurlNoise.octaves

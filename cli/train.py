@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -370,7 +371,7 @@ def default_folder(options: Train) -> Path:
 def short_name(data: str) -> str:
     """What folders are called after pictures: the last name of a path or of a set of the Hub."""
     place = re.split("[@:]", data.removeprefix("hf:"))[0] if data.startswith("hf:") else data
-    return Path(place).expanduser().resolve().stem
+    return Path(os.path.expanduser(place)).resolve().stem
 
 
 main = partial(console.run, "train", run, parse)

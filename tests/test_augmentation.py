@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -187,16 +185,6 @@ def test_physics_of_deepinv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (physics.A(x) * w).sum().item() == pytest.approx((x * physics.A_adjoint(w)).sum().item(), rel=1e-5)
     with pytest.raises(InputError, match="this AdvectionDiffusion is not: with a background, offset must be 0"):
         as_physics(AdvectionDiffusion(Schedule.geometric(), offset=9.5), 1)
-
-
-def test_the_lines_in_the_readme() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    names: dict[str, torch.Tensor] = {}
-    exec(next(block for block in blocks if "RandomTurbulence" in block), names)
-    assert names["augmented"].shape == names["images"].shape == (8, 3, 64, 64) and names["labels"].dtype == torch.int64
-    if importlib.util.find_spec("deepinv") is not None:
-        exec(next(block for block in blocks if "as_physics" in block), names)
-        assert (names["physics"].A(names["restored"]) - names["y"]).norm() < 0.02 * names["y"].norm()
 
 
 def test_without_deepinv_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

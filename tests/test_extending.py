@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -389,18 +387,3 @@ def test_a_blur_of_ones_own_has_its_widths() -> None:
     operator = FlowAndBlur(blur=Linear(0.5), levels=4)
     np.testing.assert_allclose(operator.widths(Size(8, 12)), [0, 1, 2, 3, 4])
     assert operator != FlowAndBlur(blur=Geometric(0.5), levels=4)
-
-
-def test_the_lines_of_the_readme_make_a_run_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they stand there, with a shorter training of a smaller network."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = next(block for block in blocks if "(Operator)" in block)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {name: getattr(diffusion, name) for name in diffusion.__all__}
-    names |= {"torch": torch, "dataclass": dataclass, "digits": diffusion.open_dataset("digits", Size(16, 16))}
-    names["RunConfig"] = partial(RunConfig, network=SmallSpec(), training=TrainingConfig(images=64, batch=32))
-    names["Pipeline"] = type(
-        "Pipeline", (), {"from_pretrained": lambda folder, types: Pipeline.from_pretrained(folder, types=[*types, SmallSpec])}
-    )
-    exec(lines, names)
-    assert names["images"].shape == (16, 1, 16, 16) and names["images"].isfinite().all()

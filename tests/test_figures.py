@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cli import figures, render
 
@@ -63,3 +65,17 @@ def test_a_caption_is_not_cut(width: int) -> None:
     caption = render.caption("beyond-blur-curl", width)
     assert caption.shape == (40, width, 3) and caption.min() < 128
     assert (caption[:, [0, -1]] == 255).all()
+
+
+def test_names_are_drawn_letter_by_letter(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """No formulas, no boxes for letters that the font lacks; the numbers of an axis stay what they are."""
+    name = "$x_1$ and $\\frac{ 照 \udcff \t é"
+    rows = [{"name": name, "size": size, "images_per_second": 1.0 / size} for size in (8, 16)]
+    for figure in (figures.strip(pictures(2, (8, 8)), [name, "two\nlines"], name), figures.cost_curves(rows, name)):
+        figures.save_figure(tmp_path / "figure.png", figure)
+        texts = [text for text in figure.findobj(Text) if "x_1" in text.get_text()]  # type: ignore[attr-defined]
+        assert {text.get_text() for text in texts} == {"$x_1$ and $\\frac{ \\u7167 \\udcff \\t é"} and len(texts) == 2
+        assert not any(text.get_parse_math() for text in texts)  # type: ignore[attr-defined]
+    (axes,) = figure.axes
+    assert "$" in axes.get_yticklabels()[0].get_text() and axes.get_yticklabels()[0].get_parse_math()
+    assert not recwarn.list

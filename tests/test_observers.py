@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion.files import read_json
 from diffusion.run import RunConfig
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.training.loop import ExecutionConfig, train
-from diffusion.training.observers import EarlyStop, MetricsFile, Observer, SampleGrids, TensorBoard, grid
+from diffusion.training.observers import EarlyStop, MetricsFile, Observer, SampleGrids, TensorBoard, grid, read_metrics
+from lbm_warp import InputError
 from tests.runs import SIZE, stripes, tiny_config
 
 CPU = torch.device("cpu")
@@ -133,6 +135,28 @@ def test_metrics_after_the_checkpoint_and_torn_ones_are_dropped(tmp_path: Path) 
     path.write_text('{"images": 8, "loss": 0.1}\n{"images": 16}\n{"images": 24}\n{"ima')
     MetricsFile().started(tmp_path, tiny_config(), 16)
     assert path.read_text() == '{"images": 8, "loss": 0.1}\n{"images": 16}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbf{"images": 8}\n{"images": 16}\n',
+        '{"images": 8}\n{"images": 16}\n'.encode("utf-16"),
+        b'{"images": 8, "note": "caf\xe9"}\r\n{"images": 16}\r\n',
+        b'{"images": 8}\n\0\0\0\0{"images": 16}\n\0\0\0',
+        b'{"images": 8}\n[1]\n5\n{"images": "many"}\n{"images": 16}\n{"ima',
+    ],
+    ids=["mark", "utf-16", "latin-1", "zeros", "other"],
+)
+def test_a_log_is_read_in_the_encoding_that_it_has_got(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert [line["images"] for line in read_metrics(tmp_path)] == [8, 16]
+    (tmp_path / "one.json").write_bytes(content.splitlines()[0] if b"\0" not in content else '{"images": 8}'.encode("utf-16"))
+    if b"caf" not in content:
+        assert read_json(tmp_path / "one.json") == {"images": 8}
+        return
+    with pytest.raises(InputError, match="not JSON"):
+        read_json(tmp_path / "one.json")
 
 
 def test_grids_of_samples_are_drawn_at_every_checkpoint_and_where_one_is_missing(tmp_path: Path) -> None:

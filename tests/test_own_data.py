@@ -265,7 +265,7 @@ def test_every_picture_is_checked(second: Any, message: str) -> None:
         ([0, 1, 4], "Pairs: image 2 has label 4; expected 0 to 2"),
         ([None, 1, 0], "Pairs: not every image has a class"),
         ([0, 0, 0], "Pairs: number of classes 1; expected 2 to 10000; number them from 0, or leave out --classes"),
-        ([-1, -1, -1], "Pairs: number of classes 0; expected 2"),
+        ([-1, -1, -1], "Pairs: number of classes 1; expected 2"),
         ([0, 1, 10**15], "Pairs: number of classes 1000000000000001; expected 2 to 10000"),
     ],
 )

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import pydoc
-import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +26,7 @@ from diffusion.data.dataset import open_dataset
 from diffusion.files import load_tensors, save_tensors
 from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.methods import METHODS, named_method
-from diffusion.network import NetworkConfig
-from diffusion.presets import PRESETS, preset, preset_for
+from diffusion.presets import preset, preset_for
 from diffusion.rng import seeds
 from diffusion.run import fingerprint
 from diffusion.samplers import ODE, MeanColour, Resample
@@ -536,23 +534,6 @@ def test_every_method_trains_and_samples_on_the_digits(name: str, tmp_path: Path
 
 
 # As a library
-
-
-def test_the_lines_in_the_readme_train_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they stand there, with a smaller run in place of the preset, and without the upload."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = next(block for block in blocks if "push_to_hub" in block).splitlines()
-    assert len(lines) <= 10 and sum("push_to_hub" in line for line in lines) == 1
-    digits = preset("digits")
-    training = replace(digits.training, images=64, batch=32)
-    small = replace(digits, method=digits.method.changed(levels=5), network=NetworkConfig(width=8), training=training)
-    monkeypatch.setitem(PRESETS, "digits", small)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec("\n".join(line for line in lines if "push_to_hub" not in line), names)
-    images = names["images"]
-    assert images.shape == (64, 1, 16, 16) and images.isfinite().all()
-    assert names["pipeline"].config == small
 
 
 def test_every_public_name_is_there_and_explains_itself() -> None:

@@ -38,6 +38,7 @@ from diffusion import (
     solve,
     train,
 )
+from lbm_warp import check_operator
 from lbm_warp.checks import InputError
 
 SIZE = Size.of(8)
@@ -109,6 +110,13 @@ class Twin(Operator):
     levels: int = 5
 
 
+@dataclass(frozen=True)
+class Diagonal(Holds):
+    """It says that it is, and gives no factors."""
+
+    diagonal = True
+
+
 OTHER = type("Twin", (Scales,), {"__module__": __name__})
 IMAGE = torch.full((1, 8, 8), 0.5)
 
@@ -141,6 +149,12 @@ def measured(function: Any, **more: Any) -> Callable[[], object]:
         (lambda: config(replace(METHOD, operator=Holds(what=torch.ones(2)))), r"Holds\.what holds a Tensor"),
         (lambda: config(replace(METHOD, operator=Holds(what=lambda x: x))), r"Holds\.what holds a function"),
         (twins, "two classes are called Twin"),
+        (lambda: check_operator(Diagonal(), 8), r"Diagonal is diagonal and needs a method transfer\(level, size\), factors of the"),
+        (lambda: Size.of(np.int64(1)), "size must be one number of pixels"),
+        (lambda: pipeline(METHOD).to("mps"), "device must be cpu, cuda or cuda:N, got mps: kernels do not work there"),
+        (lambda: pipeline(METHOD).sample(1, seed=np.uint64(2**63)), "seed must be from 0 to 9223372036854775807, got 92233"),
+        (measured(lambda x: x, seed=True), "seed must be integer, got bool"),
+        (lambda: METHOD.forward.corrupt(IMAGE[None].to("meta"), 3, torch.tensor([0])), "got torch.strided on meta"),
         (lambda: config(classes="cat"), "classes must be a tuple of names"),
         (lambda: config(classes=("a", "a")), "classes must have different names"),
         (lambda: pipeline(METHOD).corrupt(255.0 * IMAGE, 3), "floating-point numbers from 0 to 1, got torch.float32 from 127.5"),

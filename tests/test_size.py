@@ -29,6 +29,8 @@ CPU = torch.device("cpu")
         ((96, 128), (96, 128), "96x128", [96, 128]),
         ([64, 64], (64, 64), "64", 64),
         (Size(5, 7), (5, 7), "5x7", [5, 7]),
+        (np.int64(16), (16, 16), "16", 16),
+        ((np.uint8(96), 128), (96, 128), "96x128", [96, 128]),
     ],
 )
 def test_a_size_is_written_in_many_forms(value: object, size: tuple[int, int], text: str, stored: object) -> None:

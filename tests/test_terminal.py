@@ -74,7 +74,7 @@ def test_a_wrong_option_is_one_line_in_a_terminal_and_help_has_its_colours() -> 
     assert lines[: len(around)] == [f"{LINE}\n[2]"] * len(around)
     missing, choice, help_text, plain, dumb = lines[len(around) :]
     assert missing == "error: Missing value for argument '--size'. Expected 1 values; --help explains the options\n[2]"
-    assert choice.startswith("error: invalid choice 'waves' for argument '--turbulence'. Expected one of (") and choice.count("\n") == 1
+    assert choice.startswith("error: invalid choice 'waves' for argument '--turbulence'.") and choice.count("\n") == 1
     assert ESCAPE in help_text and ESCAPE not in plain + dumb
     assert re.sub(r"\x1b\[[\d;]*m", "", help_text) == plain == dumb and "--size" in plain and plain.endswith("[0]")
 
@@ -145,7 +145,8 @@ def test_caches_that_cannot_be_written_are_in_a_temporary_folder(
     caches.send_libraries()
     folder = caches.cache_folder("warp")
     assert folder.parent.is_dir() and fresh not in folder.parents and Path(os.environ.get("WARP_CACHE_PATH", folder)) == folder
-    assert len(caplog.messages) == 1 and "cannot be written: caches are in" in caplog.messages[0] and "\n" not in caplog.text.strip()
+    (line,) = caplog.messages
+    assert "cannot be written: caches are in" in line and "\n" not in line
     if case != "only warp":
         assert Path(os.environ["XDG_CACHE_HOME"]) == folder.parent == caches.cache_folder()
     assert ("MPLCONFIGDIR" in os.environ) == (case in ("nobody", "no home")) and not (fresh / "missing").exists()
@@ -164,9 +165,8 @@ def test_pictures_of_any_name_are_corrupted(
     Image.fromarray(pixels).save(f"{name}.png")
     assert exit_code(cli.main, "corrupt", f"{name}.png", "--levels", "2", "--columns", "2", "--peclet", "0") == 0
     out, err = capsys.readouterr()
-    assert out.encode() and "Glyph" not in err and {"strip.png", "corruption.json"} < {
-        file.name for file in (tmp_path / "outputs" / name).iterdir()
-    }
+    made = {file.name for file in (tmp_path / "outputs" / name).iterdir()}
+    assert out.encode() and "Glyph" not in err and {"strip.png", "corruption.json"} < made
     code = exit_code(cli.main, "corrupt", f"{name}-missing.png")
     err = capsys.readouterr().err
     assert code == 2 and err.count("\n") == 1 and err.startswith("error: ")

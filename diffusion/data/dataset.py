@@ -328,7 +328,7 @@ def notes_of(seen: Look, grey: bool | None) -> list[str]:
 def find_source(data: str, size: Size | None, root: Path | None, grey: bool | None, stream: bool, samples: bool = False) -> Found:
     """Images that are not read yet; arguments and errors as for :func:`open_dataset`."""
     source: Source | Stream
-    name, path = data, Path(data).expanduser()
+    name, path = data, Path(os.path.expanduser(data))
     if data.startswith("hf:"):
         name, source = open_hub(data.removeprefix("hf:"), stream)
     elif data in catalog.KNOWN:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -102,7 +103,8 @@ def open_hub(data: str, stream: bool = False) -> tuple[str, Source | Stream]:
     location = f"hf:{data}"
     parts = re.fullmatch(r"([^@:]+)(?:@([^@:]+))?(?::([\w.]+))?", data)
     place, config, split = parts.groups() if parts else ("", None, None)
-    folder = Path(place).expanduser().resolve() if place and Path(place).expanduser().is_dir() else None
+    found = Path(os.path.expanduser(place))
+    folder = found.resolve() if place and found.is_dir() else None
     if not (folder or "/" in place) or (folder and config):
         raise DataError(f"{location}: expected hf:owner/name, hf:owner/name@config:split or hf:FOLDER with parquet files")
     if folder is None:
