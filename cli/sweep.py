@@ -241,10 +241,12 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
     asked = {"reference": reference.facts(), "k": scoring.k, "num": reference.num, "seed": scoring.seed}
     asked |= {"sampling_noise": scoring.sampling_noise, "likelihood": scoring.likelihood}
 
+    probes = dataset.probes(train.PROBES)
+
     def suited(process: str, peclet: float) -> train.Train:
         first = folder / f"{process}-Pe{number(peclet)}-seed{options.seed}"
         parsed = train.parse([*arguments(process, peclet), "--out", str(first)])
-        return parsed.suited(dataset.channels, train.count_of(dataset))
+        return parsed.suited(dataset.channels, train.count_of(dataset), probes)
 
     try:
         still = suited(STILL, 0.0)

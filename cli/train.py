@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
 
@@ -25,6 +26,8 @@ from diffusion.data.dataset import (
     open_dataset,
 )
 from diffusion.data.hub import Stream
+from diffusion.data.images import share_at_ends
+from diffusion.denoisers import Remainder
 from diffusion.evaluation.config import EvaluationConfig
 from diffusion.evaluation.scoring import frechet_scorer
 from diffusion.files import owned
@@ -44,6 +47,7 @@ from lbm_warp import Turbulence
 from lbm_warp.checks import InputError, check_integer
 
 SCORED = 500
+PROBES = 256
 # A preset's checkpoints: four in a short training, every 320,000 images (10,000 published steps of 32) in a long one.
 MOST_BETWEEN_CHECKPOINTS = 320_000
 PROCESS = f"A process, which has numbers of its own for the options below: {', '.join(METHODS)}, or one of an installed package."
@@ -129,9 +133,13 @@ class Train(Choice):
     words: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The command line."""
 
-    def suited(self, channels: int, count: int | None) -> Train:
-        """The options of the same command line with the defaults that suit so many pictures, and the run that is there already."""
-        return parse(self.words, Found(channels, count, self.out or default_folder(self), self.execution.hours))
+    def suited(self, channels: int, count: int | None, probes: np.ndarray) -> Train:
+        """The options of the same command line with the defaults that suit so many pictures, and the run that is there already.
+
+        ``probes`` are some of the pictures, uint8 [N, C, H, W].
+        """
+        folder = self.out or default_folder(self)
+        return parse(self.words, Found(channels, count, share_at_ends(probes), folder, self.execution.hours))
 
     def resolve(self, data: str, channels: int, classes: tuple[str, ...] = ()) -> RunConfig:
         """The run on pictures of this name and number of channels, with these classes.
@@ -161,6 +169,8 @@ class Found:
     channels: int
     count: int | None
     """Number of the pictures, if it is known."""
+    at_ends: float
+    """Share of their pixels that are black or white."""
     folder: Path
     """The run folder."""
     hours: float | None
@@ -193,8 +203,8 @@ def defaults(choice: Choice, found: Found | None = None) -> Train:
     """The options of the preset that is chosen, or that suits the data; with another process, that process's own."""
     size, device = Size.of(choice.size) if choice.size else None, choice.device
     gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    channels, count = (found.channels, found.count) if found else (3, None)
-    name, config = preset_for(choice.data, size, choice.preset, gpu=gpu, channels=channels, count=count)
+    channels, count, at_ends = (found.channels, found.count, found.at_ends) if found else (3, None, 0.0)
+    name, config = preset_for(choice.data, size, choice.preset, gpu=gpu, channels=channels, count=count, at_ends=at_ends)
     if found and name in OWN and not choice.preset:
         config = as_recorded(config, found.folder)
     if found and found.hours is not None:
@@ -216,7 +226,7 @@ def defaults(choice: Choice, found: Found | None = None) -> Train:
 
 
 def as_recorded(config: RunConfig, folder: Path) -> RunConfig:
-    """The run with network, learning rate, length and mirroring of the one in a folder.
+    """The run with network, its input, learning rate, length and mirroring of the one in a folder.
 
     They follow from device and number of pictures, which may have changed since it began.
     """
@@ -228,7 +238,10 @@ def as_recorded(config: RunConfig, folder: Path) -> RunConfig:
     if (there.size, there.channels) != (config.size, config.channels) or not by_command:
         return config  # another run, which is refused
     kept = {name: getattr(there.training, name) for name in ("schedule", "images", "flip")}
-    return replace(config, network=there.network, training=replace(config.training, **kept))
+    method = config.method
+    if isinstance(denoiser := there.method.denoiser, Remainder):
+        method = method.changed(tell_ends=denoiser.tell_ends)
+    return replace(config, method=method, network=there.network, training=replace(config.training, **kept))
 
 
 def run(options: Train) -> None:
@@ -247,13 +260,14 @@ def run(options: Train) -> None:
 def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
     """What ``--dry-run`` prints, on rank 0. Pictures are read only where no preset tells how many channels they have."""
     channels = {config.data: config.channels for name, config in PRESETS.items() if name not in OWN}.get(options.data)
-    name, how, count = options.data, options.pictures, None
+    name, how, count, probes = options.data, options.pictures, None, np.empty(0)
     grey = grey_or_colour(how.grey, how.colour)
     if channels is None:
-        name, source, _, channels, _ = find_source(name, Size.of(options.size), how.data_root, grey, how.stream)
+        found = find_source(name, Size.of(options.size), how.data_root, grey, how.stream)
+        name, source, channels, probes = found.name, found.source, found.channels, found.probes(PROBES)
         count = source.count if isinstance(source, Stream) else len(source.names)
     channels = channels if grey is None else 1 if grey else 3
-    options = options.suited(channels, count)
+    options = options.suited(channels, count, probes)
     classes = open_pictures(options).classes() if how.classes else ()
     config = options.resolve(name_of_half(name, how.split), channels, classes)
     iterations, shares = config.method.operator.iterations(*config.size), config.method.density.shares(config.forward)
@@ -285,7 +299,7 @@ def carry_out(options: Train, ranks: Ranks) -> None:
             with owned(folder):  # whether it can be written, and is free: known before pictures are prepared
                 pass
         dataset = open_pictures(options)
-        options = options.suited(dataset.channels, count_of(dataset))
+        options = options.suited(dataset.channels, count_of(dataset), dataset.probes(PROBES))
         classes = dataset.classes() if options.pictures.classes else ()
     config = options.resolve(dataset.name, dataset.channels, classes)
     observers: list[Observer] = [TimeLeft(ranks.device, ranks.count, options.execution.hours, shorter(options, ranks.device))]
@@ -295,6 +309,8 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         (height, width), method = config.size, config.method
         print(f"{dataset.description}; {height} x {width} pixels, preset {options.preset}")
         print(f"{options.process_name}, Pe = {method.operator.peclet:g}, K = {method.levels} levels, on {where} -> {folder}")
+        if isinstance(denoiser := config.method.denoiser, Remainder) and denoiser.tell_ends:
+            print("many pixels are black or white: the network is told how far each is from them (--no-tell-ends)")
         if options.preset in OWN and isinstance(network := config.network, NetworkConfig) and network.dropout:
             mirrored = ", and they are mirrored at random (--no-flip if left and right matter, as in letters)"
             print(f"few pictures: dropout {network.dropout:g}{mirrored if config.training.flip else ''}")

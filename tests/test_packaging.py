@@ -85,8 +85,10 @@ def test_the_versions_that_it_is_tested_with_can_be_installed_by_every_python_th
     claimed = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"])
     (lowest,) = (specifier.version for specifier in claimed)
     pinned = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    looked_at = 0
+    looked_at, python = 0, {"python_version": lowest, "python_full_version": f"{lowest}.0"}
     for requirement in map(Requirement, pinned):
+        if requirement.marker and not requirement.marker.evaluate(python):
+            continue  # another version is taken there
         with suppress(metadata.PackageNotFoundError):
             library = metadata.distribution(requirement.name)
             if library.version.partition("+")[0] in requirement.specifier:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from diffusion.data.images import share_at_ends
 from diffusion.forward.operators import Geometric, Waves
 from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.methods import METHODS
@@ -201,3 +203,14 @@ def test_unknown_presets_and_sizes_are_refused() -> None:
         preset("ffhq128")
     with pytest.raises(ValueError, match="needs sides divisible by 16, got size 112x100"):
         preset_for("ffhq", Size(112, 100))
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, False), (0.03, False), (0.3, True), (1.0, True)])
+def test_a_network_is_told_of_black_and_white_where_many_pixels_are(share: float, told: bool) -> None:
+    """In pictures of one's own, by a measured share; drawings have a third or more, photographs a few hundredths."""
+    images = np.full((4, 1, 10, 10), 128, np.uint8)
+    images.reshape(-1)[: round(share * images.size)] = 255
+    assert share_at_ends(images) == pytest.approx(share)
+    _, config = preset_for("my/folder", Size(16, 16), channels=1, count=40, at_ends=share_at_ends(images))
+    assert config.method.denoiser.tell_ends is told
+    assert config.input_shape[0] == (4 if told else 2)

@@ -171,7 +171,7 @@ def test_only_processes_that_differ_in_their_flow_alone_share_a_run(place: Path)
 @pytest.mark.parametrize(("split", "name", "other"), [("all", "data", "all"), ("odd", "data[odd]", "even")])
 def test_the_commands_of_a_run_say_what_it_is(place: Path, split: str, name: str, other: str) -> None:
     run = planned("--peclet", 0.05, "--split", split, "--keep-every", 16, *SMALL).runs()[0]
-    training = train.parse(run.training).suited(channels=1, count=20)
+    training = train.parse(run.training).suited(channels=1, count=20, probes=np.empty(0))
     assert training.out == run.folder == Path("out/beyond-blur-Pe0.05-seed0") and training.pictures.split == split
     assert training.resolve(name, 1) == run.config and "--keep-every" in run.training
     scoring = tyro.cli(evaluate.Evaluate, args=run.scoring)

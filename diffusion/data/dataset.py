@@ -307,6 +307,15 @@ class Found(NamedTuple):
     look: Look
     """What some of the images say."""
 
+    def probes(self, most: int) -> np.ndarray:
+        """Up to ``most`` of the images that can be read, spread over the set, uint8 [N, channels, height, width]."""
+        images = []
+        for number in evenly_spaced(len(self.source.names), most):
+            with suppress(DataError):
+                content = self.source.read(self.source.names[number])
+                images.append(decode(*content, self.size, self.channels, self.look.values))
+        return np.stack(images) if images else np.empty((0, self.channels, *self.size), np.uint8)
+
 
 def grey_or_colour(grey: bool, colour: bool) -> bool | None:
     """Whether pictures are to be grey, as the options say; None if neither is chosen.

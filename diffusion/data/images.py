@@ -125,6 +125,11 @@ def counted(kinds: Iterable[str]) -> str:
     return f"{sum(count for _, count in counts)} ({', '.join(f'{kind} {count}' for kind, count in counts)})"
 
 
+def share_at_ends(images: np.ndarray) -> float:
+    """Share of the values of images, uint8, that are exactly black or white: 0 to 1; 0 for no images."""
+    return float(np.isin(images, (0, 255)).mean()) if images.size else 0.0
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts names as a person counts: frame2 before frame10."""
     # Text and digits alternate, so that a number is compared with a number.
