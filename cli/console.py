@@ -9,9 +9,12 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import fields
+from functools import partial
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +38,7 @@ def run(
     parse: Callable[..., Options],
     arguments: Sequence[str] | None = None,
     package: str = "cli",
+    common: Sequence[str] = (),
 ) -> None:
     """Parse a command line and run the command; bad input ends in one line on standard error and exit code 2, signals as
     :mod:`cli.signals` says.
@@ -47,13 +51,19 @@ def run(
         parse: ``tyro.cli`` with the type of the options bound, or a function that takes the same arguments.
         arguments: the command line; that of this process by default.
         package: where the command is.
+        common: options that ``--help`` shows, such as ``--seed``; all by default, and with ``--help-all``.
     """
     with streams.quiet():
-        _run(name, command, parse, list(sys.argv[1:] if arguments is None else arguments), package)
+        _run(name, command, parse, list(sys.argv[1:] if arguments is None else arguments), package, common)
 
 
 def _run(
-    name: str, command: Callable[[Options], object], parse: Callable[..., Options], words: Sequence[str], package: str
+    name: str,
+    command: Callable[[Options], object],
+    parse: Callable[..., Options],
+    words: Sequence[str],
+    package: str,
+    common: Sequence[str],
 ) -> None:
     logging.basicConfig(format="%(message)s")
     prog = f"beyond-blur {name}" if _is_script() else f"python -m {package}.{name}"
@@ -61,8 +71,13 @@ def _run(
     try:
         speaks = launch().local_rank == 0
         logging.getLogger("lbm_warp").setLevel(logging.INFO if speaks else logging.WARNING)
+        check_words(words)
         no_none = (tyro.conf.DisallowNone,)
-        options = parsed(parse, args=words, prog=prog, description=description, console_outputs=speaks, config=no_none)
+        shown = {"prog": prog, "description": description, "console_outputs": speaks, "config": no_none}
+        if common and not {"-h", "--help"}.isdisjoint(words):
+            short_help(partial(parsed, parse, args=words, **shown), common)
+        words = ["--help" if word == "--help-all" else word for word in words]
+        options = parsed(parse, args=words, **shown)
         with signals.handled(), logging_redirect_tqdm(), warnings_in_a_line(speaks):
             start_warp()
             command(options)
@@ -101,6 +116,13 @@ def warnings_in_a_line(speaks: bool) -> Iterator[None]:
         yield
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Raise InputError if a word of a command line is empty: as a path it would be the current folder."""
+    for before, word in zip(["the command", *words], words, strict=False):
+        if not word or re.fullmatch(r"--[\w.-]+=", word):
+            raise InputError(f"an empty word {f'after {before}' if not word else f'in {word}'}; is a variable of the shell empty?")
+
+
 def parsed(parse: Callable[..., Options], **arguments: Any) -> Options:
     """What tyro makes of a command line; its help has the colours of the terminal, unless NO_COLOR is set.
 
@@ -131,6 +153,28 @@ def parsed(parse: Callable[..., Options], **arguments: Any) -> Options:
     raise InputError(f"{problem.rstrip('.')}; {advice}")
 
 
+def short_help(parse: Callable[[], object], common: Sequence[str]) -> None:
+    """Print the help of a command with these options alone, a sentence each, and end; ``parse()`` prints it with all."""
+    with redirect_stdout(io.StringIO()) as full, _environment({"TERM": "dumb", "COLUMNS": "120"}), suppress(SystemExit):
+        parse()
+    # An option begins two columns in, its explanation further on; titles of groups begin one column in.
+    head, _, rows = full.getvalue().partition("\n -")
+    options = {}
+    for row in re.findall(r"(?m)^  (?:--?\w|\[).*(?:\n {3,}\S.*)*", rows):
+        usage, about = re.match(r"  (.*?)(?: {2,}|\n)(.*)", row, re.DOTALL).groups()  # type: ignore[union-attr]
+        named = re.search(r"--[\w-]+", usage)
+        options[named[0] if named else usage] = usage, " ".join(about.split())
+    print(*head.split("\n positional")[0].split("\n options")[0].strip().splitlines(), "", sep="\n")
+    places = [name for name in options if not name.startswith("-")]
+    for usage, about in (options[name] for name in (*places, *common)):
+        about, _, default = about.partition(" (default: ")
+        about = re.split(r"(?<=\.) |; ", about)[0] + (f" ({default}" if default not in ("None)", "False)") else "")
+        lines = textwrap.wrap(about, max(shutil.get_terminal_size().columns - 27, 40))
+        print(f"  {usage:<23} " + ("\n" + " " * 26).join([""] * (len(usage) > 23) + lines).rstrip())
+    print("", f"--help-all says more, with {len(options) - len(places) - len(common) - 1} more options.", sep="\n")
+    sys.exit(0)
+
+
 @contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
     """A block in which environment variables have other values."""
@@ -148,6 +192,13 @@ def check_at_least(options: object, **lowest: int) -> None:
     for name, low in lowest.items():
         if (value := getattr(options, name)) is not None:
             check_integer(f"--{name.replace('_', '-')}", value, low)
+
+
+def check_left_out(options: object, why: str, *names: str) -> None:
+    """Raise InputError if one of these options has another value than its default, where it would change nothing."""
+    for option in fields(options):  # type: ignore[arg-type]
+        if option.name in names and getattr(options, option.name) != option.default:
+            raise InputError(f"--{option.name.replace('_', '-')} {why}")
 
 
 def command_line() -> str:

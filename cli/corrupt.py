@@ -22,7 +22,6 @@ from cli.film import FPS, VIDEO_SIZE, FilmOptions, VideoOptions
 from cli.scene import PHOTOGRAPH, SPECTRUM_SEEDS, SceneOptions, shown
 from cli.video import held, is_film, save_video, there_and_back
 from diffusion.files import owned, products, write_json
-from lbm_warp.checks import InputError
 
 RECORD = "corruption.json"
 PRODUCTS = ("strip.png", "corrupted.png", "velocity.png", "trajectory.mp4", "film.mp4", "frames/*.png")
@@ -58,9 +57,11 @@ def draw(options: Corrupt, folder: Path) -> tuple[list[str], dict[str, Any]]:
     Returns:
         The names of what was written, and what corruption.json says of it.
     """
-    if options.film.png or options.film.course == "hold":
-        raise InputError("--png and --course are for films: of a video, a folder of pictures, or with --to")
-    u0, video = options.read(), options.video
+    console.check_left_out(options.film, "is for films: of a video, a folder of pictures, or with --to", "png", "course")
+    if not (video := options.video).video:
+        for part in (video, options.film):
+            console.check_left_out(part, "is for a video; add --video", "frames", "fps", "loop")
+    u0 = options.read()
     _, channels, height, width = u0.shape
     scene = shown(options, u0, video.frames if video.video else 1)
     print(f"{options.image.stem}: {height} x {width} px, {scene.about} on {u0.device}")
@@ -105,7 +106,12 @@ def facts(options: Corrupt, out: Path) -> dict[str, Any]:
     }
 
 
-main = partial(console.run, "corrupt", corrupt, partial(tyro.cli, Corrupt))
+# What --help shows; --help-all shows the rest.
+COMMON = (
+    "--out --video --png --peclet --sigma-max --seed --size --process --turbulence --octaves --turbulence-time --to "
+    "--loop --course --device"
+).split()
+main = partial(console.run, "corrupt", corrupt, partial(tyro.cli, Corrupt), common=COMMON)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,11 @@ def table(rows: Mapping[str, Mapping[str, Any]], distance: str) -> str:
     return "\n".join(f"{line[0]:<8}" + "".join(f"{cell:>11}" for cell in line[1:]) for line in lines)
 
 
-main = partial(console.run, "evaluate", run, partial(tyro.cli, Evaluate))
+# What --help shows; --help-all shows the rest.
+COMMON = (
+    "--data --num --features --split --seed --steps --likelihood --calibration --variance --restoration --bootstrap --device"
+).split()
+main = partial(console.run, "evaluate", run, partial(tyro.cli, Evaluate), common=COMMON)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,14 @@ def make(options: SceneOptions, how: FilmOptions, video: VideoOptions, folder: P
     Raises:
         InputError: if something cannot be read or written, or options do not go together.
     """
-    frames, fps = _of_moving(options, how) if how.to is None else _from_one_to_another(options, how.to, video.frames, how.loop)
+    unused = ("columns", *["levels"] * (options.process is None))
+    console.check_left_out(options, "is for the strip of a picture; a film has none", *unused)
+    if how.to is None:
+        console.check_left_out(video, "is for a picture; a film keeps its own", "frames")
+        frames, fps = _of_moving(options, how)
+    else:
+        console.check_left_out(how, "does not go with --to", "course")
+        frames, fps = _from_one_to_another(options, how.to, video.frames, how.loop)
 
     def kept() -> Iterator[np.ndarray]:
         for number, frame in enumerate(render.enlarged(frame, VIDEO_SIZE) for frame in frames):
@@ -80,6 +87,8 @@ def make(options: SceneOptions, how: FilmOptions, video: VideoOptions, folder: P
 
 def _of_moving(options: SceneOptions, how: FilmOptions) -> tuple[Iterator[np.ndarray], Fraction | int]:
     console.check_at_least(options, size=2, levels=1)
+    if how.course == "hold":
+        console.check_left_out(how, "does not go with --course hold, in which every frame is alike", "loop")
     pictures, device = open_film(options.image), console.pick_device(options.device)
     for remark in pictures.remarks:
         print(f"{options.image}: {remark}")

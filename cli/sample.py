@@ -395,7 +395,11 @@ def _same_images(out: Path, record: dict[str, object]) -> dict[str, Any]:
     return there
 
 
-main = partial(console.run, "sample", sample, partial(tyro.cli, Sample))
+# What --help shows; --help-all shows the rest.
+COMMON = (
+    "--out --num --seed --steps --model --label --guidance --best --video --interpolate --from-image --npz --zip --device".split()
+)
+main = partial(console.run, "sample", sample, partial(tyro.cli, Sample), common=COMMON)
 
 
 if __name__ == "__main__":

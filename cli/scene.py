@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,8 +127,12 @@ class SceneOptions(PictureOptions):
         for option, value in asdict(self.flow).items():
             if value != getattr(FlowOptions, option):
                 raise InputError(f"--{option.replace('_', '-')} does not go with --process, which has its own")
-        given = {} if self.peclet is None else {"peclet": self.peclet}
-        return specs.changed(named_method(str(self.process)).forward, levels=self.levels, **given)
+        forward = named_method(str(self.process)).forward
+        if self.peclet is None:
+            return specs.changed(forward, levels=self.levels)
+        if "peclet" not in (part.name for part in fields(forward.operator)):
+            raise InputError(f"--peclet does not go with --process {self.process}, which has no flow; leave it out")
+        return specs.changed(forward, levels=self.levels, peclet=self.peclet)
 
 
 @dataclass(frozen=True)

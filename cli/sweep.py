@@ -318,7 +318,9 @@ def check_same_sweep(plan: Plan) -> None:
             raise InputError(f"{plan.folder} holds another sweep ({difference}); choose another --out")
 
 
-main = partial(console.run, "sweep", sweep, partial(tyro.cli, Sweep, return_unknown_args=True))
+# What --help shows; --help-all shows the rest.
+COMMON = "--process --peclet --seeds --out --jobs --num --network-calls --likelihood --calibration --split --dry-run".split()
+main = partial(console.run, "sweep", sweep, partial(tyro.cli, Sweep, return_unknown_args=True), common=COMMON)
 
 
 if __name__ == "__main__":

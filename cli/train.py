@@ -390,7 +390,12 @@ def short_name(data: str) -> str:
     return Path(os.path.expanduser(place)).resolve().stem
 
 
-main = partial(console.run, "train", run, parse)
+# What --help shows; --help-all shows the rest.
+COMMON = (
+    "--data --preset --process --size --out --images --hours --peclet --classes --split --grey --init --score-every "
+    "--batch --learning-rate --seed --precision --device --dry-run"
+).split()
+main = partial(console.run, "train", run, parse, common=COMMON)
 
 
 if __name__ == "__main__":

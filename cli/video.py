@@ -91,7 +91,8 @@ def pictures_in(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     data = data_among(kinds)
     others = [kind for kind, is_data in zip(kinds, data, strict=True) if kind and not is_data]
     if not any(data):
-        raise InputError(f"{folder}: no pictures in this folder" + (f": {left_out(others)}" if others else ""))
+        why = left_out(others) if others else "expected names that end in .png, .jpg or as others that Pillow reads"
+        raise InputError(f"{folder}: no pictures in this folder: {why}")
     return list(compress(files, data)), (left_out(others),) * bool(others)
 
 
@@ -145,13 +146,14 @@ def _video(path: Path) -> Pictures:
     frames = re.findall(r"^0, *-?\d+, *(-?\d+), *(\d+)", packets, re.MULTILINE)
     if size is None or not frames:
         reason = _problem(log) if "Video:" in log or "Input #0" not in log else "there is no video in it"
-        raise InputError(f"{path}: neither a picture that Pillow can read nor a video that ffmpeg can read ({reason})")
+        advice = "convert it, or get a new copy"
+        raise InputError(f"{path}: neither a picture that Pillow can read nor a video that ffmpeg can read ({reason}); {advice}")
     width, height = map(int, size.groups())
     times = np.array([int(start) for start, _ in frames] + [sum(map(int, frames[-1]))])
     usual, thousands = _found(r"([\d.]+)k? tbr", log), "k tbr" in log
     fps, remarks = constant_rate(times, Fraction(_found(r"#tb 0: (\S+)", packets)), float(usual or 0) * (1000 if thousands else 1))
     transparent = re.search("yuva|rgba|argb|bgra|abgr|gbrap|ya[0-9]", _found(r"Video: [^,]*, (\w+)", log)) is not None
-    remarks += transparent * (OVER_WHITE,)
+    remarks += transparent * (OVER_WHITE,) + bool(_found(r"Stream #\S+ (Audio):", log)) * ("its sound is left out",)
     if _problem(log):
         remarks += (f"it is damaged; the {len(frames)} frames that can be read are used",)
     command, shape = [*opened, *shown], (height, width, 3 + transparent)

@@ -217,7 +217,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("corrupt", ["--turbulence-time", "-1"], "turbulence_time must be at least 0, got -1"),
         ("corrupt", ["--process", "ddmp"], "unknown process 'ddmp'"),
         ("corrupt", ["--process", "ihd", "--sigma-max", "0.1L"], "--sigma-max does not go with --process, which has its own"),
-        ("corrupt", ["--process", "ddpm", "--peclet", "1"], "no part has a value called peclet; there are levels, noise"),
+        ("corrupt", ["--process", "ddpm", "--peclet", "1"], "--peclet does not go with --process ddpm, which has no flow"),
         ("corrupt", ["--sigma-max", "0.4"], "sigma_max must be at least sigma_min = 0.5 px, got 0.4 px"),
         ("corrupt", ["--sigma-max", "wide"], "a blur width is a number of pixels"),
         ("corrupt", ["--sigma-max", "infL"], "sigma_max"),
@@ -331,7 +331,17 @@ def test_nonsense_and_help(call: Call) -> None:
         code, _, err = call(command, "--no-such-option")
         assert code == 2 and err.count("\n") == 1 and err.startswith("error: "), command
         code, out, _ = call(command, *(["operator"] if command == "benchmark" else []), "--help")
-        assert code == 0 and f"beyond-blur {command}" in out and ("--device" in out or command == "features")
+        assert code == 0 and f"beyond-blur {command}" in out and ("--device" in out or command in ("features", "sweep"))
+
+
+@pytest.mark.parametrize("command", [command for command in cli.COMMANDS if command != "benchmark"])
+def test_help_is_short_and_says_where_the_rest_is(call: Call, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call(command, "--help")
+    whole = call(command, "--help-all")[1]
+    assert code == 0 and len(out.splitlines()) <= 60
+    assert set(re.findall(r"--[\w-]+", out)) - {"--help-all"} <= set(re.findall(r"--[\w-]+", whole))
+    assert ("--help-all" in out) == (len(out) < len(whole))
 
 
 def shown(help_text: str, option: str) -> str:
@@ -341,15 +351,15 @@ def shown(help_text: str, option: str) -> str:
 
 
 def test_help_shows_the_values_of_the_preset(call: Call) -> None:
-    code, out, _ = call("train", "--preset", "ffhq-128-published", "--help")
+    code, out, _ = call("train", "--preset", "ffhq-128-published", "--help-all")
     assert code == 0
     expected = {"--preset": "ffhq-128-published", "--data": "ffhq", "--size": "128", "--process": "beyond-blur"}
     expected |= {"--peclet": "0.06", "--levels": "200", "--batch": "32", "--sigma-max": "1.0"}
     expected |= {"--network.multipliers": "1 2 3 4 5", "--learning-rate": "2e-05", "--ema": "0.9999"}
     assert {option: shown(out, option) for option in expected} == expected
-    code, out, _ = call("train", "--data=afhq", "--process", "ihd", "--help")
+    code, out, _ = call("train", "--data=afhq", "--process", "ihd", "--help-all")
     assert shown(out, "--preset") == "afhq-64" and shown(out, "--peclet") == "0.0" and shown(out, "--offset") == "0.0"
-    assert shown(call("train", "--help")[1], "--images") == "128000"
+    assert shown(call("train", "--help-all")[1], "--images") == "128000"
 
 
 @pytest.mark.slow

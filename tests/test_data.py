@@ -138,7 +138,7 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
     for name in ("a.heic", "deep/b.HEIC", "LICENSE", ".hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"text")
-    with fails("no image files among 3 (.heic 2, no ending 1); expected PNG"):
+    with fails("no image files among 3 (.heic 2, no ending 1); expected names that end in .png", "rename the files"):
         open_dataset(str(tmp_path), 8)
     save(tmp_path / "c.png", 1)
     with pytest.warns(UserWarning, match=r"left out, since they are not images we read: 3 \(\.heic 2, no ending 1\)"):

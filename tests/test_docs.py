@@ -54,9 +54,9 @@ def test_the_commands_have_the_options_that_the_pages_say() -> None:
 
 @functools.cache
 def help_of(*command: str | None) -> set[str]:
-    """The options that ``--help`` of a command lists."""
+    """The options that ``--help-all`` of a command lists."""
     with redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
-        cli.__main__.main([*filter(None, command), "--help"])
+        cli.__main__.main([*filter(None, command), "--help-all"])
     return set(re.findall(r"--[\w-]+", shown.getvalue()))
 
 

@@ -118,6 +118,12 @@ def test_frames_are_turned_and_their_pixels_made_square_as_the_file_says(tmp_pat
     assert capfd.readouterr() == ("", "")
 
 
+def test_sound_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", encode(tmp_path / "a.mp4"), "-f", "lavfi", "-i", "sine"]
+    subprocess.run([*command, "-shortest", tmp_path / "b.mp4"], check=True)
+    assert video.open_film(tmp_path / "b.mp4").remarks == ("its sound is left out",)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.webm", "libvpx-vp9"), ("a.mov", "png")])
 def test_transparent_parts_of_a_video_are_shown_over_white(name: str, codec: str, tmp_path: Path) -> None:
     pixels = "yuva420p" if name == "a.webm" else "rgba"
@@ -269,7 +275,18 @@ def test_a_command_removes_what_it_made_and_nothing_else(
         (["text.mp4"], "text.mp4: neither a picture that Pillow can read nor a video that ffmpeg can read"),
         (["sound.m4a"], "there is no video in it"),
         (["p.png", "--sigma-max", "1000"], "sigma_max must be at most 2 longer sides = 16 px"),
-        (["p.png", "--png"], "--png and --course are for films"),
+        (["p.png", "--png"], "--png is for films: of a video, a folder of pictures, or with --to"),
+        (["p.png", "--course", "hold"], "--course is for films"),
+        (["p.png", "--loop"], "--loop is for a video; add --video"),
+        (["p.png", "--frames", "9"], "--frames is for a video; add --video"),
+        (["full", "--frames", "9"], "--frames is for a picture; a film keeps its own"),
+        (["full", "--columns", "3"], "--columns is for the strip of a picture; a film has none"),
+        (["full", "--levels", "9"], "--levels is for the strip of a picture; a film has none"),
+        (["full", "--course", "hold", "--loop"], "--loop does not go with --course hold"),
+        (["p.png", "--to", "p.png", "--course", "hold"], "--course does not go with --to"),
+        (["p.png", "--out", ""], "an empty word after --out; is a variable of the shell empty?"),
+        (["p.png", "--out="], "an empty word in --out=; is a variable"),
+        ([""], "an empty word after the command; is a variable"),
         (["empty", "--to", "p.png"], "--to needs a picture to start from, got empty"),
         (["p.png", "--to", "missing.png"], "missing.png"),
         (["p.png", "--to", "p.png", "--process", "ihd", "--sigma-max", "3"], "--sigma-max does not go with --process"),
@@ -279,7 +296,9 @@ def test_wrong_input_is_one_line_and_writes_nothing(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
+    for folder in ("empty", "full"):
+        Path(folder).mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save("full/0.png")
     Path("text.mp4").write_text("no video")
     sound = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "sine", "-t", "0.1", "sound.m4a"]
     if "sound.m4a" in arguments:

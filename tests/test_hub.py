@@ -79,6 +79,8 @@ def test_a_table_is_read_by_index(folder: Path) -> None:
     assert dataset.description == f"60 grey images from hf:{folder} (grey: all 60 looked at)"
     assert open_dataset(f"hf:{folder}", 8, grey=False)[0].shape == (3, 8, 8)
     assert first_levels(open_dataset(f"hf:{folder}:test", 8)) == [200, 201]
+    with pytest.warns(UserWarning, match=f"hf:{folder}: of train, test only train is read; name another as in hf:{folder}:test"):
+        open_dataset(f"hf:{folder}", 8)
 
 
 def test_a_table_is_prepared_once_and_again_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,9 @@ def test_a_wrong_option_is_one_line_in_a_terminal_and_help_has_its_colours() -> 
         *((wrong, environment) for environment in around),
         (["train", "--size", "--help"], {"COLUMNS": "20"}),
         (["corrupt", "--turbulence", "waves"], {"COLUMNS": "20"}),
-        (["corrupt", "--help"], {}),
-        (["corrupt", "--help"], {"NO_COLOR": "1"}),
-        (["corrupt", "--help"], {"TERM": "dumb"}),
+        (["corrupt", "--help-all"], {}),
+        (["corrupt", "--help-all"], {"NO_COLOR": "1"}),
+        (["corrupt", "--help-all"], {"TERM": "dumb"}),
     )
     assert lines[: len(around)] == [f"{LINE}\n[2]"] * len(around)
     missing, choice, help_text, plain, dumb = lines[len(around) :]

@@ -363,7 +363,7 @@ def find_source(data: str, size: Size | None, root: Path | None, grey: bool | No
         raise DataError(f"{data}: no such folder or archive; expected {accepted}{hint}")
     if not source.names:
         others = f" among {source.ignored}" if isinstance(source, Source) and source.ignored else ""
-        expected = "expected PNG, JPEG or others that Pillow reads; check the path"
+        expected = "expected names that end in .png, .jpg or as others that Pillow reads; check the path, or rename the files"
         raise DataError(f"{source.location}: no image files{others}; {expected}")
     seen = look(source, samples)
     return Found(name, source, size or Size.of(_SIZE), seen.channels if grey is None else 1 if grey else 3, seen)

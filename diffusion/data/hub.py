@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -140,9 +141,11 @@ def _open(location: str, where: dict[str, Any], split: str | None, stream: bool)
     with _hub_errors(location, "cannot be loaded", advice), _at_once() if of_hub else nullcontext():
         # Data files only: a script that comes with a set is never run. (Later versions of the library cannot.)
         splits = load_dataset(**where, streaming=stream, trust_remote_code=False)
+    found, example = ", ".join(splits), f"hf:{location.removeprefix('hf:').partition(':')[0]}:{list(splits)[-1]}"
+    if split is None and len(splits) > 1:
+        warnings.warn(f"{location}: of {found} only train is read; name another as in {example}", stacklevel=2)
     if (split := split or "train") not in splits:
-        example = f"hf:{location.removeprefix('hf:').partition(':')[0]}:{next(iter(splits))}"
-        raise DataError(f"{location}: no split '{split}'; it has {', '.join(splits)}; name one as in {example}")
+        raise DataError(f"{location}: no split '{split}'; it has {found}; name one as in {example}")
 
     table = splits[split]
     columns = dict(table.features or {})
