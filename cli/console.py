@@ -30,6 +30,7 @@ from diffusion.launcher import launch
 from lbm_warp.checks import InputError, check_integer
 
 Options = TypeVar("Options")
+MOST = 10_000_000  # pictures, frames, ...: a list of more does not fit into the memory
 
 
 def run(
@@ -97,7 +98,8 @@ def _run(
     except KeyboardInterrupt as interrupt:
         message, code = "interrupted", signals.exit_code(interrupt)
     if speaks:
-        print(message, file=sys.stderr)
+        with suppress(OSError):  # the exit code says it, too
+            print(message, file=sys.stderr)
     sys.exit(code)
 
 
@@ -165,13 +167,13 @@ def short_help(parse: Callable[[], object], common: Sequence[str]) -> None:
         named = re.search(r"--[\w-]+", usage)
         options[named[0] if named else usage] = usage, " ".join(about.split())
     print(*head.split("\n positional")[0].split("\n options")[0].strip().splitlines(), "", sep="\n")
-    places = [name for name in options if not name.startswith("-")]
-    for usage, about in (options[name] for name in (*places, *common)):
+    shown = [name for name in options if not name.startswith("-")] + [name for name in common if name in options]
+    for usage, about in (options[name] for name in shown):
         about, _, default = about.partition(" (default: ")
         about = re.split(r"(?<=\.) |; ", about)[0] + (f" ({default}" if default not in ("None)", "False)") else "")
         lines = textwrap.wrap(about, max(shutil.get_terminal_size().columns - 27, 40))
         print(f"  {usage:<23} " + ("\n" + " " * 26).join([""] * (len(usage) > 23) + lines).rstrip())
-    print("", f"--help-all says more, with {len(options) - len(places) - len(common) - 1} more options.", sep="\n")
+    print("", f"--help-all says more, with {len(options) - len(shown) - 1} more options.", sep="\n")
     sys.exit(0)
 
 
@@ -188,10 +190,12 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_at_least(options: object, **lowest: int) -> None:
-    """Raise InputError unless these options are integers of at least so much, or None."""
+    """Raise InputError unless these options are integers of at least so much, and at most ``MOST``, or None."""
     for name, low in lowest.items():
         if (value := getattr(options, name)) is not None:
-            check_integer(f"--{name.replace('_', '-')}", value, low)
+            check_integer(option := f"--{name.replace('_', '-')}", value, low)
+            if value > MOST:
+                raise InputError(f"{option} must be at most {MOST:,}, got {value}")
 
 
 def check_left_out(options: object, why: str, *names: str) -> None:

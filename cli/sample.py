@@ -34,7 +34,6 @@ EACH = 8
 RESTORATIONS = 8
 VIDEO_PANEL = 96
 VIDEO_SIZE = 1024
-MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -271,6 +270,8 @@ def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, wor
         numbers: Sequence[int] = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
         if len(numbers) % 2:
             raise InputError(f"--interpolate needs --seeds in pairs, got {len(numbers)} numbers")
+        if (images := len(numbers) // 2 * points) > console.MOST:
+            raise InputError(f"--interpolate {points} would make {images:,} images, at most {console.MOST:,} are made")
         pairs, draw = zip(numbers[::2], numbers[1::2], strict=True), partial(pipeline.interpolate, points=points, **how)
         return [Part([f"{a:05d}-{b:05d}-{i:03d}" for i in range(points)], partial(draw, [(a, b)]), visits) for a, b in pairs]
     how |= {"same_init": options.variation.same_init, "share_noise": options.variation.share_noise}
@@ -337,8 +338,10 @@ def _numbers(seeds: tuple[str, ...]) -> list[int]:
     for word in seeds:
         ends = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", word, re.ASCII)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
-        if not first <= last < first + MOST_IMAGES:
-            raise InputError(f"--seeds takes numbers and ranges such as 3 17 100-131, got {word!r}")
+        if not first <= last:
+            raise InputError(f"--seeds takes numbers of at most 18 digits and ranges such as 3 17 100-131, got {word!r}")
+        if len(numbers) + last - first >= console.MOST:
+            raise InputError(f"--seeds may name at most {console.MOST:,} images, got {word}")
         numbers.extend(range(first, last + 1))
     return numbers
 

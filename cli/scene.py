@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,12 +23,13 @@ from diffusion.methods import METHODS, named_method
 from diffusion.rng import seeds
 from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, Turbulence, energy_spectrum
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError, check_integer, check_number
 
 PHOTOGRAPH = asset("chelsea.png")
 # The work grows with the fourth power of the shorter side, so --size is at most this by default.
 DEFAULT_SIZE = 384
 DEFAULT_PECLET = 300.0
+MOST_PECLET = 10**6  # as in training; the iterations grow with it
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 SPECTRUM_SEEDS = 32
 PROCESS = f"Corrupt by a forward process: {', '.join(METHODS)}, or one of an installed package."
@@ -115,6 +116,7 @@ class SceneOptions(PictureOptions):
     def operator(self, schedule: Schedule, length: int) -> AdvectionDiffusion:
         """The advection-diffusion of pictures of this shorter side [pixels] that the options describe."""
         flow, peclet = self.flow, float(min(DEFAULT_PECLET, length)) if self.peclet is None else self.peclet
+        check_number("peclet", peclet, 0, MOST_PECLET)
         how: dict[str, Any] = {name: getattr(flow, name) for name in ("boundary", "offset", "turbulence_time")}
         return AdvectionDiffusion(schedule, peclet=peclet, turbulence=flow.generator(), **how)
 
@@ -130,7 +132,7 @@ class SceneOptions(PictureOptions):
         forward = named_method(str(self.process)).forward
         if self.peclet is None:
             return specs.changed(forward, levels=self.levels)
-        if "peclet" not in (part.name for part in fields(forward.operator)):
+        if "peclet" not in getattr(forward.operator, "__dataclass_fields__", ()):
             raise InputError(f"--peclet does not go with --process {self.process}, which has no flow; leave it out")
         return specs.changed(forward, levels=self.levels, peclet=self.peclet)
 

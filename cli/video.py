@@ -145,7 +145,7 @@ def _video(path: Path) -> Pictures:
     size = re.search(r"#dimensions 0: (\d+)x(\d+)", packets)
     frames = re.findall(r"^0, *-?\d+, *(-?\d+), *(\d+)", packets, re.MULTILINE)
     if size is None or not frames:
-        reason = _problem(log) if "Video:" in log or "Input #0" not in log else "there is no video in it"
+        reason = "there is no video in it" if "Video:" not in log and "Input #0" in log else _problem(log) or "it shows no frame"
         advice = "convert it, or get a new copy"
         raise InputError(f"{path}: neither a picture that Pillow can read nor a video that ffmpeg can read ({reason}); {advice}")
     width, height = map(int, size.groups())

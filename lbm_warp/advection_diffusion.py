@@ -100,7 +100,9 @@ class AdvectionDiffusion(Operator):
         self.exact = exact
         self.scheme = scheme
         self._peclet = peclet
-        check_number("peclet", self.peclet, 0.0)
+        if isinstance(peclet, torch.Tensor) and peclet.numel() != 1:
+            raise InputError(f"peclet must be one number, got a tensor of shape {list(peclet.shape)}")
+        check_number("peclet", self.peclet if isinstance(peclet, torch.Tensor) else peclet, 0.0)
 
     @property
     def peclet(self) -> float:  # type: ignore[override]
@@ -143,7 +145,7 @@ class AdvectionDiffusion(Operator):
             InputError: if the velocity needs a gradient and changes in time.
         """
         if self.solver == "heat kernel":
-            sigma, u = torch.tensor(self.schedule.sigma), u0.to(_computed(u0.dtype))
+            sigma, u = torch.tensor(self.schedule.sigma, device="cpu"), u0.to(_computed(u0.dtype))
             return tuple(blur(u, sigma[level], self.boundary == "periodic").to(u0.dtype) for level in levels)
         if not _in_one_pass(levels):
             return tuple(self.apply(u0, level, seed) for level in levels)
@@ -168,9 +170,9 @@ class AdvectionDiffusion(Operator):
             yield from super().trajectory(u0, seed)
             return
         u0 = as_images(u0)
-        levels = [torch.full((len(u0),), level) for level in range(self.levels + 1)]
+        levels = [torch.full((len(u0),), level, device="cpu") for level in range(self.levels + 1)]
         with torch.no_grad():
-            lattice = self._now()._lattice(u0, as_batch("seed", seed, len(u0)), torch.arange(len(u0)))
+            lattice = self._now()._lattice(u0, as_batch("seed", seed, len(u0)), torch.arange(len(u0), device="cpu"))
         u = u0.detach().to(lattice.flow.dtype, copy=True)
         for level, image in enumerate(trajectory.forward(u, lattice, levels)):
             yield level, image.to(u0.dtype)

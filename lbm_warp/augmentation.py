@@ -95,10 +95,10 @@ class RandomTurbulence(nn.Module):
         """
         for name, value, least in (("count", count, 1), ("height", height, 2), ("width", width, 2)):
             check_integer(name, value, least)
-        drawn = torch.randint(2**62, (count,)) if seed is None else as_batch("seed", seed, count)
-        numbers = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(one)) for one in drawn.tolist()])
+        drawn = torch.randint(2**62, (count,), device="cpu") if seed is None else as_batch("seed", seed, count)
+        numbers = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(one), device="cpu") for one in drawn.tolist()])
         level = torch.where(numbers[:, 0] < self.p, 1 + (numbers[:, 1] * self.levels).long(), 0)
-        sigma = self.sigma_max * min(height, width) * torch.linspace(0.0, 1.0, self.levels + 1).sqrt()
+        sigma = self.sigma_max * min(height, width) * torch.linspace(0.0, 1.0, self.levels + 1, device="cpu").sqrt()
         operator = AdvectionDiffusion(Schedule(sigma.double().numpy()), peclet=self.peclet, turbulence=self.turbulence)
         return Transport(operator, level, drawn, (height, width))
 
@@ -126,6 +126,7 @@ class Transport:
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W], carried and blurred; dtype and device stay."""
+        _check("images", images, (len(self.level), None, *self.size))
         if images.dtype == torch.uint8:
             return (255.0 * self.images(images.float() / 255.0)).round().clamp(0.0, 255.0).to(torch.uint8)
         return self.operator(images, self.level, self.seed)
@@ -134,7 +135,7 @@ class Transport:
         """Labels or masks [N, M, H, W] of any dtype: each pixel takes the value at the start of its path."""
         count, height, width = len(self.level), *self.size
         _check("masks", masks, (count, None, height, width))
-        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        y, x = torch.meshgrid(torch.arange(height, device="cpu") + 0.5, torch.arange(width, device="cpu") + 0.5, indexing="ij")
         pixels = torch.stack([x, y], dim=-1).view(1, -1, 2).expand(count, -1, -1)
         start = self.points(pixels.to(masks.device), backward=True).floor().long()
         column, row = start[..., 0].clamp(0, width - 1), start[..., 1].clamp(0, height - 1)
@@ -161,7 +162,7 @@ class Transport:
         """
         _check("points", points, (len(self.level), None, 2))
         height, width = self.size
-        sigma = torch.tensor(self.operator.schedule.sigma)[self.level]
+        sigma = torch.tensor(self.operator.schedule.sigma, device="cpu")[self.level]
         length = self.operator.peclet * sigma**2 / (2.0 * min(self.size)) * (-1.0 if backward else 1.0)
         velocity = self.operator.velocity(self.seed, height, width, device=points.device)
         way = length.to(velocity)[:, None, None, None] * velocity

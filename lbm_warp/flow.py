@@ -152,6 +152,6 @@ class Flow:
 
 def sorted_like(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """The images in another order (int64 [N] on the CPU), without waiting for a device; the same tensor if it is the order."""
-    if bool((order == torch.arange(len(order))).all()):
+    if bool((order == torch.arange(len(order), device="cpu")).all()):
         return images
     return images.index_select(0, order.to(images.device, non_blocking=True))

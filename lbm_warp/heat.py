@@ -69,8 +69,8 @@ def _modes(size: int, periodic: bool, dtype: torch.dtype, device: torch.device) 
 
 def cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Wavenumbers [1 / pixel] and orthonormal cosines between walls (DCT-II), float64 [size] and [size, size], one mode per row."""
-    k = torch.pi / size * torch.arange(size, dtype=torch.float64)
-    modes = torch.cos(k[:, None] * (torch.arange(size) + 0.5)) * (2.0 / size) ** 0.5
+    k = torch.pi / size * torch.arange(size, dtype=torch.float64, device="cpu")
+    modes = torch.cos(k[:, None] * (torch.arange(size, device="cpu") + 0.5)) * (2.0 / size) ** 0.5
     modes[0] /= 2.0**0.5
     return k, modes
 
@@ -89,10 +89,10 @@ def from_modes(modes: torch.Tensor) -> torch.Tensor:
 
 def _sines_and_cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     # Periods per side: 0, 1, 1, 2, 2, ...; odd rows are cosines, even rows sines.
-    order = (torch.arange(size) + 1) // 2
+    order = (torch.arange(size, device="cpu") + 1) // 2
     k = 2.0 * torch.pi / size * order.double()
-    phase = k[:, None] * torch.arange(size)
-    modes = torch.where((torch.arange(size) % 2 == 0)[:, None], torch.sin(phase), torch.cos(phase))
+    phase = k[:, None] * torch.arange(size, device="cpu")
+    modes = torch.where((torch.arange(size, device="cpu") % 2 == 0)[:, None], torch.sin(phase), torch.cos(phase))
     modes[0] = 1.0
     # The mean of cos^2 is 1/2, except for the constant and for the cosine of two pixels per period.
     norm = torch.where((order == 0) | (2 * order == size), 1.0, 2.0).double()

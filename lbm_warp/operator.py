@@ -135,7 +135,7 @@ class Operator:
         seed = as_batch("seed", seed, len(u0))
         for level in range(self.levels + 1):
             with torch.no_grad():
-                (u,) = self.at(u0.detach(), (torch.full((len(u0),), level),), seed)
+                (u,) = self.at(u0.detach(), (torch.full((len(u0),), level, device="cpu"),), seed)
             yield level, u
 
     @not_traced

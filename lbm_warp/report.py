@@ -137,13 +137,13 @@ def check_operator(
     check_object("operator", operator, Operator)
     check_integer("levels", getattr(operator, "levels", None), 1)  # type: ignore[arg-type]
     check_integer("seed", seed, 0)
-    seeds, device = as_batch("seed", seed, 4) + torch.arange(4), as_device(device)
+    seeds, device = as_batch("seed", seed, 4) + torch.arange(4, device="cpu"), as_device(device)
     generator = torch.Generator().manual_seed(int(seed))
     shape = (4, channels, *((size, size) if isinstance(size, (int, np.integer)) else size))
-    u0, other, positive = (torch.rand(shape, generator=generator).to(device) for _ in range(3))
-    mixed = torch.randn(shape, generator=generator).to(device)
+    u0, other, positive = (torch.rand(shape, generator=generator, device="cpu").to(device) for _ in range(3))
+    mixed = torch.randn(shape, generator=generator, device="cpu").to(device)
     last, middle = operator.levels, (operator.levels + 1) // 2
-    level, mean = torch.tensor([last, 1, 0, middle]), torch.tensor([middle, last, 1, middle])
+    level, mean = torch.tensor([last, 1, 0, middle], device="cpu"), torch.tensor([middle, last, 1, middle], device="cpu")
     changes: list[float] = []
     operator = _sparing(operator, changes)
 
@@ -156,7 +156,7 @@ def check_operator(
             raise InputError(f"{type(operator).__name__} must give {u.dtype} images for {u.dtype} ones, got {result.dtype}")
         return result
 
-    together, order = at(u0, level, seeds), torch.tensor([2, 0, 3, 1])
+    together, order = at(u0, level, seeds), torch.tensor([2, 0, 3, 1], device="cpu")
     alone = torch.cat([at(u0[i : i + 1], level[i : i + 1], seeds[i : i + 1]) for i in range(4)])
     again = at(u0[order.to(u0.device)], level[order], seeds[order])
     after = operator.pair(u0.clone(), level.clamp(min=1), seeds)
@@ -175,18 +175,18 @@ def check_operator(
     modes = transfer = inverse = None
     if operator.diagonal:
         mode = _modes(mixed)
-        modes = _largest([_into_others(mode, at(mode, torch.full((4,), k), seeds)) for k in (1, middle, last)])
+        modes = _largest([_into_others(mode, at(mode, torch.full((4,), k, device="cpu"), seeds)) for k in (1, middle, last)])
         if hasattr(operator, "transfer"):
             factors = operator.transfer(level, Size(*shape[2:])).to(mixed)
             transfer = _difference(to_modes(at(mixed, level, seeds)), factors * to_modes(mixed))
     if getattr(operator, "invertible", False) and hasattr(operator, "invert"):
         inverse = _relative(operator.invert(at(u0, mean, seeds), mean) - u0, u0.norm())
     unchanged = getattr(operator, "unchanged", False)
-    ends = [at(u0, torch.full((4,), k), seeds) for k in (1, last)]
+    ends = [at(u0, torch.full((4,), k, device="cpu"), seeds) for k in (1, last)]
     return OperatorReport(
         name=type(operator).__name__,
         random=operator.random,
-        level_zero=_difference(at(u0, torch.zeros(4, dtype=torch.int64), seeds), u0),
+        level_zero=_difference(at(u0, torch.zeros(4, dtype=torch.int64, device="cpu"), seeds), u0),
         repeat=_difference(at(u0, mean, seeds), at(u0, mean, seeds)),
         seeds=_difference(at(u0, mean, seeds), at(u0, mean, seeds + 4)),
         batch=_difference(torch.cat([together, together[order.to(u0.device)]]), torch.cat([alone, again])),
@@ -220,7 +220,7 @@ def _modes(like: torch.Tensor) -> torch.Tensor:
     """Four cosine modes, from the constant to the highest, another multiple of it in every channel of an image."""
     modes, (channels, height, width) = torch.zeros_like(like), like.shape[1:]
     for mode, y, x in zip(modes, (0, 0, height // 2, height - 1), (0, 1, width // 3, width - 1), strict=True):
-        mode[:, y, x] = torch.arange(1, channels + 1)
+        mode[:, y, x] = torch.arange(1, channels + 1, device="cpu")
     return from_modes(modes)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError, check_integer, check_number
 
 MOST_LEVELS = 100_000
 
@@ -29,7 +29,10 @@ class Schedule:
     sigma: np.ndarray
 
     def __init__(self, sigma: Sequence[float] | np.ndarray) -> None:
-        sigma = np.array(sigma, dtype=np.float64)
+        try:
+            sigma = np.array(sigma, dtype=np.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"sigma must be numbers, those of levels 0, 1, ..., got {type(sigma).__name__}") from None
         if sigma.ndim != 1 or len(sigma) < 2:
             raise InputError(f"sigma must hold level 0 and at least one more, got shape {sigma.shape}")
         if not np.isfinite(sigma).all() or sigma[0] != 0.0 or (np.diff(sigma) <= 0.0).any():
@@ -50,9 +53,11 @@ class Schedule:
             InputError: if a value is out of range.
         """
         check_integer("levels", levels, 1, MOST_LEVELS)
-        if not 0.0 < sigma_min < np.inf:
-            raise InputError(f"sigma_min must be positive, got {sigma_min}")
-        if not sigma_min <= sigma_max < np.inf:
+        for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+            check_number(name, value, 0.0)
+        if sigma_min == 0.0:
+            raise InputError("sigma_min must be positive, got 0")
+        if sigma_max < sigma_min:
             raise InputError(f"sigma_max must be at least sigma_min = {sigma_min:g} px, got {sigma_max:g} px")
         if levels == 1:
             return cls(np.array([0.0, sigma_max]))

@@ -66,7 +66,12 @@ class Stepper:
         if bool((swaps % 2).any()):
             scratch.copy_(u)
         limits = torch.stack([first, stop]).to(u.device, non_blocking=True)
-        theta = torch.tensor([self.grid.theta], dtype=u.dtype).to(u.device, non_blocking=True).expand(len(u), 2).contiguous()
+        theta = (
+            torch.tensor([self.grid.theta], dtype=u.dtype, device="cpu")
+            .to(u.device, non_blocking=True)
+            .expand(len(u), 2)
+            .contiguous()
+        )
         if pieces:
             for number in range(-(-count // pieces.most)):
                 self._on_chip(limits, theta, velocity, pieces, number, u, scratch)
@@ -87,7 +92,7 @@ class Stepper:
             theta: lattice temperature of every image, [M], dtype and device of ``u``.
             out: like ``u``.
         """
-        limits = torch.tensor([[0], [1]], dtype=torch.int32).repeat(1, len(u)).to(u.device, non_blocking=True)
+        limits = torch.tensor([[0], [1]], dtype=torch.int32, device="cpu").repeat(1, len(u)).to(u.device, non_blocking=True)
         theta = theta[:, None].repeat(1, 2)
         if u.device.type == "cpu":
             self._on_cpu(limits, theta, velocity, whole(len(u), u.shape[2]), 0, 1, out, u)
@@ -154,7 +159,7 @@ def _threads(rows: int, columns: int) -> int:
 
 def whole(images: int, height: int) -> torch.Tensor:
     """Every image as one tile: see :func:`tile_rows`."""
-    return torch.tensor([[n, 0, height, 0, 0] for n in range(images)], dtype=torch.int32)
+    return torch.tensor([[n, 0, height, 0, 0] for n in range(images)], dtype=torch.int32, device="cpu")
 
 
 def tile_rows(images: int, height: int, periodic: bool, workers: int) -> tuple[list[torch.Tensor], int]:
@@ -178,4 +183,4 @@ def tile_rows(images: int, height: int, periodic: bool, workers: int) -> tuple[l
     ]
     growing = [[n, edge, edge, -1, 1] for n in range(images) for edge in inner]
     length = min(bottom - top for top, bottom in pairwise(edges)) // 2
-    return [torch.tensor(tiles, dtype=torch.int32) for tiles in (shrinking, growing)], length
+    return [torch.tensor(tiles, dtype=torch.int32, device="cpu") for tiles in (shrinking, growing)], length

@@ -79,7 +79,7 @@ class StrokeFlow(Turbulence):
         """
         length = min(ask.height, ask.width)
         place, push = self._pushes(ask.width / length, ask.height / length)
-        y, x = ((torch.arange(side, dtype=torch.float64) + 0.5) / length for side in (ask.height, ask.width))
+        y, x = ((torch.arange(side, dtype=torch.float64, device="cpu") + 0.5) / length for side in (ask.height, ask.width))
         # A Gaussian of the distance is a product of one in x and one in y.
         across, along = (torch.exp(-0.5 * ((axis[:, None] - place[:, i]) / self.brush).square()) for axis, i in ((y, 1), (x, 0)))
         field = torch.stack([(across * push[:, i]) @ along.T for i in range(2)])[None]
@@ -94,10 +94,12 @@ class StrokeFlow(Turbulence):
         """Points along the strokes [M, 2], and the steps that lead to them [M, 2]; (x, y) in shorter image sides."""
         places, pushes = [], []
         for stroke in self.strokes:
-            points = torch.tensor(stroke, dtype=torch.float64) * torch.tensor([wide, high], dtype=torch.float64)
+            points = torch.tensor(stroke, dtype=torch.float64, device="cpu") * torch.tensor(
+                [wide, high], dtype=torch.float64, device="cpu"
+            )
             for start, end in pairwise(points):
                 parts = max(1, int((end - start).norm() / (SPACING * self.brush)) + 1)
-                middle = (torch.arange(parts, dtype=torch.float64) + 0.5)[:, None] / parts
+                middle = (torch.arange(parts, dtype=torch.float64, device="cpu") + 0.5)[:, None] / parts
                 places.append(start + middle * (end - start))
                 pushes.append(((end - start) / parts).expand(parts, 2))
         return torch.cat(places), torch.cat(pushes)

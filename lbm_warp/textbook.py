@@ -101,7 +101,7 @@ class TextbookSolver(Operator):
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
         """As :meth:`lbm_warp.Operator.trajectory`, in one pass."""
         u0 = as_images(u0)
-        levels = [torch.full((len(u0),), k) for k in range(self.levels + 1)]
+        levels = [torch.full((len(u0),), k, device="cpu") for k in range(self.levels + 1)]
         return enumerate(self._images(u0.detach(), as_batch("seed", seed, len(u0)), levels))
 
     def velocity(self, seed: Integers, height: int, width: int, device: Device = "cpu") -> torch.Tensor:
@@ -133,7 +133,7 @@ class TextbookSolver(Operator):
         velocity = self.velocity(seed, height, width, u0.device)
         velocity = midpoint_velocity(velocity, speed, self.boundary == "periodic")
         f = self.populations.start((u0.float() + self.offset).contiguous(), speed * velocity)
-        done = torch.zeros(len(u0), dtype=torch.int32)
+        done = torch.zeros(len(u0), dtype=torch.int32, device="cpu")
         for level in levels:
             stop = torch.from_numpy(plan.level_iterations)[level]
             self.populations.advance(f, speed * velocity, stop - done)
@@ -196,7 +196,7 @@ def evolve(
     velocity = as_floats("velocity", velocity, "N, 2, H, W")
     solver = Populations(collision, float(relaxation_time), boundary == "periodic", initial)
     f = solver.start(u0, velocity)
-    solver.advance(f, velocity, torch.full((batch,), iterations, dtype=torch.int32))
+    solver.advance(f, velocity, torch.full((batch,), iterations, dtype=torch.int32, device="cpu"))
     return solver.density(f)
 
 

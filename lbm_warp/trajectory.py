@@ -134,7 +134,7 @@ def stages(plan: Plan, levels: Sequence[torch.Tensor]) -> Iterator[Iterate | Coa
     grid_of, iterations, theta = (torch.from_numpy(of) for of in (plan.level_grid, plan.level_iterations, plan.level_theta))
     for index, grid in enumerate(plan.grids):
         images = int((grid_of[levels[-1]] >= index).sum())
-        done = torch.zeros(images, dtype=torch.int32)
+        done = torch.zeros(images, dtype=torch.int32, device="cpu")
         for output, level in enumerate(levels):
             level = level[:images]
             on = grid_of[level]

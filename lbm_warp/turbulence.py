@@ -303,7 +303,7 @@ def energy_spectrum(velocity: torch.Tensor, boundary: str = "wall") -> tuple[tor
     ky, kx = (length * torch.fft.fftfreq(n, dtype=torch.float64, device=field.device) for n in field.shape[2:])
     ring = torch.hypot(ky[:, None], kx[None]).add(0.5).long()
     total = energy.new_zeros(int(ring.max()) + 1).index_add_(0, ring.flatten(), energy.flatten())
-    k = torch.arange(1, length // 2 + 1)
+    k = torch.arange(1, length // 2 + 1, device="cpu")
     return k.double(), total[k.to(total.device)].cpu()
 
 

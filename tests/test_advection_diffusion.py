@@ -226,6 +226,8 @@ def test_tensors_are_shared_with_warp_and_the_input_is_not_changed(photograph: t
         (lambda op, u: op(u, [1, 2], 0), r"one for each of the 1 images, got shape \[2\]"),
         (lambda op, u: op(u, 1, [0, 1, 2]), "seed must be one integer or one for each"),
         (lambda op, u: AdvectionDiffusion(op.schedule, peclet=-1.0), "peclet must be at least 0, got -1"),
+        (lambda op, u: AdvectionDiffusion(op.schedule, peclet="8"), "peclet must be at least 0, got '8'"),
+        (lambda op, u: AdvectionDiffusion(op.schedule, peclet=torch.ones(2)), "peclet must be one number, got a tensor of shape"),
         (lambda op, u: AdvectionDiffusion(op.schedule, peclet=float("nan")), "peclet"),
         (lambda op, u: AdvectionDiffusion(op.schedule, turbulence_time=-1.0), "turbulence_time must be at least 0"),
         (lambda op, u: AdvectionDiffusion(op.schedule, boundary="open"), "boundary must be one of"),

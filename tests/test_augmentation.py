@@ -147,6 +147,11 @@ def test_bad_input_is_refused() -> None:
             RandomTurbulence(**options)
     with pytest.raises(InputError, match=r"v2\.ToImage"):
         RandomTurbulence()("no picture")
+    flow = RandomTurbulence().draw(2, 8, 12, seed=0)
+    for shape in ((3, 1, 8, 12), (2, 1, 16, 24), (2, 8, 12)):
+        for images in (torch.zeros(shape), torch.zeros(shape, dtype=torch.uint8)):
+            with pytest.raises(InputError, match=r"images must be a dense tensor \[2, M, 8, 12\]"):
+                flow.images(images)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")

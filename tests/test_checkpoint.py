@@ -250,7 +250,7 @@ def test_files_are_flushed_through_a_handle_that_writes(tmp_path: Path, monkeypa
         ({"format": 99}, "not a run of format 2"),
         ({"method__operator__levels": 10**9}, "levels must be from 1 to 100000, got 1000000000"),
         ({"method__operator__peclet": 1e9}, "peclet must be from 0 to 1000000, got 1000000000.0"),
-        ({"method__operator__blur__sigma_max": 1e9}, "sigma_max must be from .* to 100, got 1000000000.0"),
+        ({"method__operator__blur__sigma_max": 1e9}, "sigma_max must be from 0 to 100, got 1000000000.0"),
         ({"network__width": 10**9}, "network width must be from 8 to 4096, got 1000000000"),
         ({"network__blocks": 10**9}, "network blocks must be from 1 to 64"),
         ({"network__multipliers": [1, 10**9]}, "network multipliers must be from 1 to 64"),

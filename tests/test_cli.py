@@ -212,8 +212,8 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("corrupt", ["--peclet", "-1"], "peclet must be at least 0, got -1"),
-        ("corrupt", ["--peclet", "nan"], "peclet must be at least 0, got nan"),
+        ("corrupt", ["--peclet", "-1"], "peclet must be from 0 to 1000000, got -1"),
+        ("corrupt", ["--peclet", "nan"], "peclet must be from 0 to 1000000, got nan"),
         ("corrupt", ["--turbulence-time", "-1"], "turbulence_time must be at least 0, got -1"),
         ("corrupt", ["--process", "ddmp"], "unknown process 'ddmp'"),
         ("corrupt", ["--process", "ihd", "--sigma-max", "0.1L"], "--sigma-max does not go with --process, which has its own"),
@@ -274,9 +274,12 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("sample", ["--steps", "1"], "steps must be from 2 to 1000, got 1"),
         ("sample", ["--interpolate", "1"], "--interpolate must be at least 2, got 1"),
         ("sample", ["--interpolate", "3", "--seeds", "1-3"], "--interpolate needs --seeds in pairs, got 3 numbers"),
-        ("sample", ["--seeds", "3", "x"], "--seeds takes numbers and ranges such as 3 17 100-131, got 'x'"),
+        ("sample", ["--seeds", "3", "x"], "--seeds takes numbers of at most 18 digits and ranges such as 3 17 100-131, got 'x'"),
+        ("sample", ["--seeds", "1-9", "5-10000000"], "--seeds may name at most 10,000,000 images, got 5-10000000"),
+        ("sample", ["--num", "1000000000000"], "--num must be at most 10,000,000, got 1000000000000"),
+        ("sample", ["--interpolate", "2000000"], "--interpolate 2000000 would make 12,000,000 images, at most 10,000,000 are made"),
         ("sample", ["--seeds", "5-3"], "got '5-3'"),
-        ("sample", ["--seeds", "0-99999999999"], "got '0-99999999999'"),
+        ("sample", ["--seeds", "0-99999999999"], "at most 10,000,000 images, got 0-99999999999"),
         ("sample", ["--seeds", "3", "--num", "2"], "--seeds names the images, --num counts them"),
         ("sample", ["--same-init", "--share-noise"], "--same-init and --share-noise do not go together"),
         ("sample", ["--interpolate", "3", "--from-image", "a.png"], "--interpolate and --from-image do not go together"),
@@ -488,7 +491,7 @@ def test_a_method_of_another_package_is_a_process(call: Call, tmp_path: Path, mo
     method = Method(Fade(), ConstantNoise(0.02), CleanImage(), Uniform(), Resample(eta=0.0))
     entry = SimpleNamespace(name="fade", value="package:FADE", load=lambda: method)
     monkeypatch.setattr(methods, "entry_points", lambda group: [entry])
-    assert shown(call("train", "--process", "fade", "--help")[1], "--strength") == "1.0"
+    assert shown(call("train", "--process", "fade", "--help-all")[1], "--strength") == "1.0"
     options = ["--process", "fade", "--strength", "0.5", "--steps", "4", *SMALL_RUN]
     code, out, _ = call("train", *options)
     assert code == 0 and "fade, Pe = 0, K = 5 levels" in out

@@ -6,6 +6,7 @@ import gzip
 import json
 import struct
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,17 @@ def test_the_range_of_float_pictures_is_that_of_the_set(tmp_path: Path) -> None:
 
 
 # What is not read
+
+
+def test_nearly_black_pictures_are_said(tmp_path: Path) -> None:
+    """Twelve bits in sixteen, or masks of classes."""
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="its pictures are nearly black, 16 of 255 at most; if they should not be"):
+        open_dataset(str(tmp_path), 8)
+    save(tmp_path / "b.png", 99)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_dataset(str(tmp_path), 8)
 
 
 def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from diffusion.data.adapters import as_dataset
 from diffusion.denoisers import Reverse, Step
 from diffusion.files import save_tensors
 from diffusion.forward.operators import Identity, Operator
@@ -180,6 +183,18 @@ def test_a_run_keeps_its_statistics_and_samples_with_them(tmp_path: Path) -> Non
         Pipeline.from_pretrained(tmp_path / "run")
     with pytest.raises(InputError, match="needs the statistics"):
         config.method.denoiser.inputs(config.forward, images, 3)
+
+
+def test_the_moments_are_those_of_mirrored_pictures_where_these_are_learned(tmp_path: Path) -> None:
+    """One picture alone has no variance. With its mirror image it has, and the loss is of order one for each pixel."""
+    picture, config = gaussian(1)[0].clamp(0.0, 1.0), tiny_config(REMAINDER.changed(levels=40, steps=5))
+    config = replace(config, size=WIDE, training=replace(config.training, flip=True))
+    train(config, as_dataset(picture.expand(4, -1, -1, -1)), tmp_path / "run", "cpu")
+    variance = Pipeline.from_pretrained(tmp_path / "run").statistics.variance
+    odd = torch.arange(WIDE.width) % 2  # modes that are odd in x change their sign
+    torch.testing.assert_close(variance, odd * to_modes(picture)[0].square(), rtol=0, atol=1e-6)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(losses) < 10 * picture.numel()
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -222,7 +222,7 @@ def test_wrong_labels_are_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain").mkdir()
-    Image.new("L", (SIZE, SIZE), 9).save(tmp_path / "plain" / "a.png")
+    Image.new("L", (SIZE, SIZE), 99).save(tmp_path / "plain" / "a.png")
     for main, arguments, message in (
         (sample.main, [run, "--label", "brigt"], "unknown label 'brigt': expected one of dark, bright; did you mean bright?"),
         (sample.main, [run, "--label", 2], "unknown label '2': expected one of dark, bright"),

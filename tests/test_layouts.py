@@ -83,6 +83,15 @@ def test_operators(name: str, dtype: torch.dtype) -> None:
         check(call, u0)
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_default_device_of_torch_does_not_matter(name: str) -> None:
+    u0 = torch.rand((3, 2, 6, 10), generator=torch.Generator().manual_seed(0))
+    for call in (*calls(OPERATORS[name]), RandomTurbulence().draw(3, 6, 10, seed=SEED).masks):
+        expected = call(u0)
+        with torch.device("meta"):
+            assert torch.equal(call(u0), expected)
+
+
 def test_velocities_augmentation_and_modes() -> None:
     u0, velocity = torch.rand((3, 2, 8, 12), generator=torch.Generator().manual_seed(0)), CurlNoise().velocity(SEED, 8, 12)
     flow = RandomTurbulence().draw(3, 8, 12, seed=SEED)

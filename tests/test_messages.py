@@ -43,7 +43,7 @@ SHOWN_BY = {
 # Named only where they were given, in what says that they do not go together.
 GIVEN = {"--stream", "--split", "--classes", "--compile", "--peclet"}
 # A word that names another program's option.
-FOREIGN = {"--thumbs", "--help"}
+FOREIGN = {"--thumbs", "--help", "--help-all"}
 # Of a classifier's pictures, in evaluation's room.
 ELSEWHERE = {("diffusion.evaluation.features", "--size")}
 

@@ -275,7 +275,9 @@ def test_wrong_labels_are_refused_in_one_line(labels: list[Any], message: str) -
         found.classes(("a", "b", "c") if "label 4" in message else ())
 
 
-@pytest.mark.parametrize("labels", [{0, 1, 2}, (label for label in "abc"), "abc", np.array(1), 3], ids=repr)
+@pytest.mark.parametrize(
+    "labels", [{0, 1, 2}, (label for label in "abc"), "abc", np.array(1), 3], ids=lambda labels: type(labels).__name__
+)
 def test_labels_without_an_order_are_refused(labels: Any) -> None:
     with fails("ndarray: labels are a", "expected a list, a label for each image, or a dict by its number"):
         as_dataset(COLOUR[:3], labels=labels)

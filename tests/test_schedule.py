@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from lbm_warp import AdvectionDiffusion, Schedule
+from lbm_warp.checks import InputError
 from lbm_warp.planner import Plan
 
 
@@ -27,12 +29,19 @@ def test_fourier_number() -> None:
         ({"sigma_min": 0.0}, "sigma_min must be positive"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_max must be at least sigma_min = 3 px, got 2 px"),
         ({"sigma_max": float("nan")}, "sigma_max"),
+        ({"sigma_max": "20"}, "sigma_max must be at least 0, got '20'"),
         ({"sigma_min": 2.0, "sigma_max": 2.0, "levels": 5}, "grow with every level"),
     ],
 )
 def test_bad_values_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule.geometric(**values)
+
+
+def test_what_is_no_list_of_numbers_is_refused() -> None:
+    for sigma, kind in (("wide", "str"), ([0.0, [1.0]], "list"), (torch.ones(2, device="meta"), "Tensor")):
+        with pytest.raises(InputError, match=f"sigma must be numbers, those of levels 0, 1, ..., got {kind}"):
+            Schedule(sigma)
 
 
 def test_a_single_level_is_sigma_max() -> None:

@@ -22,6 +22,7 @@ from diffusion.data.dataset import evenly_spaced
 from diffusion.data.images import read_image, resize_shorter
 from diffusion.files import whole_file
 from diffusion.methods import METHODS, named_method
+from lbm_warp.checks import check_integer
 
 PICTURES, COLUMNS = 6, 3
 EQUATION = "u<sub>k</sub> = m + s<sub>k</sub> (A<sub>k</sub>(u<sub>0</sub>) &minus; m) + &sigma;<sub>k</sub> ε"
@@ -169,7 +170,8 @@ class Gallery:
 
 def gallery(options: Gallery) -> None:
     """Corrupt the picture by every process; write pictures, films and the page."""
-    console.check_at_least(options, size=16, frames=2, fps=1, seed=0)
+    console.check_at_least(options, size=16, frames=2, fps=1)
+    check_integer("--seed", options.seed, 0, 2**63 - 1)
     device = console.pick_device(options.device)
     u0 = torch.from_numpy(resize_shorter(read_image(options.image, "RGB"), options.size))[None].to(device)
     sections = []

@@ -43,7 +43,9 @@ def explore(options: Explore) -> None:
     try:
         listening = socket.create_server((options.host, options.port))
     except OSError as error:
-        raise InputError(f"cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port") from None
+        raise InputError(
+            f"cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port or --host"
+        ) from None
     app.state.studio.warm_up()
     address = f"http://{options.host}:{listening.getsockname()[1]}/"
     print(f"listening at {address} (Ctrl-C ends it)", flush=True)

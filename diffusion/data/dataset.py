@@ -24,8 +24,8 @@ import numpy as np
 from diffusion.data import catalog
 from diffusion.data.hub import Row, Stream, open_hub, open_parquet
 from diffusion.data.identity import Origin
-from diffusion.data.images import DataError, Range, fit, with_channels
-from diffusion.data.prepare import THREADS, Look, allowed, decode, look, prepare, refusal
+from diffusion.data.images import DARK, DataError, Range, fit, with_channels
+from diffusion.data.prepare import PROBES, THREADS, Look, allowed, decode, look, prepare, refusal
 from diffusion.data.prepare import evenly_spaced as evenly_spaced
 from diffusion.data.products import left_out
 from diffusion.data.sources import Source, open_path
@@ -283,6 +283,9 @@ def open_dataset(
         problems += [f"{refusal(refused, len(source.names))}; they are left out"] if refused else []
         problems += [left_out(products.values())] if products else []
         problems += ["all of its pictures were made by this program"] if own and not samples else []
+        brightest = int(pixels[evenly_spaced(len(pixels), PROBES)].max())
+        dark = f"its pictures are nearly black, {brightest} of 255 at most; if they should not be (12 bits in 16), rescale them"
+        problems += [dark] if brightest <= 255 * DARK + 1 else []
         for problem in problems:
             warnings.warn(f"{source.location}: {problem}", stacklevel=2)
     chosen = _HALVES[split] if families is None else numbers_of(split, families)

@@ -125,6 +125,20 @@ class Order(Sampler):
         return torch.from_numpy(pixels)
 
 
+@dataclass(frozen=True, eq=False)
+class Mirrored(Sequence[np.ndarray]):
+    """Each picture and its mirror image: what a training that mirrors half of the pictures learns."""
+
+    pictures: Sequence[np.ndarray]
+
+    def __len__(self) -> int:
+        return 2 * len(self.pictures)
+
+    def __getitem__(self, number: int) -> np.ndarray:  # type: ignore[override]
+        picture = self.pictures[number // 2]
+        return np.ascontiguousarray(picture[..., ::-1]) if number % 2 else picture
+
+
 @lru_cache(2)
 def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(length)

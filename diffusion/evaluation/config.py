@@ -35,9 +35,9 @@ class ScoringConfig:
         """Raise InputError if a value is out of its range."""
         check_integer("k", self.k, 1)
         if self.bootstrap:
-            check_integer("bootstrap", self.bootstrap, 2)
+            check_integer("bootstrap", self.bootstrap, 2, 10**6)
         if self.num is not None:
-            check_integer("num", self.num, 2)
+            check_integer("num", self.num, 2, 10**7)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import lbm_warp
 from diffusion.forward.scales import share
 from diffusion.size import Size
 from lbm_warp import CurlNoise, Schedule, SpectralTurbulence, Turbulence
-from lbm_warp.checks import LARGEST, Device, InputError, Integers, check_boundary, check_integer, check_number
+from lbm_warp.checks import Device, InputError, Integers, check_boundary, check_integer, check_number
 from lbm_warp.heat import cosines, from_modes, to_modes
 from lbm_warp.schedule import MOST_LEVELS
 
@@ -189,7 +189,7 @@ class Blur:
         """
         least, last = getattr(self, "sigma_min", LEAST), self.sigma_max * shorter
         check_number("sigma_min", least, 1e-6)
-        check_number("sigma_max", self.sigma_max, -LARGEST, 100.0)
+        check_number("sigma_max", self.sigma_max, 0.0, 100.0)
         if not last >= least:
             got = f"got {last:g} px = {self.sigma_max:g} x {shorter} px"
             raise InputError(f"sigma_max must be at least sigma_min = {least:g} px, {got}")

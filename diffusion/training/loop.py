@@ -17,7 +17,7 @@ from torch import nn
 from diffusion.data.adapters import OwnPictures, as_dataset
 from diffusion.data.dataset import whole_and_half
 from diffusion.data.identity import Identity, check_pictures, load_identity
-from diffusion.data.loader import batches, default_workers, labels_of
+from diffusion.data.loader import Mirrored, batches, default_workers, labels_of
 from diffusion.files import owned, read_json, save_tensors, write_json
 from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.network import MixedPrecision
@@ -280,7 +280,8 @@ class _Run:
         dataset, method, folder, device = self.dataset, self.config.method, self.folder, self.ranks.device
         save_tensors(folder / "prior.safetensors", {"thumbnails": Prior.build(dataset, method, device).thumbnails})
         if method.denoiser.needs_statistics:
-            method.denoiser.measure(dataset, method.forward, device).save(folder)
+            pictures = Mirrored(dataset) if self.config.training.flip else dataset
+            method.denoiser.measure(pictures, method.forward, device).save(folder)
         if self.config.classes:
             print(dataset.describe_classes(self.config.classes))
         if isinstance(dataset, OwnPictures) and dataset.labelled and not self.config.classes:
