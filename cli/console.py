@@ -17,6 +17,7 @@ from dataclasses import fields
 from functools import partial
 from itertools import dropwhile, takewhile
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import torch
@@ -196,6 +197,17 @@ def check_at_least(options: object, **lowest: int) -> None:
             check_integer(option := f"--{name.replace('_', '-')}", value, low)
             if value > MOST:
                 raise InputError(f"{option} must be at most {MOST:,}, got {value}")
+
+
+def check_file(out: Path) -> None:
+    """Raise InputError unless a file can be written there: known before hours of work, not after them."""
+    if out.is_dir():
+        raise InputError(f"--out {out}: a folder; expected the name of a file, such as {out / 'results.json'}")
+    try:
+        with TemporaryFile(dir=next(folder for folder in out.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
 
 
 def check_left_out(options: object, why: str, *names: str) -> None:

@@ -36,6 +36,9 @@ class Evaluate:
 
 def run(options: Evaluate) -> None:
     """Score the samples, print the scores, write them down."""
+    place = Path(options.samples)
+    usual = place / "metrics.json" if (place / "config.json").exists() else Path("outputs") / f"{place.stem}-metrics.json"
+    console.check_file(out := options.out or usual)
     report = evaluate(options.samples, options.data, options.evaluation, device=console.pick_device(options.device))
     if distributed.is_initialized():
         # A process that ends with its group open may abort.
@@ -72,9 +75,6 @@ def run(options: Evaluate) -> None:
     for measured, shares in report.get("variance", {}).items():
         parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         print(f"variance of the samples ({measured}): {parts}")
-    place = Path(options.samples)
-    usual = place / "metrics.json" if (place / "config.json").exists() else Path("outputs") / f"{place.stem}-metrics.json"
-    out = options.out or usual
     write_json(out, report)
     print(f"wrote {out}")
     if report.get("calibration"):

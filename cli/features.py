@@ -47,6 +47,7 @@ def run(options: Features) -> None:
     out = options.out or Path("outputs") / f"{Path(options.data).name}-features.safetensors"
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: expected a file *.safetensors")
+    console.check_file(out)
     grey = grey_or_colour(options.grey, options.colour)
     dataset = open_dataset(options.data, options.size, options.data_root, grey=grey, cache=options.data_cache)
     # More threads change the last digits of the weights, and are no faster.

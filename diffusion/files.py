@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())  # in the encoding that an editor has left
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+        raise InputError(f"{path}: not JSON ({error}); it may be damaged or cut short: get a new copy") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     return value
@@ -186,14 +186,14 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def load_with_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """As :func:`load_tensors`, with the metadata of the file."""
     if not path.is_file():
-        raise InputError(f"{path}: missing; the run folder is not complete")
+        raise InputError(f"{path}: missing; the run folder is not complete: get a new copy")
     try:
         # The library takes names in UTF-8 alone; a file of another name is opened for it.
         with open(path, "rb") as opened, safe_open(path if _in_utf8(path) else f"/dev/fd/{opened.fileno()}", "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{path}: not a readable safetensors file ({error}); get a new copy") from None
     if metadata.get(CHECKSUM, checksum := _checksum(tensors)) != checksum:
         raise InputError(f"{path}: not as it was written (the checksum differs); get a new copy")
     return tensors, metadata

@@ -107,7 +107,8 @@ METHODS = {
     # Inverse heat dissipation (Rissanen et al. 2023): K = 200, training noise 0.01, sampling noise 1.25 times that.
     "ihd": _stepwise(FlowAndBlur()),
     # Blurring diffusion (Hoogeboom and Salimans 2023): noise prediction with its unweighted loss, posterior of every mode, blur of
-    # 20 px at 128 px with a floor of 0.001. Published with 1,000 steps.
+    # 20 px at 128 px with a floor of 0.001. Published with 1,000 steps. After 40,000 images the network misses most of the noise's
+    # mean at the last level, and samples may diverge (assets/evidence/fair-rows.md).
     "blurring": Method(FlowAndBlur(blur=Sine(0.16), blur_floor=0.001, levels=60), Cosine(), Noise(), Uniform(), Posterior()),
     # Soft diffusion (Daras et al. 2023): loss after the blur, over the noise's variance; stochastic momentum sampler (mean of the
     # posterior, variance of the forward process). The paper fits the blur of every level to the data; here it is geometric.

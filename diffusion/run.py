@@ -37,7 +37,7 @@ class TrainingConfig:
     ema: float = 0.999
     """Decay of the averaged weights (EMA) in a step."""
     clip: float = 1.0
-    """Largest norm of the gradient of the loss (squared error summed over an image)."""
+    """Largest norm of the gradient of the loss (squared error summed over an image, so 1 acts in most steps)."""
     flip: bool = False
     """Mirror pictures left to right, each with probability 1/2."""
     seed: int = 0

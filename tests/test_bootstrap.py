@@ -35,4 +35,5 @@ def test_intervals_hold_the_score_and_are_the_same_again() -> None:
     found = intervals(scores, samples, reference, 5, 10)
     assert set(found) == {"frechet_distance", "sliced_wasserstein", "precision", "recall", "density", "coverage"}
     assert all(0.0 <= low <= getattr(scores, name) <= high for name, (low, high) in found.items())
+    assert all(found[share][1] <= 1.0 for share in ("precision", "recall", "coverage"))
     assert intervals(scores, samples, reference, 5, 10) == found != intervals(scores, samples, reference, 5, 10, seed=1)

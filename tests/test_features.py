@@ -192,6 +192,7 @@ def test_the_command_trains_features_of_ones_own(tmp_path: Path, capsys: pytest.
         (("--held-out", 1), "held_out must be at least 2"),
         (("--epochs", 0), "epochs must be at least 1"),
         (("--out", "weights.pt"), "expected a file *.safetensors"),
+        (("--out", "/dev/null/new.safetensors"), "cannot be written (Not a directory); choose another --out"),
     ],
 )
 def test_features_that_cannot_be_trained(

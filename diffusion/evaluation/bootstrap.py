@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from tqdm.auto import trange
 
@@ -18,6 +20,7 @@ from diffusion.evaluation.metrics import (
 
 NORMAL = 1.96  # 95 % of a Gaussian lie within so many standard deviations of its mean
 DIRECTIONS = 32
+SHARES = ("precision", "recall", "coverage")
 
 
 def intervals(
@@ -37,7 +40,7 @@ def intervals(
         seed: of the resamples.
 
     Returns:
-        Lower and upper end by the name of the score; no end is below 0.
+        Lower and upper end by the name of the score; no end is below 0, and none of a share above 1.
     """
     generator = torch.Generator().manual_seed(seed)
     equal = min(len(samples), len(reference))
@@ -62,4 +65,6 @@ def intervals(
             }
         )
     reach = {name: NORMAL * torch.tensor([values[name] for values in found]).std().item() for name in found[0]}
-    return {name: (max(getattr(scores, name) - width, 0.0), getattr(scores, name) + width) for name, width in reach.items()}
+    middle = {name: getattr(scores, name) for name in reach}
+    most = {name: 1.0 if name in SHARES else math.inf for name in reach}
+    return {name: (max(middle[name] - reach[name], 0.0), min(middle[name] + reach[name], most[name])) for name in reach}
