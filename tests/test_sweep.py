@@ -356,7 +356,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(call: Call, pla
         (["--peclet", "inf"], "--peclet must be at least 0, got inf"),
         (["--seeds", "0", *zero], "--seeds must be at least 1, got 0"),
         (["--jobs", "0", *zero], "--jobs must be at least 1, got 0"),
-        (["--num", "1", *zero], "num must be at least 2, got 1"),
+        (["--num", "1", *zero], "num must be from 2 to 10000000, got 1"),
         (["--num", "3", *zero], "a set of samples has 3 images, too few for k = 3: at least 4 are needed"),
         (["--k", "20", *zero], "each half of data has 20 images, too few for k = 20: at least 21 are needed"),
         (["--features", "vgg", *zero], "features 'vgg': expected inception, inception-clean"),
