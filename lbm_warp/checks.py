@@ -41,10 +41,10 @@ def check_boundary(boundary: str) -> None:
 
 
 def check_object(name: str, value: object, kind: type) -> None:
-    """Raise InputError unless ``value`` is an object of the class ``kind`` of this library."""
+    """Raise InputError unless ``value`` is an object of the class ``kind``, which its package exports."""
     if not isinstance(value, kind):
         got = f"a class; pass an object: {value.__name__}()" if isinstance(value, type) else type(value).__name__
-        raise InputError(f"{name} must be a lbm_warp.{kind.__name__}, got {got}")
+        raise InputError(f"{name} must be a {kind.__module__.partition('.')[0]}.{kind.__name__}, got {got}")
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:

@@ -57,6 +57,7 @@ def test_digits() -> None:
     digits = open_dataset("digits")
     assert (len(digits), digits.size, digits.channels, digits.name) == (1797, (16, 16), 1, "digits")
     assert "1797" in digits.description and "\n" not in digits.description
+    assert repr(digits) == "ImageDataset(digits: 1,797 pictures of [1, 16, 16])"
     assert digits.labels.dtype == np.int64 and digits.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     images = np.stack(list(digits))

@@ -77,6 +77,7 @@ def test_every_kind_gives_the_same_pictures(kind: str, pictures: np.ndarray) -> 
 def test_pictures_without_channels_are_grey() -> None:
     found = as_dataset(GREY[:, 0])
     assert (found.channels, found.size) == (1, (4, 6))
+    assert repr(found) == f"OwnPictures(ndarray: {len(GREY)} pictures of [1, 4, 6])"
     np.testing.assert_array_equal(found[3], GREY[3] / np.float32(255))
 
 

@@ -806,15 +806,17 @@ def test_a_part_that_does_not_fit_is_named_before_anything_is_written(tmp_path: 
     [
         ({"score": lambda pipeline: 1.0}, r"score and ExecutionConfig\(score_every=...\) go together"),
         ({"execution": ExecutionConfig(score_every=8)}, r"score and ExecutionConfig\(score_every=...\) go together"),
-        ({"observers": [print]}, "observers must be objects of classes that subclass .*Observer, got <built-in function print>"),
-        ({"observers": [Observer]}, "observers must be objects"),
+        ({"observers": [print]}, "observers must be a list of objects that subclass .*Observer, got <built-in function print>"),
+        ({"observers": [Observer]}, "observers must be a list"),
+        ({"observers": Observer()}, "observers must be a list"),
+        ({"config": "digits"}, "config must be a diffusion.RunConfig, got str"),
         ({"device": f"cuda:{torch.cuda.device_count()}"}, "torch sees . CUDA devices here; take cpu"),
         ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, got 'gpu'"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        train(tiny_config(), stripes(), tmp_path / "run", **{"device": CPU} | options)
+        train(dataset=stripes(), folder=tmp_path / "run", **{"config": tiny_config(), "device": CPU} | options)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 

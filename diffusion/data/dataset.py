@@ -121,6 +121,10 @@ class Pictures(Sequence[np.ndarray]):
         """Number of images; None for a stream that does not say."""
         return len(self)
 
+    def __repr__(self) -> str:
+        pictures = "pictures" if self.total is None else f"{self.total:,} pictures"
+        return f"{type(self).__name__}({self.name}: {pictures} of {[self.channels, *self.size]})"
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -128,7 +132,7 @@ class Pictures(Sequence[np.ndarray]):
         return as_floats(self.read(number))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImageDataset(Pictures):
     """Images in memory, or mapped into it."""
 
@@ -148,7 +152,7 @@ class ImageDataset(Pictures):
         self.size = Size(*sides)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImageStream(Pictures):
     """A set of the hub not kept on the disk; ``stream[i]`` reads its beginning."""
 

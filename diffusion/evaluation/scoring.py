@@ -66,6 +66,7 @@ def evaluate(
         InputError: if a value is out of its range, or samples, pictures or features are missing, damaged or too few.
     """
     config = config or EvaluationConfig()
+    check_object("config", config, EvaluationConfig)
     config.validate()
     device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     launch()  # refuses half an environment, in which processes would wait for each other

@@ -131,12 +131,14 @@ def train(
             cannot be read, a file cannot be written, or the loss is no longer finite. All ranks raise it, with the same message.
     """
     execution = execution or ExecutionConfig()
+    check_object("config", config, RunConfig)
+    check_object("execution", execution, ExecutionConfig)
     execution.validate()
     if (score is None) != (execution.score_every is None):
         raise InputError("score and ExecutionConfig(score_every=...) go together: pass both or neither")
-    for observer in observers:
-        if not isinstance(observer, Observer):
-            raise InputError(f"observers must be objects of classes that subclass diffusion.training.Observer, got {observer!r}")
+    unfit = [one for one in observers if not isinstance(one, Observer)] if isinstance(observers, Sequence) else [observers]
+    if unfit:
+        raise InputError(f"observers must be a list of objects that subclass diffusion.training.Observer, got {unfit[0]!r}")
     ranks, folder = Ranks(device), Path(folder)
     with ExitStack() as stack:
         with ranks.together():
