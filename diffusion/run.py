@@ -19,7 +19,7 @@ from diffusion.learning_rate import LearningRate, WarmUpAndDecay
 from diffusion.methods import LIBRARY, Method, known_classes
 from diffusion.network import GivenNetwork, NetworkConfig, NetworkShape, NetworkSpec
 from diffusion.size import Size
-from lbm_warp.checks import InputError, check_integer, check_name, check_number
+from lbm_warp.checks import InputError, check_integer, check_name, check_number, check_object
 
 FORMAT = 2
 
@@ -86,8 +86,7 @@ class RunConfig:
             object.__setattr__(self, "network", GivenNetwork.of(self.network))
         check_integer("channels", self.channels, 1, 1024)
         for name, kind in {"method": Method, "network": NetworkSpec, "training": TrainingConfig}.items():
-            if not isinstance(part := getattr(self, name), kind):
-                raise InputError(f"{name} must be a diffusion.{kind.__name__}, got {type(part).__name__}")
+            check_object(name, getattr(self, name), kind)
         self.method.operator.check(self.size)
         self.network.validate()
         self.network.check_size(self.size)

@@ -30,10 +30,12 @@ from diffusion import (
     Resample,
     Reverse,
     RunConfig,
+    Sampler,
     Scales,
     Sine,
     Size,
     Uniform,
+    evaluate,
     named_method,
     solve,
     train,
@@ -117,6 +119,16 @@ class Diagonal(Holds):
     diagonal = True
 
 
+@dataclass(frozen=True)
+class Alone(Sampler):
+    """It gives the first image of a batch, or nothing."""
+
+    first: bool = True
+
+    def step(self, reverse: Any, u: torch.Tensor, level: int, below: int, noise: Any) -> torch.Tensor:
+        return u[:1] if self.first else None  # type: ignore[return-value]
+
+
 OTHER = type("Twin", (Scales,), {"__module__": __name__})
 IMAGE = torch.full((1, 8, 8), 0.5)
 
@@ -161,6 +173,13 @@ def measured(function: Any, **more: Any) -> Callable[[], object]:
         (lambda: pipeline(METHOD).corrupt((255 * IMAGE).byte(), 3), "got torch.uint8"),
         (lambda: pipeline(METHOD).restore(torch.nan * IMAGE, 3), "from nan"),
         (lambda: pipeline(METHOD).interpolate([(0, 1, 2)]), "pairs must be pairs of image numbers"),  # type: ignore[list-item]
+        (
+            lambda: pipeline(METHOD).sample(3, sampler=Alone()),
+            r"Alone.step must give all .*, got \[1, 1, 8, 8\]",
+        ),
+        (lambda: pipeline(METHOD).sample(3, sampler=Alone(first=False)), "Alone.step must give all images, .* got NoneType"),
+        (lambda: config(network=Half), r"network must be a diffusion\.NetworkSpec, got a class; pass an object: Half\(\)"),
+        (lambda: evaluate("digits", config=3), r"config must be a diffusion\.EvaluationConfig, got int"),  # type: ignore[arg-type]
         (lambda: Pipeline.from_pretrained("digits", types=["os"]), "types must be classes"),  # type: ignore[list-item]
         (measured(lambda x: 0.5 * x + 0.3), "is not linear: a black image must give 0"),
         (measured(lambda x: x.clamp(0.0, 0.5)), "is not linear"),

@@ -25,7 +25,7 @@ from diffusion.evaluation.sources import open_pictures, open_run, open_sources
 from diffusion.evaluation.variance import analysis_of_variance
 from diffusion.launcher import launch
 from diffusion.sampling.pipeline import Pipeline
-from lbm_warp.checks import InputError, as_device
+from lbm_warp.checks import InputError, as_device, check_object
 
 RESTORED = 256  # pictures that calibration restores
 DEGRADED = 64  # pictures that are degraded and restored, half of them for the free numbers of other methods

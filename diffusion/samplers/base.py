@@ -132,10 +132,11 @@ class Sampler:
         """
         visited = self.visited(reverse.forward, start, steps)
         u = self.begin(reverse.forward, u, visited[0], noise)
+        same = 4 if reverse.forward.operator.keeps_size else 2
         for images, below in self.walk(reverse, u, visited, noise):
-            if not isinstance(images, torch.Tensor) or images.shape[:2] != u.shape[:2]:
+            if not isinstance(images, torch.Tensor) or images.shape[:same] != u.shape[:same]:
                 got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-                raise InputError(f"{type(self).__name__}.step must give a tensor of the images, {list(u.shape)}, got {got}")
+                raise InputError(f"{type(self).__name__}.step must give all images, a tensor {list(u.shape)}, got {got}")
             u = images
             if callback is not None:
                 callback(below, u)

@@ -33,7 +33,7 @@ from diffusion.training.log import StepLog, Stopwatch
 from diffusion.training.observers import SCORE, MetricsFile, Observer, Progress
 from diffusion.training.ranks import Ranks, one_line
 from diffusion.training.state import TrainingState
-from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.checks import InputError, check_integer, check_number, check_object
 
 if TYPE_CHECKING:
     from diffusion.sampling.pipeline import Pipeline
