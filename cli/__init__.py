@@ -3,6 +3,7 @@
 import sys
 from importlib.util import find_spec
 
+from cli.signals import interrupted_in_a_line
 from cli.streams import open_closed
 
 # What the extra cli installs: without one of these no command starts.
@@ -22,6 +23,8 @@ NEEDED = (
     *("safetensors", "torch", "tqdm", "tyro", "warp"),
 )
 open_closed()
+if sys.argv[0] == "-m" or sys.argv[0].endswith("beyond-blur"):  # a command, which is still being found and imported
+    interrupted_in_a_line()
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     print(f"error: the commands need {', '.join(missing)}: pip install 'beyond-blur[cli]'", file=sys.stderr)
     sys.exit(2)

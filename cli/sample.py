@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from cli import archives, console, render
 from cli.video import read_still, save_video
-from diffusion.data.images import fit, read_image
+from diffusion.data.images import DataError, fit, read_image
 from diffusion.files import owned, products, read_json, write_json
 from diffusion.launcher import launch
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
@@ -186,7 +186,10 @@ def sample(options: Sample) -> None:
             if rank > 0:
                 return
             files = [_file(out, name) for name in names]
-            sheets = _write_sheets(options, pipeline, picture, folder, files, film)
+            try:
+                sheets = _write_sheets(options, pipeline, picture, folder, files, film)
+            except DataError as error:  # an image of an earlier call
+                raise InputError(f"{error}; remove it, and the same command makes it again") from None
             write_json(folder / RECORD, record)
     print(f"wrote {out / 'images'} ({len(files)} images, {new} of them new), {', '.join(str(out / sheet) for sheet in sheets)}")
 
@@ -372,12 +375,11 @@ def _record(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None) -
 def _default_name(options: Sample, record: dict[str, object]) -> str:
     """The run's name, and what sets these samples apart from ordinary ones."""
     run = (options.model or "digits") if options.run is None else Path(options.run).resolve().name
-    if options.variation.from_image is not None:
-        return f"{run}-{options.variation.from_image.stem}"
-    usual = {"seed": 0, "precision": "fp32", "guidance": 1.0}
-    special = {name: value for name, value in record.items() if name != "model" and value not in (None, False, usual.get(name))}
+    what = "samples" if options.variation.from_image is None else options.variation.from_image.stem
+    plain = {"seed": 0, "precision": "fp32", "guidance": 1.0} | {name: record[name] for name in ("model", "image")}
+    special = {name: value for name, value in record.items() if not (value is None or value is False or value == plain.get(name))}
     words = [name.replace("_", "-") + ("" if value is True else f"-{value}") for name, value in special.items()]
-    return "-".join([run, "samples", *words])
+    return "-".join([run, what, *(["best"] if options.best else []), *words])
 
 
 def _same_images(out: Path, record: dict[str, object]) -> dict[str, Any]:

@@ -5,15 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 # Environment variable of a command that another one started: it ends when its standard input does.
 CHILD = "BEYOND_BLUR_CHILD"
 ENDING = (signal.SIGINT, signal.SIGTERM)
 PAUSE = 0.3  # seconds in which signals are one: launchers pass on what their processes get from the terminal too
+
+
+def interrupted_in_a_line() -> None:
+    """Ctrl-C while a program still imports its libraries, for seconds, is said in a line and not in a traceback."""
+    usual = sys.excepthook
+
+    def said(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = said
 
 
 @contextmanager

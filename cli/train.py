@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -298,7 +299,7 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         if ranks.main:
             with owned(folder):  # whether it can be written, and is free: known before pictures are prepared
                 pass
-        dataset = open_pictures(options)
+        dataset = open_pictures(options, folder)
         options = options.suited(dataset.channels, count_of(dataset), dataset.probes(PROBES))
         classes = dataset.classes() if options.pictures.classes else ()
     config = options.resolve(dataset.name, dataset.channels, classes)
@@ -367,10 +368,14 @@ def scorer(options: Train, device: torch.device) -> Callable[[Pipeline], float |
     return frechet_scorer(options.data, config, device)
 
 
-def open_pictures(options: Train) -> ImageDataset | ImageStream:
-    """The data set that the options name, or the half of it that they ask for."""
+def open_pictures(options: Train, folder: Path | None = None) -> ImageDataset | ImageStream:
+    """The data set that the options name, or the half of it that they ask for; if they leave it open, as grey or colourful as the
+    run in a folder."""
     how = options.pictures
     grey = grey_or_colour(how.grey, how.colour)
+    if grey is None and folder is not None:
+        with suppress(InputError):
+            grey = load_config(folder).channels == 1
     return open_dataset(
         options.data, options.size, how.data_root, grey=grey, stream=how.stream, split=how.split, cache=how.data_cache
     )

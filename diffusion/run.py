@@ -125,7 +125,8 @@ class RunConfig:
         return bool(self.classes) and label == "all" and label not in self.classes
 
     def label_number(self, label: str | int | None) -> int | None:
-        """Number of a class by its name or its number; that of no label for None. None for a run without classes.
+        """Number of a class by its name or, unless classes are named by numbers, its number; that of no label for None. None for a
+        run without classes.
 
         Raises:
             InputError: if there is no such class.
@@ -136,7 +137,8 @@ class RunConfig:
             return None
         if label is None:
             return len(self.classes)
-        if str(label) not in self.classes and str(label).isdecimal() and int(label) < len(self.classes):
+        by_number = not any(name.isdecimal() for name in self.classes)
+        if by_number and str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
         check_name("label", str(label), self.classes)
         return self.classes.index(str(label))

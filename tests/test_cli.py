@@ -543,6 +543,11 @@ def test_sampling_goes_on_with_what_is_missing_and_refuses_other_images(call: Ca
     # More of the same, and single ones of the same, go to the same folder.
     assert "6 images, 1 of them new" in call("sample", *QUICK, "--num", "6", "--out", "out")[1]
     assert "3 images, 2 of them new" in call("sample", *QUICK, "--seeds", "3", "17-18", "3", "--out", "out")[1]
+    good = (images / "00003.png").read_bytes()
+    (images / "00003.png").write_bytes(good[:50])
+    code, _, err = call("sample", *QUICK, "--num", "5", "--out", "out")
+    assert code == 2 and "00003.png: cannot be read" in err and "remove it, and the same command makes it again" in err
+    (images / "00003.png").write_bytes(good)
     # Others are refused, and nothing is touched.
     before = contents(out)
     for other, what in (
@@ -613,6 +618,7 @@ def test_every_way_of_sampling_has_a_folder_of_its_own(call: Call, tmp_path: Pat
         (["--same-init"], "digits-samples-steps-3-same-init"),
         (["--share-noise", "--seed", "2"], "digits-samples-seed-2-steps-3-share-noise"),
         (["--sampling-noise", "1.1"], "digits-samples-steps-3-sampling-noise-1.1"),
+        (["--sampling-noise", "0"], "digits-samples-steps-3-sampling-noise-0.0"),
     ):
         assert call("sample", *QUICK, *options, "--num", "4")[0] == 0
         assert files(outputs / name) == {"grid.png", "sampling.json", *(f"images/{number:05d}.png" for number in range(4))}
@@ -637,7 +643,7 @@ def test_every_way_of_sampling_has_a_folder_of_its_own(call: Call, tmp_path: Pat
 def test_a_picture_is_corrupted_and_restored(call: Call, picture: Path, tmp_path: Path) -> None:
     options = ["--from-image", picture, "--num", "2", "--steps", "4"]
     code, out, _ = call("sample", *options, "--level", "5", "30")
-    folder = tmp_path / "outputs" / "digits-picture"
+    folder = tmp_path / "outputs" / "digits-picture-steps-4"
     assert code == 0 and "restoration.png" in out
     images = {f"images/level{level:03d}-{number:05d}.png" for level in (5, 30) for number in (0, 1)}
     assert files(folder) == {"restoration.png", "sampling.json"} | images
@@ -791,7 +797,7 @@ def test_an_interrupted_command_ends_with_the_number_of_the_signal(
 ) -> None:
     """Every command, by way of console.run: here while pictures are prepared."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train, "open_pictures", lambda options: signal.raise_signal(number))
+    monkeypatch.setattr(train, "open_pictures", lambda *_: signal.raise_signal(number))
     code, out, err = call("train", "--out", "run")
     assert code == 128 + number and err.endswith("interrupted\n") and "trained" not in out and files(tmp_path) == set()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -800,7 +806,7 @@ def test_an_interrupted_command_ends_with_the_number_of_the_signal(
 def test_a_folder_that_cannot_be_written_is_noticed_before_pictures_are_read(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "open_pictures", lambda options: pytest.fail("pictures were read"))
+    monkeypatch.setattr(train, "open_pictures", lambda *_: pytest.fail("pictures were read"))
     (tmp_path / "taken").touch()
     for out in ("taken", "taken/run"):
         code, _, err = call("train", "--out", out)

@@ -162,6 +162,10 @@ def test_folders_of_one_last_name_do_not_meet(
     assert exit_code(train.main, "--data", "felines", "--images", 24, *options, "--out", run) == 0
     assert f"the same pictures as before, now of {tmp_path / 'felines'}" in capsys.readouterr().out
     assert exit_code(evaluate.main, *scores) == 0
+    Image.new("RGB", (8, 8), "red").save("felines/red.png")  # the run stays grey
+    again = ["--data", "felines", "--images", 32, *options, "--out", run]
+    assert exit_code(train.main, *again) == 2 and "30 pictures have become 31" in capsys.readouterr().err
+    assert exit_code(train.main, *again, "--allow-new-pictures") == 0 and "31 grey images" in capsys.readouterr().out
 
 
 def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:

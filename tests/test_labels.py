@@ -239,3 +239,11 @@ def test_wrong_labels_are_refused_in_one_line(
     assert not (tmp_path / "runs").exists() and not list(tmp_path.glob("outputs/*/images"))
     with pytest.raises(InputError, match="needs a label"):
         Pipeline.from_pretrained(run).sample(1, guidance=0.5)
+
+
+def test_a_class_is_named_by_its_number_unless_classes_are_called_by_numbers() -> None:
+    named, numbered = (tiny_config(classes=classes) for classes in (("dark", "bright"), ("2", "1", "all")))
+    assert [named.label_number(label) for label in ("dark", "bright", "1", 0, None)] == [0, 1, 1, 0, 2]
+    assert [numbered.label_number(label) for label in ("2", "1", 1, "all")] == [0, 1, 1, 2]
+    with pytest.raises(InputError, match="unknown label '0': expected one of 2, 1, all"):
+        numbered.label_number("0")

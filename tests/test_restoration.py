@@ -54,6 +54,16 @@ def test_the_level_of_pictures_is_found(digits: Pipeline, pictures: torch.Tensor
             assert inside > 0.6, "16 pictures: 0.9 is expected, and less than 0.6 in one of 3,000 trials"
 
 
+def test_the_level_is_found_where_a_wider_picture_has_modes_that_those_of_the_run_have_not(
+    digits: Pipeline, pictures: torch.Tensor
+) -> None:
+    """8 x 8 pixels have no wave that is longer than eight of them."""
+    estimator = LevelEstimator(digits.at_size(Size(8, 8)), images=16)
+    wide = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(pictures[1:2], (6, 2)), 2)
+    z = as_stored(degraded(digits.at_size(Size(8, 12)), wide, 600))[0]
+    assert abs(estimator(z).quantile(0.5) - 600) < 100
+
+
 @pytest.mark.slow
 def test_restored_pictures_are_nearer_to_the_truth_than_those_of_other_methods(digits: Pipeline, pictures: torch.Tensor) -> None:
     pytest.importorskip("skimage")

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,14 @@ def shell(script: str, folder: Path, **environment: str) -> subprocess.Completed
     """Run a script of bash, in which $cli is ``python -m cli``."""
     variables = os.environ | {"PYTHONPATH": str(ROOT), "cli": f"{sys.executable} -m cli"} | environment
     return subprocess.run(["bash", "-c", script], cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path: Path) -> None:
+    """In the seconds before a command begins; here the import of torch is where it comes."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    ended = subprocess.run([sys.executable, "-m", "cli.train"], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("", "interrupted\n", -signal.SIGINT)
 
 
 def test_a_reader_that_leaves_and_closed_streams_are_no_errors(tmp_path: Path) -> None:

@@ -69,25 +69,25 @@ class LevelEstimator:
         self.sigma, self.noise = forward.operator.widths(pipeline.config.size)[self.level], forward.ratio[self.level]
         clean = pipeline.sample(images, seed).clamp(0.0, 1.0).to(pipeline.device)
         wanted = set(self.level.tolist())
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        means, covariances = [], []
         for level, u in forward.trajectory(clean, seeds(seed, "degraded", np.arange(images))):
             if level in wanted:
                 z = 0.5 + (u - 0.5) / float(forward.signal[level])
                 features = _features(as_stored(z) if stored else z, stored)
-                covariance = torch.cov(features.T) + 1e-3 * torch.eye(features.shape[1], dtype=features.dtype)
-                self._seen.append((features.mean(dim=0), torch.linalg.cholesky(covariance)))
+                means.append(features.mean(dim=0))
+                covariances.append(torch.cov(features.T) + 1e-3 * torch.eye(features.shape[1], dtype=features.dtype))
+        self._means, self._covariances = torch.stack(means), torch.stack(covariances)
         self.images = images
 
     def __call__(self, picture: torch.Tensor) -> LevelEstimate:
         """The level of a picture, float32 [C, H, W] with the shorter side of the run's images; the longer one may differ."""
-        features = _features(picture[None], self.stored)[0]
-        n, evidence = self.images, []
-        for mean, factor in self._seen:
-            distance = torch.linalg.solve_triangular(factor, (features - mean)[:, None], upper=False).square().sum()
-            # Student's t: mean and covariance are known from n pictures only (Geisser 1993, section 9.1).
-            evidence.append(-factor.diagonal().log().sum() - 0.5 * n * torch.log1p(distance * n / (n**2 - 1)))
-        probability = torch.stack(evidence).softmax(dim=0)
-        return LevelEstimate(self.level, probability.numpy(), self.sigma, self.noise)
+        difference, n = _features(picture[None], self.stored) - self._means, self.images
+        both = difference[0].isfinite()  # what pictures of both sizes have
+        factor = torch.linalg.cholesky(self._covariances[:, both][:, :, both])
+        distance = torch.linalg.solve_triangular(factor, difference[:, both, None], upper=False).square().sum(dim=(1, 2))
+        # Student's t: mean and covariance are known from n pictures only (Geisser 1993, section 9.1).
+        evidence = -factor.diagonal(dim1=1, dim2=2).log().sum(dim=1) - 0.5 * n * torch.log1p(distance * n / (n**2 - 1))
+        return LevelEstimate(self.level, evidence.softmax(dim=0).numpy(), self.sigma, self.noise)
 
 
 def as_stored(z: torch.Tensor) -> torch.Tensor:
@@ -157,14 +157,17 @@ def _check(pipeline: Pipeline, picture: torch.Tensor) -> None:
 
 
 def _features(z: torch.Tensor, stored: bool) -> torch.Tensor:
-    """Numbers that tell the level of pictures [N, C, H, W]: logarithms of powers in bands and of shares of cut pixels, [N, F]."""
+    """Numbers that tell the level of pictures [N, C, H, W]: logarithms of powers in bands and of shares of cut pixels, [N, F].
+
+    Pictures of a few pixels have no modes in some of the bands: there it is NaN.
+    """
     (ky, _), (kx, _) = (cosines(side) for side in z.shape[2:])
     z = z.double().cpu()
     power = to_modes(z).square().mean(dim=1)
     k = torch.sqrt(ky[:, None] ** 2 + kx**2)
     band = torch.clamp(k * (BANDS / torch.pi), max=BANDS - 1).long()
     band[0, 0] = BANDS  # the mean brightness says nothing
-    powers = [power[:, band == number].mean(dim=1) for number in range(BANDS) if bool((band == number).any())]
+    powers = [power[:, band == number].mean(dim=1) for number in range(BANDS)]
     cut = [(z <= 0.0).double().mean(dim=(1, 2, 3)), (z >= 1.0).double().mean(dim=(1, 2, 3))] if stored else []
     # Powers below that of rounding to eight bits, and shares below a hundredth, say nothing.
     return torch.stack([p.clamp_min(1e-6).log() for p in powers] + [share.clamp_min(1e-2).log() for share in cut], dim=1)
