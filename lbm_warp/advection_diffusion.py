@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -33,11 +32,10 @@ from lbm_warp.checks import (
 )
 from lbm_warp.flow import STEADY, Clock, Flow, sorted_like
 from lbm_warp.heat import blur
-from lbm_warp.interop import not_traced
+from lbm_warp.interop import check_no_transform, not_traced
 from lbm_warp.operator import Operator
 from lbm_warp.planner import DEFAULT_SCHEME, Plan, Scheme
 from lbm_warp.schedule import Schedule
-from lbm_warp.trajectory import Lattice
 from lbm_warp.turbulence import CurlNoise, Turbulence
 
 
@@ -62,7 +60,7 @@ class AdvectionDiffusion(Operator):
             which turns a background into structured noise. The research code published with the paper corresponds to 9.5.
         turbulence_time: rate of change of the flow, >= 0. 0 is a steady flow. At 1 an eddy as large as the image turns over in its
             own time L / V, smaller eddies faster by Kolmogorov's law.
-        coarsen: continue at half the resolution, repeatedly, once the image is blurred by eight cells and as long as the flow stays
+        coarsen: continue at half the resolution, repeatedly, once the image is blurred by four cells and as long as the flow stays
             resolved. The cost of a trajectory then grows with the area of the image instead of its square. Only grids with an even
             number of cells along both sides are coarsened.
         exact: solve the heat equation in Fourier space (``lbm_warp.heat``) if the Peclet number is zero, instead of on the lattice.
@@ -142,11 +140,12 @@ class AdvectionDiffusion(Operator):
         """As :meth:`Operator.at`, in one pass if no image's level falls and images with a higher level have higher ones throughout.
 
         Raises:
-            InputError: if the velocity needs a gradient and changes in time.
+            InputError: if the velocity needs a gradient and changes in time, or inside a transform of torch.func.
         """
         if self.solver == "heat kernel":
             sigma, u = torch.tensor(self.schedule.sigma, device="cpu"), u0.to(_computed(u0.dtype))
             return tuple(blur(u, sigma[level], self.boundary == "periodic").to(u0.dtype) for level in levels)
+        check_no_transform()
         if not _in_one_pass(levels):
             return tuple(self.apply(u0, level, seed) for level in levels)
         now, graded = self._now(), torch.is_grad_enabled()
@@ -158,11 +157,11 @@ class AdvectionDiffusion(Operator):
         if learned or (graded and now.peclet > 0.0 and self.turbulence_time == 0.0):
             field = self.turbulence.velocity(seed, *u0.shape[2:], boundary=self.boundary, device=u0.device)
             learned |= field.requires_grad
-        lattice = now._lattice(u0, seed, _sorting(levels), field, graded)
+        flow = now._flow(u0, seed, _sorting(levels), field, graded)
         if learned:
-            return _Physics.apply(u0, field, peclet, now, seed, lattice, *levels)
+            return _Physics.apply(u0, field, peclet, now, seed, flow, *levels)
         del field
-        return _Forward.apply(u0, now, seed, lattice, *levels)
+        return _Forward.apply(u0, now, seed, flow, *levels)
 
     def trajectory(self, u0: torch.Tensor, seed: Integers) -> Iterator[tuple[int, torch.Tensor]]:
         """As :meth:`Operator.trajectory`, in one pass."""
@@ -172,9 +171,9 @@ class AdvectionDiffusion(Operator):
         u0 = as_images(u0)
         levels = [torch.full((len(u0),), level, device="cpu") for level in range(self.levels + 1)]
         with torch.no_grad():
-            lattice = self._now()._lattice(u0, as_batch("seed", seed, len(u0)), torch.arange(len(u0), device="cpu"))
-        u = u0.detach().to(lattice.flow.dtype, copy=True)
-        for level, image in enumerate(trajectory.forward(u, lattice, levels)):
+            flow = self._now()._flow(u0, as_batch("seed", seed, len(u0)), torch.arange(len(u0), device="cpu"))
+        u = u0.detach().to(flow.dtype, copy=True)
+        for level, image in enumerate(trajectory.forward(u, flow, levels)):
             yield level, image.to(u0.dtype)
 
     @not_traced
@@ -195,6 +194,7 @@ class AdvectionDiffusion(Operator):
         level = check_levels(level, len(w), 0, self.levels)
         if self.solver == "heat kernel":
             return self.apply(w, level, torch.zeros_like(level))  # The heat kernel is symmetric.
+        check_no_transform()
         return _Adjoint.apply(self._now(), as_batch("seed", seed, len(w)), (level,), w)
 
     def velocity(
@@ -235,10 +235,10 @@ class AdvectionDiffusion(Operator):
         operator._peclet = peclet
         return operator
 
-    def _lattice(
+    def _flow(
         self, u: torch.Tensor, seed: torch.Tensor, order: torch.Tensor, field: torch.Tensor | None = None, graded: bool = False
-    ) -> Lattice:
-        """What the stages of images like ``u`` work with, sorted like ``order``.
+    ) -> Flow:
+        """The flow of images like ``u``, sorted like ``order``, and the plan of their iterations.
 
         ``field`` is the velocity, if it is known. With ``graded`` a flow that changes in time must not need a gradient.
         """
@@ -246,7 +246,7 @@ class AdvectionDiffusion(Operator):
         plan, clock = self.plan(*size), Clock(self.peclet, self.turbulence_time, min(size))
         interval = clock.intervals(plan, self.scheme)
         where = (size, self.boundary, plan, interval, _computed(u.dtype), u.device)
-        return Lattice(plan, Flow(self.turbulence, clock, seed, order, *where, field, graded), self.offset)
+        return Flow(self.turbulence, clock, seed, order, *where, field, graded, self.offset)
 
 
 class _Forward(torch.autograd.Function):
@@ -254,14 +254,14 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, u0: torch.Tensor, operator: AdvectionDiffusion, seed: torch.Tensor, lattice: Lattice, *levels: torch.Tensor
+        ctx: Any, u0: torch.Tensor, operator: AdvectionDiffusion, seed: torch.Tensor, flow: Flow, *levels: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
         ctx.set_materialize_grads(False)
-        order = lattice.flow.order
-        u = sorted_like(u0.to(lattice.flow.dtype), order).contiguous()
+        order = flow.order
+        u = sorted_like(u0.to(flow.dtype), order).contiguous()
         u = u.clone() if u.data_ptr() == u0.data_ptr() else u  # the iterations overwrite it
-        images = trajectory.forward(u, lattice, [level[order] for level in levels])
+        images = trajectory.forward(u, flow, [level[order] for level in levels])
         return tuple(sorted_like(image, torch.argsort(order)).to(u0.dtype) for image in images)
 
     @staticmethod
@@ -270,6 +270,10 @@ class _Forward(torch.autograd.Function):
         used = [(w, level) for w, level in zip(gradients, ctx.levels, strict=True) if w is not None]
         w = _Adjoint.apply(ctx.operator, ctx.seed, tuple(level for _, level in used), *(w for w, _ in used)) if used else None
         return w, None, None, None, *[None] * len(ctx.levels)
+
+    @staticmethod
+    def jvp(ctx: Any, u: torch.Tensor, *_: None) -> tuple[torch.Tensor, ...]:
+        return _linear(ctx.operator, u, ctx.seed, ctx.levels)
 
 
 class _Physics(torch.autograd.Function):
@@ -283,23 +287,23 @@ class _Physics(torch.autograd.Function):
         peclet: torch.Tensor,
         operator: AdvectionDiffusion,
         seed: torch.Tensor,
-        lattice: Lattice,
+        flow: Flow,
         *levels: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(u0, field, peclet)
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
-        return _Forward.apply(u0, operator, seed, lattice, *levels)
+        return _Forward.apply(u0, operator, seed, flow, *levels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *images: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         u0, field, peclet = ctx.saved_tensors
         order = _sorting(ctx.levels)
-        lattice, back = ctx.operator._lattice(u0, ctx.seed, order, field), torch.argsort(order)
-        u, *gradients = (sorted_like(tensor.to(lattice.flow.dtype).contiguous(), order) for tensor in (u0, *images))
-        w, displacements = sensitivity.gradients(u, gradients, lattice, [level[order] for level in ctx.levels])
-        displacements = [None if q is None else sorted_like(q, back) for q in displacements]
-        velocity, number = sensitivity.of_velocity(displacements, field, peclet, lattice)
+        flow, back = ctx.operator._flow(u0, ctx.seed, order, field), torch.argsort(order)
+        u, *gradients = (sorted_like(tensor.to(flow.dtype).contiguous(), order) for tensor in (u0, *images))
+        w, moments = sensitivity.gradients(u, gradients, flow, [level[order] for level in ctx.levels])
+        moments = [None if m is None else sorted_like(m, back) for m in moments]
+        velocity, number = sensitivity.of_velocity(moments, field, peclet, flow)
         return sorted_like(w, back).to(u0.dtype), velocity, number, None, None, None, *[None] * len(ctx.levels)
 
 
@@ -312,15 +316,23 @@ class _Adjoint(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
         order = _sorting(levels)
-        lattice = operator._lattice(images[0], seed, order)
-        gradients = [sorted_like(w.to(lattice.flow.dtype), order) for w in images]
-        w = trajectory.adjoint(gradients, lattice, [level[order] for level in levels])
+        flow = operator._flow(images[0], seed, order)
+        gradients = [sorted_like(w.to(flow.dtype), order) for w in images]
+        w = trajectory.adjoint(gradients, flow, [level[order] for level in levels])
         return sorted_like(w, torch.argsort(order)).to(images[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, u: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        linear = replace(ctx.operator._lattice(u, ctx.seed, _sorting(ctx.levels)), offset=0.0)
-        return None, None, None, *_Forward.apply(u, ctx.operator, ctx.seed, linear, *ctx.levels)
+        return None, None, None, *_linear(ctx.operator, u, ctx.seed, ctx.levels)
+
+
+def _linear(
+    operator: AdvectionDiffusion, u: torch.Tensor, seed: torch.Tensor, levels: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """The operator's linear part."""
+    flow = operator._flow(u, seed, _sorting(levels))
+    flow.offset = 0.0
+    return _Forward.apply(u, operator, seed, flow, *levels)
 
 
 def _sorting(levels: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 BOUNDARIES = ("wall", "periodic")
 LARGEST = sys.float_info.max
+MOST = 10_000_000  # pictures, frames, ...: a list of more does not fit into the memory
 # What images and velocities may be: kernels work on these devices and, after a conversion, with these numbers.
 DEVICES = ("cpu", "cuda")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,6 +28,11 @@ class InputError(ValueError):
 
     def __init__(self, message: object) -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+def amount(count: int, thing: str) -> str:
+    """How many things there are, in words: 1 picture, 2,000 pictures, 3 classes."""
+    return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -68,6 +74,20 @@ def check_name(what: str, name: str, known: Collection[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"unknown {what} {name!r}: expected one of {', '.join(known)}{hint}")
+
+
+def as_tensor(name: str, value: object) -> torch.Tensor:
+    """An array or tensor of numbers as a tensor.
+
+    Raises:
+        InputError: if it is something else, or a part of it is masked.
+    """
+    if np.ma.is_masked(value):
+        raise InputError(f"{name} must be numbers everywhere, got masked values: fill them, {name}.filled(0)")
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} must be an array or tensor of numbers, got {type(value).__name__}") from None
 
 
 def as_integers(name: str, value: Integers) -> torch.Tensor:
@@ -143,7 +163,7 @@ def as_device(device: Device) -> torch.device:
     if found.type not in DEVICES:
         raise InputError(f"device must be cpu, cuda or cuda:N, got {found}: kernels do not work there")
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
-        raise InputError(f"device {found}: torch sees {count} CUDA devices here; take cpu")
+        raise InputError(f"device {found}: torch sees {amount(count, 'CUDA device')} here; take cpu")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The velocity of a batch in time: which field acts on which iterations, on every grid."""
+"""The velocity of a batch in time: which weights the iterations have, on every grid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from itertools import pairwise
 import torch
 
 from lbm_warp.checks import Device, InputError, Integers
-from lbm_warp.grids import midpoint_velocity, restrict_velocity
+from lbm_warp.grids import restrict_velocity
 from lbm_warp.planner import Plan, Scheme
-from lbm_warp.stepping import UNLIMITED
+from lbm_warp.stepping import UNLIMITED, stencil
 from lbm_warp.turbulence import Turbulence
 
 STEADY = "gradients in the velocity or the Peclet number need a steady flow: turbulence_time must be 0"
@@ -65,6 +65,7 @@ class Flow:
         dtype, device: of the fields.
         given: the field of a steady flow, if it is made already, [N, 2, height, width] in the order of the seeds.
         graded: whether a field that needs a gradient, which is not given, is an error.
+        offset: density of the background.
     """
 
     turbulence: Turbulence
@@ -79,56 +80,76 @@ class Flow:
     device: Device
     given: torch.Tensor | None = None
     graded: bool = False
-    # Grid and interval of the fields in use; the velocity on each grid up to this one; the field on the last of them as it is.
+    offset: float = 0.0
+    # The interval of the fields in use, and these on each grid up to the coarsest one that was asked for.
     _key: tuple[int, int] | None = field(default=None, init=False)
     _velocities: list[torch.Tensor] = field(default_factory=list, init=False)
-    _field: torch.Tensor | None = field(default=None, init=False)
+    # What the last weights are of, and these.
+    _last: tuple[tuple[int, int, float, bool], torch.Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         # A steady field is made before the caller copies the images: the memory for both is then not needed at once.
         if self.interval[0] == UNLIMITED:
             self._velocity(0, 0)
 
+    @property
+    def periodic(self) -> bool:
+        """Whether the boundary is periodic."""
+        return self.boundary == "periodic"
+
     def during(
-        self, grid: int, first: torch.Tensor, stop: torch.Tensor, reverse: bool = False
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The velocities of the iterations ``first`` to ``stop`` - 1 (int32 [M]) of the first M images.
+        self, grid: int, first: torch.Tensor, stop: torch.Tensor, adjoint: bool = False
+    ) -> Iterator[tuple[torch.Tensor, float, torch.Tensor]]:
+        """The iterations ``first`` to ``stop`` - 1 (int32 [M]) of the first M images, those with the same weights together.
 
         Yields:
-            ``(velocity, first, stop)`` for every interval, in the order of time or, with ``reverse``, against it.
+            ``(weights, theta, count)``: the :func:`stencil` of the images that have such iterations, the first ones of the batch;
+            their lattice temperature; and their number of iterations, int32. In the order of time or, for the adjoint, against it.
         """
-        length = self.interval[grid]
-        intervals = range(int(first.min()) // length, -(-int(stop.max()) // length))
-        for interval in reversed(intervals) if reverse else intervals:
+        length, smooth_from, thetas = self.interval[grid], self.plan.grids[grid].smooth_from, self.plan.grids[grid].theta
+        runs = []
+        for interval in range(int(first.min()) // length, -(-int(stop.max()) // length)):
             begin, end = interval * length, min((interval + 1) * length, UNLIMITED)
-            yield self._velocity(grid, interval)[: len(first)], first.clamp(begin, end), stop.clamp(begin, end)
+            for theta, low, high in ((thetas[0], begin, min(end, smooth_from)), (thetas[1], max(begin, smooth_from), end)):
+                count = stop.clamp(low, high) - first.clamp(low, high) if low < high else torch.zeros_like(first)
+                if bool(count.any()):
+                    runs.append((interval, theta, count[: int(count.nonzero()[-1]) + 1]))
+        for interval, theta, count in reversed(runs) if adjoint else runs:
+            key = (grid, interval, theta, adjoint)
+            if self._last is None or self._last[0] != key or len(self._last[1]) < len(count):
+                self._last = None
+                velocity = self._velocity(grid, interval)[: len(count)]
+                self._last = key, self._stencil(grid, velocity, velocity.new_full((len(count),), theta), adjoint)
+            yield self._last[1][: len(count)], theta, count
 
-    def at(self, grid: int, rows: slice, done: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
-        """The velocities of the images ``rows`` after ``done`` iterations (int32, one each, falling).
+    def at(
+        self, grid: int, rows: slice, done: torch.Tensor, theta: torch.Tensor, adjoint: bool = False
+    ) -> Iterator[tuple[torch.Tensor, slice]]:
+        """The weights of one iteration of the images ``rows`` after ``done`` iterations (int32, one each, falling).
+
+        ``theta`` holds their lattice temperatures, in the dtype and on the device of the fields.
 
         Yields:
-            ``(velocity, part)`` for every interval; ``part`` counts from ``rows.start``.
+            ``(weights, part)`` for every interval; ``part`` counts from ``rows.start``.
         """
         interval = done // self.interval[grid]
         ends = [0, *(torch.nonzero(interval[1:] != interval[:-1]).flatten() + 1).tolist(), len(done)]
         for begin, end in pairwise(ends):
-            yield self._velocity(grid, int(interval[begin]))[rows.start + begin : rows.start + end], slice(begin, end)
+            velocity = self._velocity(grid, int(interval[begin]))[rows.start + begin : rows.start + end]
+            yield self._stencil(grid, velocity, theta[begin:end], adjoint), slice(begin, end)
+
+    def _stencil(self, grid: int, velocity: torch.Tensor, theta: torch.Tensor, adjoint: bool) -> torch.Tensor:
+        per_theta = self.plan.grids[grid].velocity_per_theta
+        return stencil(velocity, per_theta, theta, periodic=self.periodic, offset=self.offset, adjoint=adjoint)
 
     def _velocity(self, grid: int, interval: int) -> torch.Tensor:
         """The velocity on a grid in an interval, [N, 2, height, width]."""
         steady = self.interval[grid] == UNLIMITED
         key = None if steady else (grid, interval)
         if not self._velocities or key != self._key:
-            self._key, self._velocities, self._field = key, [], self._generated(grid, 0 if steady else interval, steady)
-        while len(self._velocities) <= grid and self._field is not None:
-            here = self.plan.grids[len(self._velocities)]
-            if here.factor > 1:
-                self._field = restrict_velocity(self._field, self.boundary == "periodic")
-            # The step of most iterations; the few with theta[0] and the partial ones are shorter.
-            step = here.velocity_per_theta * here.theta[1]
-            self._velocities.append(midpoint_velocity(self._field, step, self.boundary == "periodic"))
-        if len(self._velocities) == len(self.plan.grids):
-            self._field = None
+            self._key, self._velocities = key, [self._generated(grid, 0 if steady else interval, steady)]
+        while len(self._velocities) <= grid:
+            self._velocities.append(restrict_velocity(self._velocities[-1], self.periodic))
         return self._velocities[grid]
 
     def _generated(self, grid: int, interval: int, steady: bool) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Transfer of images and velocities between a grid and one of half its resolution; velocities along curved streamlines.
+"""Transfer of images and velocities between a grid and one of half its resolution.
 
 Cell values are means over cells on every grid. So restriction does not blur an image, and prolongation is exact to fourth order in
 the cell size.
@@ -73,30 +73,6 @@ def restrict_velocity(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
     return torch.cat(components, dim=1)
 
 
-def midpoint_velocity(velocity: torch.Tensor, step: float | torch.Tensor, periodic: bool) -> torch.Tensor:
-    """The velocity at the midpoint of every cell's path in one iteration, v + step / 2 (v . grad) v: second order in time.
-
-    An iteration moves the content of a cell along a straight line. With v itself the content would leave a curved streamline on
-    the outside; and this error has a divergence, which would act as a source of density.
-
-    Args:
-        velocity: (v_x, v_y) in units of V, [N, 2, H, W].
-        step: distance that V covers in an iteration [cells].
-        periodic: periodic boundary, otherwise walls.
-
-    Returns:
-        A new tensor of the same shape and dtype.
-    """
-    moved = []
-    for component, own_axis in ((0, 3), (1, 2)):
-        v = here = velocity[:, component : component + 1]
-        for axis, carrier in ((3, velocity[:, :1]), (2, velocity[:, 1:])):
-            slope = _slope(here, axis, periodic, NORMAL if axis == own_axis else TANGENTIAL)
-            v = v + 0.5 * step * carrier * slope
-        moved.append(v)
-    return torch.cat(moved, dim=1)
-
-
 def with_ghost_cells(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
     """A velocity field [N, 2, H, W] with a ring of ghost cells, [N, 2, H + 2, W + 2]; zero on walls in the linear interpolation."""
     components = []
@@ -106,12 +82,6 @@ def with_ghost_cells(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
             field = _padded(field, axis, 1, periodic, NORMAL if axis == own_axis else TANGENTIAL)
         components.append(field)
     return torch.cat(components, dim=1)
-
-
-def _slope(u: torch.Tensor, axis: int, periodic: bool, sign: float) -> torch.Tensor:
-    """Central differences along an axis, [N, C, H, W]; beyond a wall lies the mirror image times ``sign``."""
-    padded, size = _padded(u, axis, 1, periodic, sign), u.shape[axis]
-    return 0.5 * (padded.narrow(axis, 2, size) - padded.narrow(axis, 0, size))
 
 
 def _padded(u: torch.Tensor, axis: int, cells: int, periodic: bool, sign: float) -> torch.Tensor:

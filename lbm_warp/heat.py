@@ -29,9 +29,10 @@ def blur(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
 
 
 class _Blur(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
-        ctx.sigma, ctx.periodic = sigma, periodic
+    def forward(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
         (ky, rows), (kx, columns) = (_modes(size, periodic, u.dtype, u.device) for size in u.shape[2:])
         half_variance = (sigma.square() / 2).to(u.device, u.dtype, non_blocking=True)[:, None, None, None]
         with _full_precision(u.device):
@@ -41,9 +42,21 @@ class _Blur(torch.autograd.Function):
         return torch.where(half_variance == 0.0, u, blurred)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, bool], output: torch.Tensor) -> None:
+        _, sigma, ctx.periodic = inputs
+        ctx.save_for_backward(sigma)
+        ctx.save_for_forward(sigma)
+
+    @staticmethod
     def backward(ctx: Any, w: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # The operator is symmetric.
-        return blur(w, ctx.sigma, ctx.periodic), None, None
+        (sigma,) = ctx.saved_tensors
+        return blur(w, sigma, ctx.periodic), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, u: torch.Tensor, *_: None) -> torch.Tensor:
+        (sigma,) = ctx.saved_tensors
+        return blur(u, sigma, ctx.periodic)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -32,6 +33,11 @@ send_libraries()
 # A thread computes this many elements in about 0.4 ms; to wake it for fewer takes longer than they do.
 LEAST_SHARE = 2**15
 
+NO_TRANSFORM = (
+    "a flow is computed by kernels, which torch.func (grad, vmap, jvp, ...) cannot transform; take gradients with torch.autograd, "
+    "one at a time, and a batch of images in place of vmap"
+)
+
 WARP_DTYPES = {torch.float32: wp.float32, torch.float64: wp.float64, torch.int32: wp.int32, torch.int64: wp.int64}
 
 
@@ -40,12 +46,20 @@ def view(tensor: torch.Tensor) -> wp.array:
 
     Raises:
         ValueError: if the tensor is not contiguous or has another dtype.
+        InputError: if it has no memory, as inside ``torch.autograd.grad(..., is_grads_batched=True)``.
     """
+    dtype, device = WARP_DTYPES.get(tensor.dtype), warp_device(tensor.device)
+    return wp.array(ptr=_pointer(tensor), shape=tuple(tensor.shape), dtype=dtype, device=device)
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    """Address of a contiguous tensor's memory."""
     if tensor.dtype not in WARP_DTYPES or not tensor.is_contiguous():
         raise ValueError(f"expected a contiguous tensor of {list(WARP_DTYPES)}, got {tensor.dtype}, strides {tensor.stride()}")
-    return wp.array(
-        ptr=tensor.data_ptr(), shape=tuple(tensor.shape), dtype=WARP_DTYPES[tensor.dtype], device=warp_device(tensor.device)
-    )
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        raise InputError(NO_TRANSFORM) from None
 
 
 def warp_device(device: torch.device) -> wp.Device:
@@ -92,6 +106,12 @@ def not_traced(function: Function) -> Function:
     return cast(Function, call)
 
 
+def check_no_transform() -> None:
+    """Raise InputError inside a transform of torch.func: kernels write to the memory of tensors, and there these have none."""
+    if torch._C._are_functorch_transforms_active():
+        raise InputError(NO_TRANSFORM)
+
+
 @functools.cache
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="lbm_warp")
@@ -120,24 +140,16 @@ def launch(
         work: elements to compute, by which a launch is split among cores; by default those of the largest batched tensor or output.
 
     Raises:
-        InputError: if Warp cannot use the device.
+        InputError: if Warp cannot use the device, or inside a transform of torch.func.
     """
+    check_no_transform()
     device = (*outputs, *batched)[0].device
-    shared = [view(value) if isinstance(value, torch.Tensor) else value for value in inputs]
     size = block or (1 if device.type == "cpu" else 256)
     load(kernel.module, device, size)
-    stream = warp_stream(device)
 
     def run(start: int, stop: int) -> None:
-        wp.launch(
-            kernel,
-            (stop - start, *dim[1:]),
-            inputs=[view(t[start:stop]) for t in batched] + shared,
-            outputs=[view(t[start:stop]) for t in outputs],
-            device=warp_device(device),
-            stream=stream,
-            block_dim=size,
-        )
+        here = [*(tensor[start:stop] for tensor in batched), *inputs, *(tensor[start:stop] for tensor in outputs)]
+        replay(kernel, (stop - start, *dim[1:]), here, device, size)
 
     batch, threads = dim[0], torch.get_num_threads()
     worth = (max(tensor.numel() for tensor in (*outputs, *batched)) if work is None else work) // LEAST_SHARE
@@ -152,6 +164,62 @@ def launch(
     finally:
         for other in others:
             other.result()
+
+
+def launch_backward(
+    kernel: wp.Kernel,
+    dim: Sequence[int],
+    value: torch.Tensor,
+    inputs: Sequence[object],
+    gradient: torch.Tensor,
+    # outputs
+    result: torch.Tensor,
+) -> None:
+    """Add to ``result``, a tensor like ``value``, its gradient through ``kernel(value, *inputs, output)``, from that of output."""
+    device = value.device
+    load(kernel.module, device, size := 1 if device.type == "cpu" else 256)
+    start, end = view(value), view(torch.empty_like(gradient))
+    start.grad, end.grad = view(result), view(gradient)
+    wp.launch(
+        kernel,
+        dim,
+        inputs=[start, *inputs],
+        outputs=[end],
+        adj_inputs=[start.grad, *[None] * len(inputs)],
+        adj_outputs=[end.grad],
+        adjoint=True,
+        device=warp_device(device),
+        stream=warp_stream(device),
+        block_dim=size,
+    )
+
+
+class _Commands(threading.local):
+    """Recorded launches of a thread, by kernel, device and threads of a block, and Warp's structure that describes an array."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[tuple[wp.Kernel, torch.device, int], tuple[Any, Any]] = {}
+
+
+_commands = _Commands()
+
+
+def replay(kernel: wp.Kernel, dim: Sequence[int], args: Sequence[object], device: torch.device, block: int) -> None:
+    """Launch a kernel by a command that this thread has recorded, which takes a fraction of the host's time."""
+    commands = _commands.recorded
+    if (kernel, device, block) not in commands:
+        values = [view(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        command = wp.launch(kernel, dim, inputs=values, device=warp_device(device), block_dim=block, record_cmd=True)
+        commands[kernel, device, block] = command, type(wp.array(dtype=float, device="cpu").__ctype__())
+    command, array = commands[kernel, device, block]
+    command.set_dim(dim)
+    for index, arg in enumerate(args):
+        if isinstance(arg, torch.Tensor):
+            strides = [arg.element_size() * stride for stride in arg.stride()]
+            command.set_param_at_index_from_ctype(index, array(_pointer(arg), 0, arg.ndim, arg.shape, strides))
+        else:
+            command.set_param_at_index(index, arg)
+    command.launch(warp_stream(device))
 
 
 @functools.cache

@@ -1,12 +1,13 @@
 """Gradients in the physics: with respect to the velocity and the Peclet number, by recomputation.
 
-An iteration is u' = W(q) u with the displacement q theta of every cell, q = Pe / (2 L) v. With the gradient w' of u', cell x adds
+The fractions f_c of an iteration are linear in the moments of the flow (``lbm_warp.kernels.rules``), which are polynomials of the
+displacement q theta of every cell, q = Pe / (2 L) v. With the gradient w' of u', f_c of cell x has the gradient
 
-    dL/dq_x = theta (u + c)(x) sum_ij phi_i'(u_x) phi_j(u_y) w'(x + c_ij)
+    dL/df_c = (u + offset)(x) w'(x + c).
 
-to the gradient of its displacement, c the background; dL/dq_y likewise. This needs the states before all iterations. They are
-computed a second time from checkpoints, so that the memory grows with the square root of the number of iterations. The plan (number
-and lattice temperatures of the iterations) counts as constant. It depends on the Peclet number where the flow is fast for its grid.
+This needs the states before all iterations. They are computed a second time from checkpoints, so that the memory grows with the
+square root of the number of iterations. The plan (number and lattice temperatures of the iterations) counts as constant. It depends
+on the Peclet number where the flow is fast for its grid.
 """
 
 from __future__ import annotations
@@ -16,108 +17,107 @@ from collections.abc import Sequence
 
 import torch
 
-from lbm_warp.grids import midpoint_velocity, restrict_velocity
-from lbm_warp.interop import WARP_DTYPES, launch
-from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
-from lbm_warp.trajectory import Coarsen, Iterate, Lattice, ReadOut, stages
+from lbm_warp.flow import Flow
+from lbm_warp.grids import restrict_velocity
+from lbm_warp.interop import WARP_DTYPES, launch, launch_backward
+from lbm_warp.kernels.sensitivity import moment_gradient_kernel, moments_kernel
+from lbm_warp.stepping import advance
+from lbm_warp.trajectory import Coarsen, Iterate, ReadOut, stages
 
 
 def gradients(
-    u: torch.Tensor, images: Sequence[torch.Tensor], lattice: Lattice, levels: Sequence[torch.Tensor]
+    u: torch.Tensor, images: Sequence[torch.Tensor], flow: Flow, levels: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Gradients of a loss with respect to the clean images and the displacements.
+    """Gradients of a loss with respect to the clean images and the moments of the displacement.
 
     Args:
-        u: clean images, sorted like ``lattice.flow``, in its dtype.
+        u: clean images, sorted like ``flow``, in its dtype.
         images: gradients of the loss with respect to the images at each of the levels, sorted too.
-        lattice, levels: as for ``trajectory.forward``; the flow is steady.
+        flow, levels: as for ``trajectory.forward``; the flow is steady.
 
     Returns:
-        The gradient [N, C, H, W] of ``u``, and those of q [N, 2, height, width] on every grid that was reached, else None.
+        The gradient [N, C, H, W] of ``u``, and those of the moments of q, [N, 11, height, width] on every grid that was reached,
+        else None.
     """
-    walk, before = list(stages(lattice.plan, levels)), []
+    walk, before = list(stages(flow.plan, levels)), []
     for stage in walk:
         before.append(u)
         if isinstance(stage, Iterate):
-            u = stage.apply(u.clone(), lattice)
+            u = stage.apply(u.clone(), flow)
         elif isinstance(stage, Coarsen):
-            u = stage.apply(u, lattice)
+            u = stage.apply(u, flow)
     w: torch.Tensor | None = None
-    displacements: list[torch.Tensor | None] = [None] * len(lattice.plan.grids)
+    moments: list[torch.Tensor | None] = [None] * len(flow.plan.grids)
     for stage, u in zip(reversed(walk), reversed(before), strict=True):
         if isinstance(stage, Coarsen):
-            w = None if w is None else stage.transposed(w, lattice)
+            w = None if w is None else stage.transposed(w, flow)
             continue
-        displacement = displacements[stage.grid]
-        if displacement is None:
-            displacement = displacements[stage.grid] = u.new_zeros((len(lattice.flow.order), 2, *u.shape[2:]))
+        total = moments[stage.grid]
+        if total is None:
+            total = moments[stage.grid] = u.new_zeros((len(flow.order), 11, *u.shape[2:]))
         if isinstance(stage, ReadOut):
             theta = stage.theta.to(u.device, u.dtype)
-            added = stage.restricted(images[stage.output], lattice)
-            for velocity, part in lattice.flow.at(stage.grid, stage.rows, stage.done):
-                into = displacement[stage.rows][part]
-                _add(into, lattice, stage.grid, u[stage.rows][part], added[part], velocity, theta[part])
-            w = stage.transposed(w, lattice, images[stage.output])
+            _add(total[stage.rows], flow, u[stage.rows], stage.restricted(images[stage.output], flow), theta)
+            w = stage.transposed(w, flow, images[stage.output])
         elif w is not None:
-            w = _iterated(stage, u, w, lattice, displacement)
+            w = _iterated(stage, u, w, flow, total)
     assert w is not None, "the last stage reads an image out"
-    return w, displacements
+    return w, moments
 
 
-def _iterated(stage: Iterate, u: torch.Tensor, w: torch.Tensor, lattice: Lattice, displacement: torch.Tensor) -> torch.Tensor:
-    """The gradient before some iterations from that after them; adds to that of the displacements."""
-    ((velocity, first, stop),) = lattice.flow.during(stage.grid, stage.first, stage.stop)
-    there, back = lattice.stepper(stage.grid), lattice.stepper(stage.grid, adjoint=True)
-    grid, begin, end = lattice.plan.grids[stage.grid], int(first.min()), int(stop.max())
-    length = math.isqrt(end - begin - 1) + 1
-    checkpoints, u = [], u[: len(first)].clone()
-    for start in range(begin, end, length):
-        checkpoints.append(u.clone())
-        there.advance(u, velocity, first.clamp(start, start + length), stop.clamp(start, start + length))
-    for start, u in zip(reversed(range(begin, end, length)), reversed(checkpoints), strict=True):
-        states = [u]
-        for iteration in range(start, min(start + length, end) - 1):
-            u = u.clone()
-            there.advance(u, velocity, first.clamp(iteration, iteration + 1), stop.clamp(iteration, iteration + 1))
-            states.append(u)
-        for iteration, u in zip(reversed(range(start, start + len(states))), reversed(states), strict=True):
-            here = (first <= iteration) & (iteration < stop)
-            theta = torch.where(here, grid.theta[0] if iteration < grid.smooth_from else grid.theta[1], 0.0).to(u.device, u.dtype)
-            _add(displacement[: len(u)], lattice, stage.grid, u, w[: len(u)], velocity, theta)
-            back.advance(w, velocity, first.clamp(iteration, iteration + 1), stop.clamp(iteration, iteration + 1))
+def _iterated(stage: Iterate, u: torch.Tensor, w: torch.Tensor, flow: Flow, total: torch.Tensor) -> torch.Tensor:
+    """The gradient before some iterations from that after them; adds to that of the moments."""
+    runs, u = [], u[: len(stage.first)].clone()
+    for weights, theta, count in flow.during(stage.grid, stage.first, stage.stop):
+        length = math.isqrt(int(count.max()) - 1) + 1
+        checkpoints = []
+        for done in range(0, int(count.max()), length):
+            checkpoints.append((done, u.clone()))
+            advance(u, weights, (count - done).clamp(0, length), flow.periodic)
+        runs.append((weights, theta, count, length, checkpoints))
+    backward = flow.during(stage.grid, stage.first, stage.stop, adjoint=True)
+    for (weights, theta, count, length, checkpoints), (transposed, _, _) in zip(reversed(runs), backward, strict=True):
+        for done, u in reversed(checkpoints):
+            states = [u]
+            for iteration in range(done, min(done + length, int(count.max())) - 1):
+                u = u.clone()
+                advance(u, weights, (count - iteration).clamp(0, 1), flow.periodic)
+                states.append(u)
+            for iteration, u in zip(reversed(range(done, done + len(states))), reversed(states), strict=True):
+                here = (count - iteration).clamp(0, 1)
+                temperature = (theta * here).to(u.device, u.dtype)
+                _add(total[: len(here)], flow, u[: len(here)], w[: len(here)], temperature)
+                advance(w, transposed, here, flow.periodic)
     return w
 
 
-def _add(
-    displacement: torch.Tensor,
-    lattice: Lattice,
-    grid: int,
-    u: torch.Tensor,
-    w: torch.Tensor,
-    velocity: torch.Tensor,
-    theta: torch.Tensor,
-) -> None:
-    """Add what one iteration of lattice temperature ``theta`` [M] adds to the gradient of the displacements; none where it is 0."""
-    numbers = [lattice.plan.grids[grid].velocity_per_theta, lattice.offset, lattice.periodic]
-    kernel = displacement_gradient_kernel(WARP_DTYPES[u.dtype])
-    batched = [theta, velocity, u.contiguous(), w.contiguous()]
-    launch(kernel, (len(u), *u.shape[2:]), batched=batched, inputs=numbers, outputs=[displacement])
+def _add(total: torch.Tensor, flow: Flow, u: torch.Tensor, w: torch.Tensor, theta: torch.Tensor) -> None:
+    """Add what one iteration of lattice temperature ``theta`` [M] adds to the gradient of the moments; none where it is 0."""
+    kernel = moment_gradient_kernel(WARP_DTYPES[u.dtype])
+    batched, numbers = [theta, u.contiguous(), w.contiguous()], [flow.offset, flow.periodic]
+    launch(kernel, (len(u), *u.shape[2:]), batched=batched, inputs=numbers, outputs=[total])
 
 
 def of_velocity(
-    displacements: Sequence[torch.Tensor | None], field: torch.Tensor, peclet: torch.Tensor, lattice: Lattice
+    moments: Sequence[torch.Tensor | None], field: torch.Tensor, peclet: torch.Tensor, flow: Flow
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the velocity in units of V, [N, 2, H, W], and of the Peclet number, from those of the displacements."""
+    """Gradients of the velocity in units of V, [N, 2, H, W], and of the Peclet number, from those of the moments of q."""
     with torch.enable_grad():
         field, peclet = field.detach().requires_grad_(), peclet.detach().requires_grad_()
-        here = field.to(lattice.flow.dtype)
+        here = field.to(flow.dtype)
         total = here.new_zeros(())
-        for grid, gradient in zip(lattice.plan.grids, displacements, strict=True):
+        for grid, gradient in zip(flow.plan.grids, moments, strict=True):
             if grid.factor > 1:
-                here = restrict_velocity(here, lattice.periodic)
+                here = restrict_velocity(here, flow.periodic)
             if gradient is not None:
-                per_theta = peclet * grid.factor / (2.0 * lattice.flow.clock.length)
-                q = per_theta * midpoint_velocity(here, per_theta * grid.theta[1], lattice.periodic)
-                total = total + (gradient * q).sum()
+                q = peclet * grid.factor / (2.0 * flow.clock.length) * here
+                total = total + (_of_displacement(q.detach(), gradient, flow.periodic) * q).sum()
     of_field, of_peclet = torch.autograd.grad(total, (field, peclet))
     return of_field, of_peclet
+
+
+def _of_displacement(q: torch.Tensor, gradient: torch.Tensor, periodic: bool) -> torch.Tensor:
+    """The gradient of q from that of its moments, by the derivative of ``rules.moments`` that Warp makes."""
+    result, kernel = torch.zeros_like(q), moments_kernel(WARP_DTYPES[q.dtype])
+    launch_backward(kernel, (len(q), *q.shape[2:]), q.contiguous(), [periodic], gradient.contiguous(), result)
+    return result

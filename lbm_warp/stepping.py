@@ -1,4 +1,4 @@
-"""Lattice iterations in a velocity field that does not change: how they are split among cores and launches.
+"""Lattice iterations with weights that do not change: how they are split among cores and launches.
 
 On the CPU a thread computes all iterations of an image, which stays in the cache of its core. On a GPU a block of threads does so,
 in the memory of its multiprocessor; large images are cut into tiles with a halo.
@@ -11,16 +11,14 @@ from the edges over the gaps, by the same number of iterations.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lbm_warp.interop import WARP_DTYPES, has_blocks, launch
 from lbm_warp.kernels import cpu, cuda, onchip
-from lbm_warp.planner import Grid
+from lbm_warp.kernels import stencil as kernels
 
 # Least rows of a tile. Threads synchronise after at most half as many iterations.
 MIN_TILE_ROWS = 24
@@ -29,99 +27,97 @@ MIN_TILE_ROWS = 24
 TILE, HALO = 48, 8
 # Updates of a cell that take a core as long as another kernel's element.
 UPDATES = 16
+# Updates of a cell in one launch on a CPU, about a second on a core: Ctrl-C waits for the end of a launch.
+LAUNCH = 2**27
 # No limit on iterations: the largest int32.
 UNLIMITED = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Stepper:
-    """The iterations on one grid.
+def stencil(
+    velocity: torch.Tensor,
+    velocity_per_theta: float,
+    theta: torch.Tensor,
+    *,
+    periodic: bool,
+    offset: float = 0.0,
+    adjoint: bool = False,
+) -> torch.Tensor:
+    """The weights of an iteration: see ``lbm_warp.kernels.rules``.
 
-    Attributes:
-        grid: lattice temperatures and velocity of the iterations.
-        offset: density of the background.
+    Args:
+        velocity: (v_x, v_y) in units of V, float32 or float64 [N, 2, H, W], contiguous.
+        velocity_per_theta: the velocity of an iteration is this times its lattice temperature times ``velocity``.
+        theta: lattice temperatures, [N], dtype and device of ``velocity``.
         periodic: periodic boundary, otherwise walls.
-        adjoint: transposed iterations, from the last to the first.
+        offset: density of the background.
+        adjoint: of the transposed iteration, of its linear part.
+
+    Returns:
+        [N, 9, H, W], the weight of each neighbour, row by row; [N, 10, H, W] with the source of a background, if there is one.
     """
+    count, _, height, width = velocity.shape
+    background = offset != 0.0 and not adjoint
+    weights = velocity.new_empty((count, 9 + background, height, width))
+    dtype, batched, inputs = WARP_DTYPES[velocity.dtype], [theta, velocity], [velocity_per_theta, periodic]
+    if velocity.device.type == "cpu":
+        launch(cpu.stencil_kernel(dtype, adjoint), (count, height), batched=batched, inputs=inputs, outputs=[weights])
+    else:
+        launch(kernels.stencil_kernel(dtype, adjoint), (count, height, width), batched=batched, inputs=inputs, outputs=[weights])
+    if background:
+        inputs = [*inputs, offset]
+        launch(kernels.source_kernel(dtype), (count, height, width), batched=batched, inputs=inputs, outputs=[weights])
+    return weights
 
-    grid: Grid
-    offset: float
-    periodic: bool
-    adjoint: bool
 
-    def advance(self, u: torch.Tensor, velocity: torch.Tensor, first: torch.Tensor, stop: torch.Tensor) -> None:
-        """Compute the iterations ``first`` to ``stop`` - 1 of every image in place; for the adjoint in reverse order.
+def advance(u: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, periodic: bool) -> None:
+    """Compute iterations in place.
 
-        Args:
-            u: state, float32 or float64 [M, C, H, W], contiguous; more images than ``first`` has stay as they are.
-            velocity: (v_x, v_y) in units of V, [M, 2, H, W], dtype and device of ``u``.
-            first, stop: int32 [M] on the CPU, first <= stop.
-        """
-        u, count = u[: len(first)], int((stop - first).max())
-        pieces = Pieces.of(u) if has_blocks(u.device) else None
-        # A launch on chip does many iterations; the others swap the buffers after every one.
-        swaps = -(-(stop - first) // pieces.most) if pieces else stop - first
-        scratch = torch.empty_like(u)
-        # The kernels start an odd number in the second buffer, so that all images end in the first.
-        if bool((swaps % 2).any()):
-            scratch.copy_(u)
-        limits = torch.stack([first, stop]).to(u.device, non_blocking=True)
-        theta = (
-            torch.tensor([self.grid.theta], dtype=u.dtype, device="cpu")
-            .to(u.device, non_blocking=True)
-            .expand(len(u), 2)
-            .contiguous()
-        )
-        if pieces:
-            for number in range(-(-count // pieces.most)):
-                self._on_chip(limits, theta, velocity, pieces, number, u, scratch)
-        elif u.device.type == "cpu":
-            phases, length = tile_rows(len(u), u.shape[2], self.periodic, torch.get_num_threads())
-            for begin in range(0, count, length):
-                for tiles in phases:
-                    self._on_cpu(limits, theta, velocity, tiles, begin, min(begin + length, UNLIMITED), u, scratch)
-        else:
-            for step in range(count):
-                self._on_gpu(limits, theta, velocity, step, u, scratch)
+    Args:
+        u: state, float32 or float64 [M, C, H, W], contiguous; more images than ``count`` has stay as they are.
+        weights: a :func:`stencil` for each image, on the same device and of the same dtype.
+        count: number of iterations of every image, int32 on the CPU, >= 0.
+        periodic: as for :func:`stencil`.
+    """
+    u = u[: len(count)]
+    pieces = Pieces.of(u) if has_blocks(u.device) else None
+    # A launch on chip does many iterations; the others swap the buffers after every one.
+    swaps = -(-count // pieces.most) if pieces else count
+    # The kernels start an odd number in the second buffer, so that all images end in the first.
+    scratch = u.clone() if bool((swaps % 2).any()) else torch.empty_like(u)
+    _iterate(u, scratch, weights, count, periodic, pieces)
 
-    def read_out(self, u: torch.Tensor, velocity: torch.Tensor, theta: torch.Tensor, out: torch.Tensor) -> None:
-        """One partial iteration from ``u`` to ``out``.
 
-        Args:
-            u, velocity: as for :meth:`advance`.
-            theta: lattice temperature of every image, [M], dtype and device of ``u``.
-            out: like ``u``.
-        """
-        limits = torch.tensor([[0], [1]], dtype=torch.int32, device="cpu").repeat(1, len(u)).to(u.device, non_blocking=True)
-        theta = theta[:, None].repeat(1, 2)
-        if u.device.type == "cpu":
-            self._on_cpu(limits, theta, velocity, whole(len(u), u.shape[2]), 0, 1, out, u)
-        else:
-            self._on_gpu(limits, theta, velocity, 0, out, u)
+def step(u: torch.Tensor, weights: torch.Tensor, periodic: bool) -> torch.Tensor:
+    """One iteration of every image, as a new tensor; the arguments as for :func:`advance`, but ``u`` need not be contiguous."""
+    result = torch.empty_like(u, memory_format=torch.contiguous_format)
+    _iterate(result, u.contiguous(), weights, torch.ones(len(u), dtype=torch.int32, device="cpu"), periodic, None)
+    return result
 
-    # The kernels' last arguments: iterations of an odd number that is left go from b to a, the others from a to b.
 
-    def _on_cpu(
-        self, limits: Tensor, theta: Tensor, velocity: Tensor, tiles: Tensor, begin: int, end: int, a: Tensor, b: Tensor
-    ) -> None:
-        kernel = cpu.advance_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0, a.shape[1])
-        inputs = [*limits, theta, velocity, *self._numbers, begin, end, a, b]
-        updates = min(end - begin, int((limits[1] - limits[0]).max())) * a.numel()
-        launch(kernel, (len(tiles),), batched=[tiles], inputs=inputs, work=updates // UPDATES)
-
-    def _on_gpu(self, limits: Tensor, theta: Tensor, velocity: Tensor, step: int, a: Tensor, b: Tensor) -> None:
-        kernel = cuda.iterate_kernel(WARP_DTYPES[a.dtype], self.adjoint, self.offset != 0.0)
-        batched = [*limits, theta, velocity]
-        launch(kernel, (len(a), *a.shape[2:]), batched=batched, inputs=[*self._numbers, step], outputs=[a, b])
-
-    def _on_chip(self, limits: Tensor, theta: Tensor, velocity: Tensor, pieces: Pieces, number: int, a: Tensor, b: Tensor) -> None:
-        kernel = onchip.advance_kernel(self.adjoint, self.offset != 0.0)
-        inputs = [*limits, theta, velocity, *self._numbers, *pieces.tile, pieces.halo, pieces.most, number]
-        launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, outputs=[a, b], block=pieces.threads)
-
-    @property
-    def _numbers(self) -> list[float | bool]:
-        return [self.grid.velocity_per_theta, self.grid.smooth_from, self.offset, self.periodic]
+def _iterate(
+    a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, periodic: bool, pieces: Pieces | None
+) -> None:
+    """Iterations between two buffers, on chip if there are ``pieces``: from b to a if an odd number is left, else from a to b."""
+    most, dtype, background = int(count.max()), WARP_DTYPES[a.dtype], weights.shape[1] == 10
+    there = count.to(a.device, non_blocking=True)
+    if pieces:
+        kernel = onchip.advance_kernel(background)
+        for number in range(-(-most // pieces.most)):
+            inputs = [there, weights, periodic, *pieces.tile, pieces.halo, pieces.most, number]
+            launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, outputs=[a, b], block=pieces.threads)
+    elif a.device.type == "cpu":
+        kernel = cpu.advance_kernel(dtype, background, a.shape[1])
+        phases, length = tile_rows(len(a), a.shape[2], periodic, torch.get_num_threads())
+        length = min(length, max(LAUNCH // a.numel(), 1))
+        for begin in range(0, most, length):
+            end = min(begin + length, most)
+            for tiles in phases:
+                inputs = [there, weights, periodic, begin, end, a, b]
+                launch(kernel, (len(tiles),), batched=[tiles], inputs=inputs, work=(end - begin) * a.numel() // UPDATES)
+    else:
+        kernel = cuda.iterate_kernel(dtype, background)
+        for number in range(most):
+            launch(kernel, (len(a), *a.shape[2:]), batched=[there, weights], inputs=[periodic, number], outputs=[a, b])
 
 
 class Pieces(NamedTuple):

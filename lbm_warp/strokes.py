@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from lbm_warp.checks import InputError, check_number
+from lbm_warp.checks import InputError, amount, check_number
 from lbm_warp.planner import DEFAULT_SCHEME
 from lbm_warp.turbulence import FieldRequest, Turbulence, solenoidal
 
@@ -23,12 +23,13 @@ class StrokeFlow(Turbulence):
 
     A stroke pushes the fluid in its direction, with a Gaussian weight around it: the integral of its tangent times
     exp(-r^2 / (2 brush^2)) along the stroke, r the distance. The part with divergence is removed (:func:`solenoidal`), so the fluid
-    flows back around the stroke. The field is one for all seeds and does not change in time.
+    flows back around the stroke. Alone, the field is one for all seeds and does not change in time.
 
     Args:
         strokes: each a sequence of points (x, y) in fractions of width and height, 0 to 1; at least two points, at most 64 strokes
             and 512 points in all.
         brush: standard deviation of the brush, in shorter image sides, 0.01 to 0.5.
+        over: a flow that the strokes are painted on: the two are added at equal rms. By default the fluid is at rest.
 
     Raises:
         InputError: if a value is out of range.
@@ -36,8 +37,8 @@ class StrokeFlow(Turbulence):
 
     strokes: tuple[tuple[tuple[float, float], ...], ...]
     brush: float = 0.06
+    over: Turbulence | None = None
 
-    compressible = random = False
     bounded = True
 
     def __post_init__(self) -> None:
@@ -53,8 +54,18 @@ class StrokeFlow(Turbulence):
                 for value in point:
                     check_number("a point of a stroke", value, 0.0, 1.0)
 
+    @property
+    def compressible(self) -> bool:  # type: ignore[override]
+        """Whether the flow under the strokes may have divergence."""
+        return self.over is not None and self.over.compressible
+
+    @property
+    def random(self) -> bool:  # type: ignore[override]
+        """Whether the flow under the strokes depends on the seed."""
+        return self.over is not None and self.over.random
+
     @classmethod
-    def parse(cls, text: str) -> StrokeFlow:
+    def parse(cls, text: str, brush: float = brush, over: Turbulence | None = None) -> StrokeFlow:
         """From a text such as ``100,500,900,500 500,100,500,900``: a word for each stroke, x and y of its points in thousandths.
 
         Raises:
@@ -68,9 +79,9 @@ class StrokeFlow(Turbulence):
                 )
             numbers = [int(number) / 1000.0 for number in word.split(",")]
             if len(numbers) % 2:
-                raise InputError(f"a stroke has an x and a y for each point, got {len(numbers)} numbers in {word[:40]!r}")
+                raise InputError(f"a stroke has an x and a y for each point, got {amount(len(numbers), 'number')} in {word[:40]!r}")
             strokes.append(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
-        return cls(tuple(strokes))
+        return cls(tuple(strokes), brush, over)
 
     def field(self, ask: FieldRequest) -> torch.Tensor:
         """As :meth:`Turbulence.field`.
@@ -83,12 +94,10 @@ class StrokeFlow(Turbulence):
         # A Gaussian of the distance is a product of one in x and one in y.
         across, along = (torch.exp(-0.5 * ((axis[:, None] - place[:, i]) / self.brush).square()) for axis, i in ((y, 1), (x, 0)))
         field = torch.stack([(across * push[:, i]) @ along.T for i in range(2)])[None]
-        field = solenoidal(field, ask.boundary)
-        rms = field.square().mean().sqrt()
-        scale = torch.maximum(rms, field.abs().max() / (DEFAULT_SCHEME.peak_to_rms - 0.1))
-        if not scale > 1e-12:
-            raise InputError("these strokes leave no flow: the picture is all wall there, or they cancel each other; paint others")
-        return (field / scale).to(ask.device, torch.float32)
+        field = _scaled(solenoidal(field, ask.boundary)).to(ask.device)
+        if self.over is not None:
+            field = _scaled(field + self.over.field(ask))
+        return field.float()
 
     def _pushes(self, wide: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Points along the strokes [M, 2], and the steps that lead to them [M, 2]; (x, y) in shorter image sides."""
@@ -103,3 +112,12 @@ class StrokeFlow(Turbulence):
                 places.append(start + middle * (end - start))
                 pushes.append(((end - start) / parts).expand(parts, 2))
         return torch.cat(places), torch.cat(pushes)
+
+
+def _scaled(field: torch.Tensor) -> torch.Tensor:
+    """Fields [N, 2, H, W] at unit rms, or less where a component would be too large."""
+    rms, largest = field.square().mean((1, 2, 3), keepdim=True).sqrt(), field.abs().amax((1, 2, 3), keepdim=True)
+    scale = torch.maximum(rms, largest / (DEFAULT_SCHEME.peak_to_rms - 0.1))
+    if not (scale > 1e-12).all():
+        raise InputError("these strokes leave no flow: the picture is all wall there, or they cancel each other; paint others")
+    return field / scale

@@ -15,31 +15,7 @@ import torch
 from lbm_warp.flow import Flow
 from lbm_warp.grids import prolong, prolong_transposed, restrict, restrict_transposed
 from lbm_warp.planner import Plan
-from lbm_warp.stepping import Stepper
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """What the stages of a batch work with.
-
-    Attributes:
-        plan: iterations on every grid.
-        flow: velocities of the images.
-        offset: density of the background.
-    """
-
-    plan: Plan
-    flow: Flow
-    offset: float
-
-    @property
-    def periodic(self) -> bool:
-        """Whether the boundary is periodic."""
-        return self.flow.boundary == "periodic"
-
-    def stepper(self, grid: int, adjoint: bool = False) -> Stepper:
-        """The iterations on a grid. The adjoint is that of the linear part, without the background."""
-        return Stepper(self.plan.grids[grid], 0.0 if adjoint else self.offset, self.periodic, adjoint)
+from lbm_warp.stepping import advance, step
 
 
 @dataclass(frozen=True)
@@ -50,14 +26,14 @@ class Iterate:
     first: torch.Tensor
     stop: torch.Tensor
 
-    def apply(self, u: torch.Tensor, lattice: Lattice) -> torch.Tensor:
-        for velocity, first, stop in lattice.flow.during(self.grid, self.first, self.stop):
-            lattice.stepper(self.grid).advance(u, velocity, first, stop)
+    def apply(self, u: torch.Tensor, flow: Flow) -> torch.Tensor:
+        for weights, _, count in flow.during(self.grid, self.first, self.stop):
+            advance(u, weights, count, flow.periodic)
         return u
 
-    def transposed(self, w: torch.Tensor, lattice: Lattice) -> torch.Tensor:
-        for velocity, first, stop in lattice.flow.during(self.grid, self.first, self.stop, reverse=True):
-            lattice.stepper(self.grid, adjoint=True).advance(w, velocity, first, stop)
+    def transposed(self, w: torch.Tensor, flow: Flow) -> torch.Tensor:
+        for weights, _, count in flow.during(self.grid, self.first, self.stop, adjoint=True):
+            advance(w, weights, count, flow.periodic)
         return w
 
 
@@ -68,10 +44,10 @@ class Coarsen:
     images: int
     stay: int
 
-    def apply(self, u: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+    def apply(self, u: torch.Tensor, flow: Flow) -> torch.Tensor:
         return restrict(u[: self.stay])
 
-    def transposed(self, w: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+    def transposed(self, w: torch.Tensor, flow: Flow) -> torch.Tensor:
         w = restrict_transposed(w)
         return torch.cat([w, w.new_zeros((self.images - self.stay, *w.shape[1:]))])
 
@@ -96,32 +72,33 @@ class ReadOut:
     theta: torch.Tensor
     output: int
 
-    def apply(self, u: torch.Tensor, lattice: Lattice) -> torch.Tensor:
-        u = self._partial(u[self.rows], lattice, adjoint=False)
+    def apply(self, u: torch.Tensor, flow: Flow) -> torch.Tensor:
+        u = self._partial(u[self.rows], flow, adjoint=False)
         for _ in range(self.grid):
-            u = prolong(u, lattice.periodic)
+            u = prolong(u, flow.periodic)
         return u
 
-    def transposed(self, w: torch.Tensor | None, lattice: Lattice, images: torch.Tensor) -> torch.Tensor:
+    def transposed(self, w: torch.Tensor | None, flow: Flow, images: torch.Tensor) -> torch.Tensor:
         """``w`` plus what ``images``, the gradient of this output, adds to it; None stands for zero."""
-        added = self._partial(self.restricted(images, lattice), lattice, adjoint=True)
+        added = self._partial(self.restricted(images, flow), flow, adjoint=True)
         if w is None:
             w = added.new_zeros((self.images, *added.shape[1:]))
         w[self.rows] += added
         return w
 
-    def restricted(self, images: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+    def restricted(self, images: torch.Tensor, flow: Flow) -> torch.Tensor:
         """The gradient of this output on the grid, right after the partial iteration."""
         images = images[self.rows]
         for _ in range(self.grid):
-            images = prolong_transposed(images, lattice.periodic)
+            images = prolong_transposed(images, flow.periodic)
         return images.contiguous()
 
-    def _partial(self, u: torch.Tensor, lattice: Lattice, adjoint: bool) -> torch.Tensor:
-        theta, out = self.theta.to(u.dtype).to(u.device, non_blocking=True), torch.empty_like(u)
-        for velocity, part in lattice.flow.at(self.grid, self.rows, self.done):
-            lattice.stepper(self.grid, adjoint).read_out(u[part], velocity, theta[part], out[part])
-        return out
+    def _partial(self, u: torch.Tensor, flow: Flow, adjoint: bool) -> torch.Tensor:
+        if not bool(self.theta.any()):
+            return u.clone()
+        theta = self.theta.to(u.dtype).to(u.device, non_blocking=True)
+        parts = flow.at(self.grid, self.rows, self.done, theta, adjoint)
+        return torch.cat([step(u[part], weights, flow.periodic) for weights, part in parts])
 
 
 def stages(plan: Plan, levels: Sequence[torch.Tensor]) -> Iterator[Iterate | Coarsen | ReadOut]:
@@ -152,33 +129,33 @@ def stages(plan: Plan, levels: Sequence[torch.Tensor]) -> Iterator[Iterate | Coa
         yield Coarsen(images, further)
 
 
-def forward(u: torch.Tensor, lattice: Lattice, levels: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+def forward(u: torch.Tensor, flow: Flow, levels: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Images at each of the levels, as soon as all are read out.
 
     Args:
         u: clean images; overwritten.
-        lattice: what the stages work with.
+        flow: the velocities of the batch and the plan of its iterations.
         levels: as for :func:`stages`.
     """
     parts: dict[int, list[torch.Tensor]] = defaultdict(list)
-    for stage in stages(lattice.plan, levels):
+    for stage in stages(flow.plan, levels):
         if not isinstance(stage, ReadOut):
-            u = stage.apply(u, lattice)
+            u = stage.apply(u, flow)
             continue
-        parts[stage.output].insert(0, stage.apply(u, lattice))
+        parts[stage.output].insert(0, stage.apply(u, flow))
         # The first image has the highest level; it is read out last.
         if stage.rows.start == 0:
             done = parts.pop(stage.output)
             yield done[0] if len(done) == 1 else torch.cat(done)
 
 
-def adjoint(images: Sequence[torch.Tensor], lattice: Lattice, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+def adjoint(images: Sequence[torch.Tensor], flow: Flow, levels: Sequence[torch.Tensor]) -> torch.Tensor:
     """The transpose of the linear part of :func:`forward`, applied to one tensor like the images for each of the levels."""
     w: torch.Tensor | None = None
-    for stage in reversed(list(stages(lattice.plan, levels))):
+    for stage in reversed(list(stages(flow.plan, levels))):
         if isinstance(stage, ReadOut):
-            w = stage.transposed(w, lattice, images[stage.output])
+            w = stage.transposed(w, flow, images[stage.output])
         elif w is not None:
-            w = stage.transposed(w, lattice)
+            w = stage.transposed(w, flow)
     assert w is not None, "the last stage reads an image out"
     return w

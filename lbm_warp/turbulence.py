@@ -32,6 +32,7 @@ from lbm_warp.planner import DEFAULT_SCHEME
 
 # A mode or noise cell is at least this wide [pixels].
 MIN_PIXELS = 4
+MOST_CELLS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,6 +384,8 @@ def requested(
     check_boundary(boundary)
     check_integer("height", height, 2)
     check_integer("width", width, 2)
+    if height * width > MOST_CELLS:
+        raise InputError(f"a velocity field of {height:,} x {width:,} cells is too large, at most {MOST_CELLS:,} are made")
     seeds = torch.atleast_1d(as_integers("seed", seed))
     if seeds.ndim > 1 or not len(seeds):
         raise InputError(f"seed must be one integer or several, got shape {list(seeds.shape)}")

@@ -85,13 +85,14 @@ def test_a_preset_is_measured_in_every_way(
     for row, line in zip(rows, lines, strict=True):
         assert line.split()[:4] == ["tiny", row["precision"], "no", "4"]
         assert (row["preset"], row["compiled"], row["batch"]) == ("tiny", False, 4)
-        parts = row["corruption_ms"] + row["network_ms"]
+        parts = row["corruption_ms"] + row["network_ms"] + row.get("host_ms", 0.0)
         # The rest of a batch's time is bookkeeping.
         assert 0.0 < parts <= 1.001 * 1e3 * 4 / row["images_per_second"]
         assert row["corruption_share"] == pytest.approx(row["corruption_ms"] / parts)
         assert (row["memory_bytes"] is not None) == (ON_LINUX or device.type == "cuda")
         if command == "sample":
-            assert row["steps"] == 3 and row["step_ms"] == pytest.approx(row["network_ms"] / 3)
+            assert row["steps"] == 3 and row["network_ms"] < 3.0 * row["step_ms"] and row["host_ms"] > 0.0
+            assert row["corruption_share"] + row["network_share"] + row["host_share"] == pytest.approx(1.0)
         else:
             assert row["estimated_bytes"] == memory(tiny_config(), device, row["precision"]).total(4)
 
@@ -207,7 +208,7 @@ def test_the_verdict_on_compiling_is_the_ratio_of_speeds(
 @pytest.mark.parametrize("benchmarked", [throughput.Train(steps=1), throughput.Sample()])
 def test_turns_share_their_weights_and_compile_apart(monkeypatch: pytest.MonkeyPatch, benchmarked: throughput.Throughput) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: compiled.append(self))
     state = TrainingState.initial(tiny_config(), CPU)
     for way in (PLAIN, replace(PLAIN, compile=True), PLAIN):
         benchmarked.turn(tiny_config(), state, CPU, way)()
@@ -302,11 +303,11 @@ def test_every_kernel_builds_for_sm_90_and_keeps_its_numbers_in_registers(call: 
     assert len(rows) == len(report["rows"]) == len(list(kernels.binaries()))
     assert all(row["stack"] <= 100 and row["local"] <= 24 for row in rows.values()), rows
     on_chip = [row for name, row in rows.items() if name.startswith("on chip")]
-    assert len(on_chip) == 3 and all(row["per_update"] <= 22 and row["bytes_per_update"] == 0 for row in on_chip)
+    assert len(on_chip) == 2 and all(row["per_update"] <= 22.2 and row["bytes_per_update"] == 0 for row in on_chip)
 
 
 def test_a_call_is_counted_without_a_device() -> None:
     """A larger image takes a second grid."""
     small, large = kernels.count_call(64, images=2), kernels.count_call(128, images=2)
-    assert 1 < small["launches"] <= 6 < large["launches"] <= 24
-    assert small["operations"] <= 57 and large["operations"] <= 199
+    assert 1 < small["launches"] <= 10 < large["launches"] <= 16
+    assert small["operations"] <= 20 and large["operations"] <= 121

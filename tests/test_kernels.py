@@ -14,15 +14,24 @@ from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import InputError
 from lbm_warp.interop import WARP_DTYPES, launch, warp_device
 from lbm_warp.kernels import cpu, cuda, onchip
+from lbm_warp.kernels import stencil as stencils
 from lbm_warp.random import normal
-from lbm_warp.stepping import Pieces, whole
+from lbm_warp.stepping import Pieces, stencil, whole
 
 MODULES = ["hashing", "turbulence", "populations"]
 
 
 def test_the_list_of_kernel_files_is_complete() -> None:
     folder = Path(importlib.import_module("lbm_warp.kernels").__file__).parent
-    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {*MODULES, "rules", "cpu", "cuda", "onchip", "sensitivity"}
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} == {
+        *MODULES,
+        "rules",
+        "cpu",
+        "cuda",
+        "onchip",
+        "sensitivity",
+        "stencil",
+    }
 
 
 def test_a_new_size_needs_no_new_kernel() -> None:
@@ -85,43 +94,60 @@ def test_normal_numbers_do_not_depend_on_the_batch() -> None:
 
 
 KINDS = pytest.mark.parametrize(("adjoint", "background"), [(False, False), (False, True), (True, False)])
-NUMBERS = (0.05, 6)  # velocity_per_theta, smooth_from
-THETA = (1.0 / 3.0, 0.5)
 
 
-def images(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def iterations(
+    shape: tuple[int, ...], dtype: torch.dtype, periodic: bool, adjoint: bool, background: bool
+) -> tuple[torch.Tensor, ...]:
+    """Random images, and weights of random velocities at another temperature for each image."""
     generator = torch.Generator().manual_seed(0)
     u = torch.rand(shape, generator=generator, dtype=torch.float64)
-    velocity = torch.randn((shape[0], 2, *shape[2:]), generator=generator, dtype=torch.float64)
-    return u.to(dtype), velocity.to(dtype)
+    velocity = torch.randn((shape[0], 2, *shape[2:]), generator=generator, dtype=torch.float64).to(dtype)
+    theta = torch.linspace(0.5, 0.1, shape[0]).to(dtype)
+    options = {"periodic": periodic, "offset": 9.5 if background else 0.0, "adjoint": adjoint}
+    return u.to(dtype), stencil(velocity, 0.05, theta, **options), velocity, theta
 
 
-def limits(counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Different first iterations, and these many."""
-    first = torch.arange(len(counts), dtype=torch.int32) * 2
-    return first, first + torch.tensor(counts, dtype=torch.int32)
-
-
-def on_one_core(u, velocity, first, stop, adjoint: bool, offset: float, periodic: bool) -> torch.Tensor:
+def on_one_core(u: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, periodic: bool) -> torch.Tensor:
     """By the kernel for CPUs."""
-    a, b, theta = u.clone(), u.clone(), torch.tensor([THETA] * len(u), dtype=u.dtype)
-    kernel, tiles = cpu.advance_kernel(WARP_DTYPES[u.dtype], adjoint, offset != 0.0, u.shape[1]), whole(len(u), u.shape[2])
-    launch(kernel, (len(u),), batched=[tiles], inputs=[first, stop, theta, velocity, *NUMBERS, offset, periodic, 0, 1000, a, b])
+    a, b = u.clone(), u.clone()
+    kernel, tiles = cpu.advance_kernel(WARP_DTYPES[u.dtype], weights.shape[1] == 10, u.shape[1]), whole(len(u), u.shape[2])
+    launch(kernel, (len(u),), batched=[tiles], inputs=[count, weights, periodic, 0, 1000, a, b])
     return a
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("size", [(9, 14), (2, 2), (5, 70)])
+def test_the_weights_of_cuda_kernels_equal_those_of_cpu_kernels(size: tuple[int, int], adjoint: bool, periodic: bool) -> None:
+    """One thread a cell, and one a row with pieces of constant length; forward weights are those of the adjoint, gathered."""
+    _, weights, velocity, theta = iterations((3, 1, *size), torch.float64, periodic, adjoint, False)
+    found = torch.full_like(weights, torch.nan)
+    kernel = stencils.stencil_kernel(wp.float64, adjoint)
+    launch(kernel, (3, *size), batched=[theta, velocity], inputs=[0.05, periodic], outputs=[found])
+    torch.testing.assert_close(found, weights, rtol=0, atol=1e-15)
+    # A cell gives away all it has. What it gets is more or less: this velocity has a divergence.
+    total = weights.sum(dim=1)
+    torch.testing.assert_close(total if adjoint else total.mean(dim=(1, 2)), torch.ones_like(total if adjoint else total[:, 0, 0]))
+
+
+def test_the_source_of_a_background_is_what_the_weights_have_in_excess() -> None:
+    for periodic in (False, True):
+        _, weights, *_ = iterations((3, 1, 9, 14), torch.float64, periodic, False, True)
+        torch.testing.assert_close(weights[:, 9], 9.5 * (weights[:, :9].sum(dim=1) - 1), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("periodic", [False, True])
 @KINDS
 def test_cuda_kernels_equal_cpu_kernels(adjoint: bool, background: bool, periodic: bool) -> None:
     """The kernel with a thread a cell, run on the CPU; images with different numbers of iterations."""
-    u, velocity = images((4, 3, 9, 14), torch.float64)
-    (first, stop), offset = limits([0, 20, 3, 6]), 9.5 if background else 0.0
-    a, b, theta = u.clone(), u.clone(), torch.tensor([THETA] * 4, dtype=torch.float64)
-    kernel = cuda.iterate_kernel(wp.float64, adjoint, background)
-    for step in range(20):
-        numbers = [*NUMBERS, offset, periodic, step]
-        launch(kernel, (4, 9, 14), batched=[first, stop, theta, velocity], inputs=numbers, outputs=[a, b])
-    torch.testing.assert_close(a, on_one_core(u, velocity, first, stop, adjoint, offset, periodic), rtol=0, atol=1e-13)
+    u, weights, *_ = iterations((4, 3, 9, 14), torch.float64, periodic, adjoint, background)
+    count = torch.tensor([0, 20, 3, 6], dtype=torch.int32)
+    a, b = u.clone(), u.clone()
+    kernel = cuda.iterate_kernel(wp.float64, background)
+    for number in range(20):
+        launch(kernel, (4, 9, 14), batched=[count, weights], inputs=[periodic, number], outputs=[a, b])
+    torch.testing.assert_close(a, on_one_core(u, weights, count, periodic), rtol=0, atol=1e-13)
     assert torch.equal(a[0], u[0]) and (a[1] - u[1]).abs().max() > 0.01
 
 
@@ -144,16 +170,16 @@ def test_kernels_on_chip_equal_cpu_kernels(
 ) -> None:
     """Blocks of threads in fibers on one core: whole images and tiles, with and without a side that a piece goes round."""
     monkeypatch.setattr(wp.config, "enable_cpu_blocks", True)
-    u, velocity = images((3, 2, *size), torch.float32)
-    (first, stop), offset = limits([0, 15, 8]), 9.5 if background else 0.0
-    a, b, theta = u.clone(), u.clone(), torch.tensor([THETA] * 3)
-    kernel, threads = onchip.advance_kernel(adjoint, background), 192
+    u, weights, *_ = iterations((3, 2, *size), torch.float32, periodic, adjoint, background)
+    count = torch.tensor([0, 15, 8], dtype=torch.int32)
+    a, b = u.clone(), u.clone()
+    kernel, threads = onchip.advance_kernel(background), 192
     blocks = 3 * 2 * -(-size[0] // tile[0]) * -(-size[1] // tile[1])
     for number in range(-(-15 // most)):
-        inputs = [first, stop, theta, velocity, *NUMBERS, offset, periodic, *tile, halo, most, number]
+        inputs = [count, weights, periodic, *tile, halo, most, number]
         launch(kernel, (blocks, threads), inputs=inputs, outputs=[a, b], block=threads)
     # The weights and their order are the same; the compiler may contract other products.
-    torch.testing.assert_close(a, on_one_core(u, velocity, first, stop, adjoint, offset, periodic), rtol=0, atol=2e-6)
+    torch.testing.assert_close(a, on_one_core(u, weights, count, periodic), rtol=0, atol=2e-6)
     assert torch.equal(a[0], u[0]) and (a[1] - u[1]).abs().max() > 0.01
 
 

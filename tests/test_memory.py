@@ -45,17 +45,18 @@ for function in (call, adjoint):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-def test_a_call_and_a_backward_pass_take_at_most_three_times_the_input_on_the_cpu() -> None:
-    """2.7 for state, scratch and velocity (two thirds of an RGB image), and a little for the allocator and the threads."""
+def test_a_call_and_a_backward_pass_take_at_most_eight_times_the_input_on_the_cpu() -> None:
+    """7.7 for state, scratch, velocity (two thirds of an RGB image), and nine weights (three RGB images) for full iterations and
+    for a partial one."""
     environment = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "PATH": ""}
     root = Path(__file__).parent.parent
     run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, env=environment, capture_output=True, text=True, check=True)
     forward, backward = (float(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("inputs"))
-    assert 1.0 < forward <= 3.0 and 1.0 < backward <= 3.0, (forward, backward)
+    assert 1.0 < forward <= 8.0 and 1.0 < backward <= 8.0, (forward, backward)
 
 
 @pytest.mark.cuda
-def test_a_call_and_a_backward_pass_take_at_most_three_times_the_input_on_cuda() -> None:
+def test_a_call_and_a_backward_pass_take_at_most_eight_times_the_input_on_cuda() -> None:
     operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 10), peclet=8.0)
     u0 = torch.rand(SHAPE, device="cuda")
     seed = torch.arange(len(u0))
@@ -64,4 +65,4 @@ def test_a_call_and_a_backward_pass_take_at_most_three_times_the_input_on_cuda()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function(u0, 10, seed)
-        assert torch.cuda.max_memory_allocated() - before <= 3.0 * u0.numel() * 4
+        assert torch.cuda.max_memory_allocated() - before <= 8.0 * u0.numel() * 4

@@ -8,10 +8,10 @@ import pytest
 import torch
 import warp as wp
 
-from lbm_warp import AdvectionDiffusion, Schedule, SpectralTurbulence, TextbookSolver, interop
+from lbm_warp import AdvectionDiffusion, Schedule, SpectralTurbulence, TextbookSolver, interop, stepping
 from lbm_warp.checks import InputError
-from lbm_warp.planner import Plan, Scheme
-from lbm_warp.stepping import MIN_TILE_ROWS, UNLIMITED, Stepper, tile_rows
+from lbm_warp.planner import Scheme
+from lbm_warp.stepping import MIN_TILE_ROWS, UNLIMITED, advance, stencil, tile_rows
 
 SCHEDULE = Schedule.geometric(0.5, 3.0, 12)
 # The fast scheme with the lattice temperature of the textbook solver at relaxation time 1.
@@ -55,34 +55,54 @@ def test_tiles_compute_every_row_once_per_iteration_and_after_its_neighbours(
 
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("adjoint", [False, True])
-def test_an_image_in_tiles_is_the_same_image(periodic: bool, adjoint: bool, threads: None) -> None:
+@pytest.mark.usefixtures("threads")
+def test_an_image_in_tiles_is_the_same_image(periodic: bool, adjoint: bool) -> None:
     """Bit for bit, with any number of threads; the images have different numbers of iterations."""
     height, width = 3 * MIN_TILE_ROWS + 5, 17
     generator = torch.Generator().manual_seed(0)
     u0 = torch.rand((2, 3, height, width), generator=generator)
     velocity = torch.randn((2, 2, height, width), generator=generator)
-    grid = Plan.build(SCHEDULE, 8.0, height, width).grids[0]
-    first, stop = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([75, 60], dtype=torch.int32)
+    weights = stencil(velocity, 0.05, torch.tensor([0.5, 0.3]), periodic=periodic, adjoint=adjoint)
+    count = torch.tensor([75, 56], dtype=torch.int32)
     results = []
-    for count in (1, 2, 5, 16):
-        torch.set_num_threads(count)
+    for threads in (1, 2, 5, 16):
+        torch.set_num_threads(threads)
         u = u0.clone()
-        Stepper(grid, 0.0, periodic, adjoint).advance(u, velocity, first, stop)
+        advance(u, weights, count, periodic)
         results.append(u)
     assert (results[0] - u0).abs().max() > 0.1
     for other in results[1:]:
         assert torch.equal(results[0], other)
 
 
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_long_calls_are_made_of_short_launches(adjoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that Ctrl-C is heard between them; the numbers do not change. A call that takes years is refused."""
+    operator, u0 = AdvectionDiffusion(Schedule([0.0, 2.0]), peclet=30.0), torch.rand((2, 1, 8, 8))
+    call = operator.adjoint if adjoint else operator
+    whole, launches = call(u0, 1, 0), []
+    monkeypatch.setattr(stepping, "launch", lambda *args, **how: (launches.append(1), interop.launch(*args, **how)))
+    monkeypatch.setattr(stepping, "LAUNCH", 10 * u0.numel())
+    assert torch.equal(call(u0, 1, 0), whole) and len(launches) > operator.iterations(8, 8)[1] / 10 > 3
+    with pytest.raises(InputError, match=r"1e\+12 on 8 x 8 pixels takes .*e\+12 iterations, more than 1,000,000,000; lower"):
+        AdvectionDiffusion(Schedule([0.0, 2.0]), peclet=1e12)(u0, 1, 0)
+
+
 @every_collision
 @pytest.mark.parametrize("boundary", ["wall", "periodic"])
-def test_the_textbook_solver_at_relaxation_time_one_is_the_fast_scheme(collision: str, boundary: str, device: torch.device) -> None:
-    """With theta = 1/3 everywhere; every image has another level."""
+def test_the_textbook_solver_at_relaxation_time_one_is_the_fast_scheme_to_second_order(
+    collision: str, boundary: str, device: torch.device
+) -> None:
+    """With theta = 1/3 everywhere; every image has another level. At rest the same numbers up to rounding.
+
+    In a flow they differ by terms of third order in velocity and wavenumber, which the noise of the images makes large.
+    """
     u0 = torch.rand((3, 2, 24, 32), generator=torch.Generator().manual_seed(0)).to(device)
-    fast = AdvectionDiffusion(SCHEDULE, peclet=8.0, boundary=boundary, scheme=ONE_THIRD)
-    textbook = TextbookSolver(SCHEDULE, peclet=8.0, boundary=boundary, collision=collision)
-    for mine, other in zip(textbook.pair(u0, [1, 7, 12], [5, 6, 7]), fast.pair(u0, [1, 7, 12], [5, 6, 7]), strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=3e-6)
+    for peclet, error in ((0.0, 3e-6), (0.5, 1e-3), (8.0, 2e-2)):
+        fast = AdvectionDiffusion(SCHEDULE, peclet=peclet, boundary=boundary, scheme=ONE_THIRD, exact=False)
+        textbook = TextbookSolver(SCHEDULE, peclet=peclet, boundary=boundary, collision=collision)
+        for mine, other in zip(textbook.pair(u0, [1, 7, 12], [5, 6, 7]), fast.pair(u0, [1, 7, 12], [5, 6, 7]), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=error)
 
 
 @pytest.mark.slow
@@ -101,12 +121,12 @@ def test_the_textbook_solver_reaches_the_same_levels_at_any_relaxation_time(
 
 
 def test_the_textbook_solver_has_the_background_too(photograph: torch.Tensor) -> None:
-    """A compressible flow makes the same noise of it as in the fast scheme, at every level."""
+    """A compressible flow makes the same noise of it as in the fast scheme, at every level, up to terms of third order."""
     options = {"peclet": 0.1, "turbulence": SpectralTurbulence(compressible=True), "offset": 9.5}
     u0 = photograph[:, :1, ::4, ::4].contiguous()
     fast, textbook = AdvectionDiffusion(SCHEDULE, **options, scheme=ONE_THIRD), TextbookSolver(SCHEDULE, **options)
     for (level, mine), (_, other) in zip(textbook.trajectory(u0, 3), fast.trajectory(u0, 3), strict=True):
-        assert (mine - other).abs().max() < 2e-5, level
+        assert (mine - other).abs().max() < 1e-3, level
         torch.testing.assert_close(textbook(u0, level, 3), mine, rtol=0, atol=0)
 
 

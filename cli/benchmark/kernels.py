@@ -26,12 +26,12 @@ from cli.benchmark import measure
 from lbm_warp import AdvectionDiffusion, Schedule, checks, interop
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.kernels import cuda, onchip
-from lbm_warp.kernels.sensitivity import displacement_gradient_kernel
+from lbm_warp.kernels.sensitivity import moment_gradient_kernel
+from lbm_warp.kernels.stencil import source_kernel, stencil_kernel
 
 # CUDA's disassembler, each in a package of its own: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm.
 TOOLS = ("cuobjdump", "nvdisasm")
 # Variants of the iterations: adjoint, background.
-KINDS = {"": (False, False), ", background": (False, True), ", adjoint": (True, False)}
 # As those of the benchmarks: head, width, and unit of the numbers.
 COLUMNS = {
     "name": ("name", 32, 1.0),
@@ -112,12 +112,16 @@ class Kernels(measure.Report):
 
 def binaries() -> Iterator[Binary]:
     """All kernels, the iterations first."""
-    for name, kind in KINDS.items():
-        yield Binary(f"on chip{name}", onchip.advance_kernel(*kind), onchip.ROWS)
+    kinds = {"": False, ", background": True}
+    for name, background in kinds.items():
+        yield Binary(f"on chip{name}", onchip.advance_kernel(background), onchip.ROWS)
     for dtype in (wp.float32, wp.float64):
-        for name, kind in KINDS.items():
-            yield Binary(f"a cell, {dtype.__name__}{name}", cuda.iterate_kernel(dtype, *kind), None)
-        yield Binary(f"displacement gradient, {dtype.__name__}", displacement_gradient_kernel(dtype), None)
+        for name, background in kinds.items():
+            yield Binary(f"a cell, {dtype.__name__}{name}", cuda.iterate_kernel(dtype, background), None)
+        yield Binary(f"weights, {dtype.__name__}", stencil_kernel(dtype, False), None)
+        yield Binary(f"weights, {dtype.__name__}, adjoint", stencil_kernel(dtype, True), None)
+        yield Binary(f"source, {dtype.__name__}", source_kernel(dtype), None)
+        yield Binary(f"moment gradient, {dtype.__name__}", moment_gradient_kernel(dtype), None)
     for name in ("turbulence", "populations", "hashing"):
         module = importlib.import_module(f"lbm_warp.kernels.{name}")
         for kernel in (value for value in vars(module).values() if isinstance(value, wp.Kernel)):
@@ -143,11 +147,10 @@ def count_call(size: int, images: int = 32) -> measure.Row:
     """What a call of the operator asks of a device, counted without one: tensors are on the device meta, kernels do not run."""
     operator = AdvectionDiffusion(Schedule.geometric(min(0.5, 0.16 * size), 0.16 * size, 50), peclet=8.0)
     u = torch.empty((images, 3, size, size), device="meta")
-    stand_ins = {name: mock.Mock() for name in ("view", "load", "warp_device", "warp_stream")}
     with (
         mock.patch.object(checks, "DEVICES", (*checks.DEVICES, "meta")),
-        mock.patch.multiple(interop, **stand_ins),
-        mock.patch.object(wp, "launch") as launch,
+        mock.patch.object(interop, "load"),
+        mock.patch.object(interop, "replay") as launch,
     ):
         operator(u, 50, range(images))  # makes what later calls use again
         launch.reset_mock()

@@ -17,7 +17,7 @@ from tqdm.auto import trange
 
 from cli import console
 from diffusion.files import write_json
-from lbm_warp.checks import check_integer
+from lbm_warp.checks import amount, check_integer
 
 Result = TypeVar("Result")
 Row = dict[str, Any]
@@ -42,6 +42,8 @@ COLUMNS: dict[str, tuple[str, int, float]] = {
     "network_ms": ("network ms", 12, 1),
     "step_ms": ("ms a step", 11, 1),
     "corruption_share": ("corruption %", 14, 0.01),
+    "network_share": ("network %", 11, 0.01),
+    "host_share": ("host %", 8, 0.01),
     "memory_bytes": ("MiB", 9, 2**20),
     "estimated_bytes": ("estimated", 11, 2**20),
 }
@@ -123,7 +125,7 @@ def pick_device(name: str) -> torch.device:
 
 def describe(device: torch.device) -> str:
     """The device, for people."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {amount(torch.get_num_threads(), 'thread')}"
 
 
 def seconds(run: Callable[[], object]) -> float:

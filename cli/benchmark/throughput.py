@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from operator import itemgetter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,19 +16,21 @@ from torch.utils.benchmark import timer
 
 from cli import console
 from cli.benchmark import measure
-from diffusion.forward.statistics import Statistics
+from diffusion.denoisers import Reverse
 from diffusion.launcher import launch
 from diffusion.presets import preset
 from diffusion.run import RunConfig
 from diffusion.sampling.pipeline import Pipeline, default_batch
 from diffusion.sampling.prior import Prior
 from diffusion.training.estimate import memory
-from diffusion.training.log import StepLog
+from diffusion.training.log import StepLog, Stopwatch
 from diffusion.training.loop import ExecutionConfig, Trainer
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import TrainingState
+from diffusion.training.trial import random_pictures, random_statistics
 from lbm_warp.checks import InputError
 
+PARTS = ("corruption", "network", "host")
 # Length of a training that no benchmark reaches [images].
 ENDLESS = 10**12
 # Compiling wins from this ratio of speeds on: two measurements always differ a little.
@@ -101,12 +103,13 @@ class Throughput(measure.Benchmark):
             else:
                 peak = measure.in_own_process(self.peak_of_second_turn, config, device, way)
             kept = numbers.pop("kept_bytes")
+            parts = {part: numbers[f"{part}_ms"] for part in PARTS if f"{part}_ms" in numbers}
             yield {
                 "preset": name,
                 "precision": way.precision,
                 "compiled": way.compile,
                 **numbers,
-                "corruption_share": numbers["corruption_ms"] / (numbers["corruption_ms"] + numbers["network_ms"]),
+                **{f"{part}_share": spent / sum(parts.values()) for part, spent in parts.items()},
                 "memory_bytes": None if peak is None else peak + kept,
                 "first_turn_seconds": first,
             }
@@ -160,7 +163,7 @@ class Train(Throughput):
 
 @dataclass(frozen=True)
 class Sample(Throughput):
-    """Sampling: images/s, share of the corruption, memory."""
+    """Sampling: images/s, shares of network, operator and host, memory."""
 
     steps: int | None = None
     """Number of sampling steps, at most the preset's number of levels K; the sampler's own by default."""
@@ -179,23 +182,26 @@ class Sample(Throughput):
             network.compile()
         prior = Prior(random_pictures(config, 1))
         statistics, batch = random_statistics(config, device), config.training.batch
-        pipeline = Pipeline(config, network, prior, statistics=statistics, precision=execution.precision or "fp32", batch=batch)
+        how: dict[str, Any] = {"statistics": statistics, "precision": execution.precision or "fp32", "batch": batch}
+        pipeline = TimedPipeline(config, network, prior, **how)
         steps = len(config.method.sampler.visited(config.forward, steps=self.steps)) - 1
         weights = sum(parameter.nbytes for parameter in network.parameters())
 
         def sample() -> dict[str, float]:
-            # The pipeline has halved a batch that does not fit into memory. Its first callback comes after the corruption.
+            # The pipeline has halved a batch that does not fit into memory. Its first callback comes before the steps.
             times: list[float] = []
             batch, begin = pipeline.batch, timer()
-            pipeline.sample(batch, steps=steps, callback=lambda level, u: times.append(timer()))
-            start, end = times[0], timer()
+            pipeline.sample(batch, steps=steps, callback=lambda level, u: times.append(begin if times else timer()))
+            end = timer()
+            spent = pipeline.watch.read()
             return {
                 "batch": batch,
                 "steps": steps,
                 "images_per_second": batch / (end - begin),
-                "corruption_ms": 1e3 * (start - begin),
-                "network_ms": 1e3 * (end - start),
-                "step_ms": 1e3 * (end - start) / steps,
+                "corruption_ms": spent["corruption"],
+                "network_ms": spent["network"],
+                "host_ms": 1e3 * (end - begin) - sum(spent.values()),
+                "step_ms": 1e3 * (end - times[0]) / steps,
                 "kept_bytes": weights,
                 "estimated_bytes": weights + batch * config.network.activation_bytes(config.size),
             }
@@ -203,18 +209,40 @@ class Sample(Throughput):
         return sample
 
 
+class TimedPipeline(Pipeline):
+    """A pipeline that times its network and its operator, the start included. The rest is the host's: seeds, noise, filters, and
+    whatever it does between launches."""
+
+    def __init__(self, config: RunConfig, network: nn.Module, prior: Prior, **how: Any) -> None:
+        super().__init__(config, network, prior, **how)
+        self.watch = Stopwatch(self.device)
+
+    def _start(self, *arguments: Any) -> torch.Tensor:
+        with self.watch.part("corruption"):
+            return super()._start(*arguments)
+
+    def reverse(self, *arguments: Any, **options: Any) -> Reverse:
+        reverse = super().reverse(*arguments, **options)
+        operator: Any = Timed(reverse.forward.operator, self.watch, "corruption")
+        forward = replace(reverse.forward, operator=operator)
+        return replace(reverse, forward=forward, network=Timed(reverse.network, self.watch, "network"))
+
+
+class Timed:
+    """An object whose calls, and those of its methods, are timed as a part."""
+
+    def __init__(self, inner: Any, watch: Stopwatch, part: str) -> None:
+        self.inner, self.watch, self.part = inner, watch, part
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        with self.watch.part(self.part):
+            return self.inner(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.inner, name)
+        return Timed(found, self.watch, self.part) if callable(found) else found
+
+
 def same_weights(network: nn.Module) -> nn.Module:
     """A copy of the network, not compiled, that shares its parameters."""
     return copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
-
-
-def random_pictures(config: RunConfig, count: int) -> torch.Tensor:
-    """Noise in the shape of a run's pictures, float32 [count, C, H, W] in [0, 1]."""
-    return torch.rand((count, *config.shape), generator=torch.Generator().manual_seed(0))
-
-
-def random_statistics(config: RunConfig, device: torch.device) -> Statistics | None:
-    """The moments of such pictures, for a denoiser that needs them."""
-    if not config.method.denoiser.needs_statistics:
-        return None
-    return config.method.denoiser.measure(list(random_pictures(config, 16).numpy()), config.forward, device)

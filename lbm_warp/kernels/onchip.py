@@ -5,16 +5,12 @@ registers. A ring of ghost cells surrounds the piece: beyond a wall the mirror i
 inner edge of a tile the ghost cells hold nothing of use, so the outermost cells become wrong, one more with every iteration. The
 halo is as wide as a launch has iterations, and is not written back.
 
-The weights of a cell need the velocities of its neighbours. These pass through the same memory before the first iteration.
-
 The same source runs on a CPU with ``wp.config.enable_cpu_blocks``, which is how it is tested without a device.
 """
 
 import functools
 
 import warp as wp
-
-from lbm_warp.kernels.rules import excess, outflow
 
 # Cells of a thread, one below the other.
 ROWS = 8
@@ -94,10 +90,8 @@ class Column:
 
 
 @wp.func
-def write_with_ghosts(
-    memory: wp.uint64, start: wp.int32, column: Column, value: cells_of_thread, sign_x: wp.float32, sign_y: wp.float32
-):
-    """Write a number for each cell of a thread; ghost cells at a side get ``sign_x`` times it, above and below ``sign_y`` times."""
+def write_with_ghosts(memory: wp.uint64, start: wp.int32, column: Column, value: cells_of_thread):
+    """Write a number for each cell of a thread, and into the ghost cells that are copies of it."""
     if not column.has_cells:
         return
     first = start + column.place
@@ -106,32 +100,27 @@ def write_with_ghosts(
         write(memory, first + r * column.pitch, value[r])
     if column.at_side:
         for r in range(ROWS):
-            write(memory, first + r * column.pitch + column.to_side_ghost, sign_x * value[r])
+            write(memory, first + r * column.pitch + column.to_side_ghost, value[r])
     if column.at_top:
-        write(memory, first + column.to_top_ghost, sign_y * value[0])
+        write(memory, first + column.to_top_ghost, value[0])
         if column.at_side:
-            write(memory, first + column.to_top_ghost + column.to_side_ghost, sign_x * sign_y * value[0])
+            write(memory, first + column.to_top_ghost + column.to_side_ghost, value[0])
     if column.at_bottom:
-        write(memory, last + column.to_bottom_ghost, sign_y * value[ROWS - 1])
+        write(memory, last + column.to_bottom_ghost, value[ROWS - 1])
         if column.at_side:
-            write(memory, last + column.to_bottom_ghost + column.to_side_ghost, sign_x * sign_y * value[ROWS - 1])
+            write(memory, last + column.to_bottom_ghost + column.to_side_ghost, value[ROWS - 1])
 
 
 @functools.cache
-def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
-    """Full iterations first[n] to stop[n] - 1 of image n, for the adjoint in reverse order; ``background``: the offset is not 0."""
+def advance_kernel(background: bool) -> wp.Kernel:
+    """``count[n]`` iterations of image n; ``background``: the stencils have a source."""
 
     @wp.kernel(
         module="unique", enable_backward=False, grid_stride=False, launch_bounds=(THREADS, 1), module_options={"max_unroll": 16}
     )
     def advance(
-        first: wp.array[wp.int32],
-        stop: wp.array[wp.int32],
-        thetas: wp.array2d[wp.float32],
-        velocity: wp.array4d[wp.float32],
-        velocity_per_theta: wp.float32,
-        smooth_from: wp.int32,
-        offset: wp.float32,
+        count: wp.array[wp.int32],
+        stencil: wp.array4d[wp.float32],
         periodic: wp.bool,
         tile_height: wp.int32,
         tile_width: wp.int32,
@@ -142,10 +131,10 @@ def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
         a: wp.array4d[wp.float32],
         b: wp.array4d[wp.float32],
     ):
-        """Iterations ``launch`` x ``most`` and up to ``most`` - 1 further ones, counted from first[n]; for float32.
+        """Iterations ``launch`` x ``most`` and up to ``most`` - 1 further ones; for float32.
 
         An image needs some number of launches. Its state starts in ``b`` if that is odd, otherwise in ``a``; it ends in ``a``.
-        ``thetas`` [N, 2] is ``theta`` of the CPU's kernel. Blocks are numbered by image, channel, row and column of the tile.
+        Blocks are numbered by image, channel, row and column of the tile.
         """
         block, thread = wp.tid()
         channels = a.shape[1]
@@ -158,12 +147,11 @@ def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
         c = (block / (across * down)) % channels
         n = block / (across * down * channels)
 
-        count = stop[n] - first[n]
         done = launch * most
-        if done >= count:
+        if done >= count[n]:
             return
-        steps = wp.min(count - done, most)
-        launches_left = (count - done - 1) / most + 1
+        steps = wp.min(count[n] - done, most)
+        launches_left = (count[n] - done - 1) / most + 1
 
         # The piece: rows y0 to y1 - 1, columns x0 to x1 - 1; on a periodic axis they may lie outside the image.
         y0 = row_of_tile * tile_height - halo
@@ -212,79 +200,51 @@ def advance_kernel(adjoint: bool, background: bool) -> wp.Kernel:
                 value[r] = b[n, c, y, here]
 
         weights = weights_of_thread()
-        # The lattice temperature changes once, before step ``change``.
-        change = smooth_from - first[n]
-        if wp.static(adjoint):
-            change = stop[n] - smooth_from
-        step = done
-        while step < done + steps:
-            end = done + steps
-            theta = thetas[n, wp.static(0 if adjoint else 1)]
-            if step < change:
-                end = wp.min(end, change)
-                theta = thetas[n, wp.static(1 if adjoint else 0)]
-            scale = velocity_per_theta * theta
-            # The velocities, v_x in one half of the memory and v_y in the other. Beyond a wall the normal one is negated.
+        extra = cells_of_thread()
+        first_row = hidden(y0 + top)
+        for r in range(ROWS):
+            y = wrapped(first_row + r, height)
+            for k in range(9):
+                weights[9 * r + k] = stencil[n, k, y, here]
+            if wp.static(background):
+                extra[r] = stencil[n, 9, y, here]
+        for step in range(steps):
+            # The state, with its ghost cells, into one half of the memory.
+            place = (step % 2) * ring
+            write_with_ghosts(memory, place, column, value)
             synchronise()
-            first_row = hidden(y0 + top)
-            for axis in range(2):
-                u = cells_of_thread()
-                for r in range(ROWS):
-                    u[r] = scale * velocity[n, axis, wrapped(first_row + r, height), here]
-                sign_x = wp.where(axis == 0 and not wraps_x, -1.0, 1.0)
-                sign_y = wp.where(axis == 1 and not wraps_y, -1.0, 1.0)
-                write_with_ghosts(memory, axis * ring, column, u, sign_x, sign_y)
-            synchronise()
-            extra = cells_of_thread()
+            place += corner
+            # The three rows around a cell move down with it, so that a thread reads every cell once.
+            high_left = read(memory, place)
+            high = read(memory, place + 1)
+            high_right = read(memory, place + 2)
+            place += pitch
+            left = read(memory, place)
+            centre = read(memory, place + 1)
+            right = read(memory, place + 2)
             for r in range(ROWS):
-                for k in range(9):
-                    # Forward, weight k is what neighbour k sends to the cell; in the adjoint, what the cell sends to neighbour k.
-                    source = corner + (r + wp.static(1 if adjoint else k // 3)) * pitch + wp.static(1 if adjoint else k % 3)
-                    ux = read(memory, source)
-                    uy = read(memory, ring + source)
-                    streams = outflow(ux, uy, theta)
-                    weights[9 * r + k] = streams[wp.static(k if adjoint else 8 - k)]
-                    if wp.static(background):
-                        extra[r] += offset * excess(wp.static(1 - k // 3), wp.static(1 - k % 3), ux, uy, theta)
-            synchronise()
-            while step < end:
-                # The state, with its ghost cells, into one half of the memory.
-                place = (step % 2) * ring
-                write_with_ghosts(memory, place, column, value, 1.0, 1.0)
-                synchronise()
-                place += corner
-                # The three rows around a cell move down with it, so that a thread reads every cell once.
-                high_left = read(memory, place)
-                high = read(memory, place + 1)
-                high_right = read(memory, place + 2)
                 place += pitch
-                left = read(memory, place)
-                centre = read(memory, place + 1)
-                right = read(memory, place + 2)
-                for r in range(ROWS):
-                    place += pitch
-                    low_left = read(memory, place)
-                    low = read(memory, place + 1)
-                    low_right = read(memory, place + 2)
-                    value[r] = (
-                        extra[r]
-                        + weights[9 * r] * high_left
-                        + weights[9 * r + 1] * high
-                        + weights[9 * r + 2] * high_right
-                        + weights[9 * r + 3] * left
-                        + weights[9 * r + 4] * centre
-                        + weights[9 * r + 5] * right
-                        + weights[9 * r + 6] * low_left
-                        + weights[9 * r + 7] * low
-                        + weights[9 * r + 8] * low_right
-                    )
-                    high_left = left
-                    high = centre
-                    high_right = right
-                    left = low_left
-                    centre = low
-                    right = low_right
-                step += 1
+                low_left = read(memory, place)
+                low = read(memory, place + 1)
+                low_right = read(memory, place + 2)
+                value[r] = (
+                    extra[r]
+                    + weights[9 * r] * high_left
+                    + weights[9 * r + 1] * high
+                    + weights[9 * r + 2] * high_right
+                    + weights[9 * r + 3] * left
+                    + weights[9 * r + 4] * centre
+                    + weights[9 * r + 5] * right
+                    + weights[9 * r + 6] * low_left
+                    + weights[9 * r + 7] * low
+                    + weights[9 * r + 8] * low_right
+                )
+                high_left = left
+                high = centre
+                high_right = right
+                left = low_left
+                centre = low
+                right = low_right
 
         # The tile without its halo.
         for r in range(ROWS):

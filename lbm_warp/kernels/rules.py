@@ -1,13 +1,34 @@
-"""The fast advection-diffusion iteration: collision and streaming in one gather, one float per cell and channel.
+"""The advection-diffusion iteration: collision and streaming in one weighted sum, one float per cell and channel.
 
 With relaxation time 1 the populations are the equilibrium of the cell they come from, so only the density is stored:
 
-    rho'(x) = sum_ij  phi_i(u_x(x - c_ij)) phi_j(u_y(x - c_ij)) rho(x - c_ij).
+    rho'(x) = sum_c f_c(x - c) rho(x - c),    c = (c_x, c_y) with c_x, c_y in {-1, 0, 1},    sum_c f_c = 1.
 
-This is linear in rho, and the weights depend on the velocity alone. So the adjoint is a gather too, with the weights of the cell
-itself, lambda'(x) = sum_ij phi_i(u_x(x)) phi_j(u_y(x)) lambda(x + c_ij), and gradients need no stored states.
+The fractions f_c are the equilibrium of unit density at the lattice temperature theta. At rest they are w(c_x) w(c_y) with
+w = (theta / 2, 1 - theta, theta / 2). In a velocity u (cells per iteration) that is the same everywhere, the Taylor series of the
+exact solution is, up to the second order in time,
 
-``forward_weights`` and ``adjoint_weights`` are the only definitions of these weights; the kernels for CPUs and for GPUs use them.
+    f_c = w(c_x) w(c_y) + w(c_y) d_x(c_x) + w(c_x) d_y(c_y) + c_x c_y u_x u_y / 4,
+    d_i(0) = -u_i^2,    d_i(+-1) = (u_i^2 +- u_i) / 2.
+
+Where it varies, three things change. With central differences D over two cells, second differences L and means A = (1, 2, 1) / 4:
+
+  - The path of a cell is curved: u_i becomes u_i + c_i / 2 with c_i = D_x(u_i u_x) + D_y(u_i u_y) - u_i div u, that is
+    (u . grad) u.
+  - A flat density must stay flat. It gets sum_c f_c(x - c) - 1, the divergence of the flow as the lattice sees it. This is zero
+    only if its terms are differences of one kind. So u_i^2 becomes Q_i = A_i u_i^2, u_x u_y becomes S = (A_x + A_y) u_x u_y / 2.
+  - As w(c_y) = theta (1, 2, 1) / 2 + (1 - 2 theta) (0, 1, 0), a share 1 - 2 theta of what streams along x is not spread along y.
+    It takes A_y u_x and A_y Q_x instead of u_x and Q_x; along y likewise. The c_i / 2 are spread by (1, 2, 1) / 4.
+
+What a flat density gets is then
+
+    -A_y D_x (u_x + c_x / 2) - A_x D_y (u_y + c_y / 2) + (A_y L_x Q_x + A_x L_y Q_y) / 2 + D_x D_y S.
+
+As D D = A L, everything cancels wherever div u = A_y D_x u_x + A_x D_y u_y is zero, at every velocity and every theta. It is zero
+for the discrete curl of ``lbm_warp.turbulence``. In a flow that is the same everywhere no f_c is negative if |u_i| <= theta <= 1/2.
+
+The iteration is linear in rho. Its adjoint is a weighted sum too, lambda'(x) = sum_c f_c(x) lambda(x + c), so gradients need no
+stored states. ``moments`` and ``fractions`` are the only definitions of the scheme.
 """
 
 from typing import Any
@@ -15,26 +36,6 @@ from typing import Any
 import warp as wp
 
 wp.set_module_options({"enable_backward": False})
-
-vec9 = wp.types.vector(length=9, dtype=wp.float32)
-
-
-@wp.func
-def phi_minus(u: Any, theta: Any):
-    """Fraction of a cell's density that streams one cell in the negative direction of an axis."""
-    return type(u)(0.5) * (theta + u * u - u)
-
-
-@wp.func
-def phi_zero(u: Any, theta: Any):
-    """Fraction of a cell's density that does not stream along an axis."""
-    return type(u)(1.0) - theta - u * u
-
-
-@wp.func
-def phi_plus(u: Any, theta: Any):
-    """Fraction of a cell's density that streams one cell in the positive direction of an axis."""
-    return type(u)(0.5) * (theta + u * u + u)
 
 
 @wp.struct
@@ -63,91 +64,166 @@ def neighbours(i: wp.int32, size: wp.int32, periodic: wp.bool) -> Neighbours:
 
 
 @wp.func
-def forward_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
-    """Fractions of the densities of the nine neighbours, row by row, that stream to a cell.
-
-    The velocity is ``scale`` v [cells per iteration].
-    """
-    low_y = wp.where(row.low_mirrored, -scale, scale)
-    high_y = wp.where(row.high_mirrored, -scale, scale)
-    low_x = wp.where(column.low_mirrored, -scale, scale)
-    high_x = wp.where(column.high_mirrored, -scale, scale)
+def moments(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours):
+    """What the fractions need of a flow in a cell: (u_x, u_y, A_y u_x, A_x u_y, c_x, c_y, Q_x, Q_y, A_y Q_x, A_x Q_y, S)."""
+    x = vx[row.here, column.here]
+    y = vy[row.here, column.here]
+    one = type(x)(1.0)
+    half = type(x)(0.5)
+    quarter = type(x)(0.25)
+    # The signs of the components in the mirror images: x at the left and the right, y above and below.
+    left = wp.where(column.low_mirrored, -one, one)
+    right = wp.where(column.high_mirrored, -one, one)
+    above = wp.where(row.low_mirrored, -one, one)
+    below = wp.where(row.high_mirrored, -one, one)
+    x_left = left * vx[row.here, column.low]
+    x_right = right * vx[row.here, column.high]
+    x_above = vx[row.low, column.here]
+    x_below = vx[row.high, column.here]
+    y_left = vy[row.here, column.low]
+    y_right = vy[row.here, column.high]
+    y_above = above * vy[row.low, column.here]
+    y_below = below * vy[row.high, column.here]
+    # The two central differences of the divergence, each a mean across.
+    slope_x = half * (
+        half * (x_right - x_left)
+        + quarter * (right * (vx[row.low, column.high] + vx[row.high, column.high]))
+        - quarter * (left * (vx[row.low, column.low] + vx[row.high, column.low]))
+    )
+    slope_y = half * (
+        half * (y_below - y_above)
+        + quarter * (below * (vy[row.high, column.low] + vy[row.high, column.high]))
+        - quarter * (above * (vy[row.low, column.low] + vy[row.low, column.high]))
+    )
+    divergence = slope_x + slope_y
+    two = type(x)(2.0)
+    square_x = quarter * (x_left * x_left + two * x * x + x_right * x_right)
+    square_y = quarter * (y_above * y_above + two * y * y + y_below * y_below)
+    # The same in the cells above and below, and at the left and the right.
+    squares_x = quarter * (
+        squared(vx[row.low, column.low], vx[row.low, column.here], vx[row.low, column.high])
+        + squared(vx[row.high, column.low], vx[row.high, column.here], vx[row.high, column.high])
+    )
+    squares_y = quarter * (
+        squared(vy[row.low, column.low], vy[row.here, column.low], vy[row.high, column.low])
+        + squared(vy[row.low, column.high], vy[row.here, column.high], vy[row.high, column.high])
+    )
+    # u_x u_y beside the cell; a ghost cell has the product of the mirrored components.
+    product_left = x_left * y_left
+    product_right = x_right * y_right
+    product_above = x_above * y_above
+    product_below = x_below * y_below
     return wp.vector(
-        phi_plus(low_y * vy[row.low, column.low], theta) * phi_plus(low_x * vx[row.low, column.low], theta),
-        phi_plus(low_y * vy[row.low, column.here], theta) * phi_zero(scale * vx[row.low, column.here], theta),
-        phi_plus(low_y * vy[row.low, column.high], theta) * phi_minus(high_x * vx[row.low, column.high], theta),
-        phi_zero(scale * vy[row.here, column.low], theta) * phi_plus(low_x * vx[row.here, column.low], theta),
-        phi_zero(scale * vy[row.here, column.here], theta) * phi_zero(scale * vx[row.here, column.here], theta),
-        phi_zero(scale * vy[row.here, column.high], theta) * phi_minus(high_x * vx[row.here, column.high], theta),
-        phi_minus(high_y * vy[row.high, column.low], theta) * phi_plus(low_x * vx[row.high, column.low], theta),
-        phi_minus(high_y * vy[row.high, column.here], theta) * phi_zero(scale * vx[row.high, column.here], theta),
-        phi_minus(high_y * vy[row.high, column.high], theta) * phi_minus(high_x * vx[row.high, column.high], theta),
+        x,
+        y,
+        quarter * (x_above + two * x + x_below),
+        quarter * (y_left + two * y + y_right),
+        half * (x_right * x_right - x_left * x_left + product_below - product_above) - x * divergence,
+        half * (y_below * y_below - y_above * y_above + product_right - product_left) - y * divergence,
+        square_x,
+        square_y,
+        half * square_x + squares_x,
+        half * square_y + squares_y,
+        half * x * y + type(x)(0.125) * (product_left + product_right + product_above + product_below),
     )
 
 
 @wp.func
-def outflow(ux: Any, uy: Any, theta: Any):
-    """Fractions of a cell's density that stream to its nine neighbours, row by row; the velocity in cells per iteration."""
+def squared(low: Any, here: Any, high: Any):
+    """The mean (1, 2, 1) / 4 of squares."""
+    return type(low)(0.25) * (low * low + type(low)(2.0) * here * here + high * high)
+
+
+@wp.func
+def scaled(m: Any, scale: Any):
+    """The moments of ``scale`` times the velocity."""
+    square = scale * scale
     return wp.vector(
-        phi_minus(uy, theta) * phi_minus(ux, theta),
-        phi_minus(uy, theta) * phi_zero(ux, theta),
-        phi_minus(uy, theta) * phi_plus(ux, theta),
-        phi_zero(uy, theta) * phi_minus(ux, theta),
-        phi_zero(uy, theta) * phi_zero(ux, theta),
-        phi_zero(uy, theta) * phi_plus(ux, theta),
-        phi_plus(uy, theta) * phi_minus(ux, theta),
-        phi_plus(uy, theta) * phi_zero(ux, theta),
-        phi_plus(uy, theta) * phi_plus(ux, theta),
+        scale * m[0],
+        scale * m[1],
+        scale * m[2],
+        scale * m[3],
+        square * m[4],
+        square * m[5],
+        square * m[6],
+        square * m[7],
+        square * m[8],
+        square * m[9],
+        square * m[10],
     )
 
 
 @wp.func
-def adjoint_weights(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
-    """The outflow of a cell, whose velocity is ``scale`` v; a ghost cell stands for the cell itself."""
-    return outflow(scale * vx[row.here, column.here], scale * vy[row.here, column.here], theta)
+def excess(m: Any, theta: Any):
+    """The parts due to the flow of the fractions f_c, by rows of c; ``m`` are its :func:`moments`."""
+    half = type(theta)(0.5)
+    quarter = type(theta)(0.25)
+    eighth = type(theta)(0.125)
+    spread = half * theta
+    straight = type(theta)(1.0) - theta - theta
+    # What streams to the four corners and to the four sides; even and odd in the velocity.
+    corner = half * spread * (m[6] + m[7])
+    corner_x = half * (spread * m[0] + eighth * m[4])
+    corner_y = half * (spread * m[1] + eighth * m[5])
+    product = quarter * m[10]
+    side_x = half * straight * m[8] + spread * (m[6] - m[7])
+    side_y = half * straight * m[9] + spread * (m[7] - m[6])
+    odd_x = half * straight * m[2] + spread * m[0] + eighth * m[4]
+    odd_y = half * straight * m[3] + spread * m[1] + eighth * m[5]
+    return wp.vector(
+        corner - corner_x - corner_y + product,
+        side_y - odd_y,
+        corner + corner_x - corner_y - product,
+        side_x - odd_x,
+        -theta * (m[6] + m[7]) - straight * (m[8] + m[9]),
+        side_x + odd_x,
+        corner - corner_x + corner_y - product,
+        side_y + odd_y,
+        corner + corner_x + corner_y + product,
+    )
 
 
 @wp.func
-def drift(direction: wp.int32, u: Any):
-    """The part of phi due to the velocity, phi(u) - phi(0)."""
-    if direction == 0:
-        return -u * u
-    return type(u)(0.5) * (u * u + type(u)(direction) * u)
+def fractions(m: Any, theta: Any):
+    """The fractions f_c of a cell's density that stream by c, by rows of c."""
+    middle = type(theta)(1.0) - theta
+    side = type(theta)(0.5) * theta
+    corner = side * side
+    edge = side * middle
+    return excess(m, theta) + wp.vector(corner, edge, corner, edge, middle * middle, edge, corner, edge, corner)
 
 
 @wp.func
-def rest(direction: wp.int32, theta: Any):
-    """phi of a fluid at rest."""
-    if direction == 0:
-        return type(theta)(1.0) - theta
-    return type(theta)(0.5) * theta
+def beside(neighbour: Neighbours, direction: wp.int32) -> wp.int32:
+    """Index of the cell at ``direction`` along an axis."""
+    return wp.where(direction < 0, neighbour.low, wp.where(direction > 0, neighbour.high, neighbour.here))
 
 
 @wp.func
-def excess(dy: wp.int32, dx: wp.int32, ux: Any, uy: Any, theta: Any):
-    """The part due to the velocity of the fraction of a cell's density that streams by (dx, dy)."""
-    drift_x = drift(dx, ux)
-    drift_y = drift(dy, uy)
-    return rest(dy, theta) * drift_x + drift_y * (rest(dx, theta) + drift_x)
+def returned(neighbour: Neighbours, direction: wp.int32) -> wp.int32:
+    """Where what a cell sends in ``direction`` comes from, as seen by the cell that gets it.
 
-
-@wp.func
-def divergence_source(vx: wp.array2d[Any], vy: wp.array2d[Any], row: Neighbours, column: Neighbours, scale: Any, theta: Any):
-    """Change of a background of density one: the sum of the forward weights minus one, the divergence of the flow on the lattice.
-
-    The weights at rest have the sum one, so only the parts due to the velocity are added. Subtracting one from the sum would leave
-    a rounding error, which would act as a source in every iteration.
+    It comes from the other side; what a wall sends back comes from the mirror image beyond it.
     """
-    total = type(theta)(0.0)
-    for j in range(3):
-        y = wp.where(j == 0, row.low, wp.where(j == 1, row.here, row.high))
-        scale_y = wp.where((j == 0 and row.low_mirrored) or (j == 2 and row.high_mirrored), -scale, scale)
-        for i in range(3):
-            x = wp.where(i == 0, column.low, wp.where(i == 1, column.here, column.high))
-            scale_x = wp.where((i == 0 and column.low_mirrored) or (i == 2 and column.high_mirrored), -scale, scale)
-            # The density of a neighbour on the low side streams in the positive direction.
-            total += excess(1 - j, 1 - i, scale_x * vx[y, x], scale_y * vy[y, x], theta)
-    return total
+    if (direction < 0 and neighbour.low_mirrored) or (direction > 0 and neighbour.high_mirrored):
+        return direction
+    return -direction
+
+
+@wp.func
+def weights(stencil: wp.array2d[Any], pitch: wp.int32, y: wp.int32, x: wp.int32):
+    """The nine weights of a cell; each is ``pitch`` rows of ``stencil`` after the one before."""
+    return wp.vector(
+        stencil[y, x],
+        stencil[pitch + y, x],
+        stencil[2 * pitch + y, x],
+        stencil[3 * pitch + y, x],
+        stencil[4 * pitch + y, x],
+        stencil[5 * pitch + y, x],
+        stencil[6 * pitch + y, x],
+        stencil[7 * pitch + y, x],
+        stencil[8 * pitch + y, x],
+    )
 
 
 @wp.func

@@ -1,0 +1,78 @@
+"""The weights of an iteration, once for all iterations in the same velocity at the same lattice temperature.
+
+A stencil holds nine weights for every cell, row by row: of the neighbour at (-1, -1), (-1, 0), ..., (1, 1). So the kernels that
+iterate need no velocities, and the adjoint is the same kernel with other weights. A tenth number is the source of a background.
+"""
+
+import functools
+
+import warp as wp
+
+from lbm_warp.kernels.rules import beside, excess, fractions, moments, neighbours, returned, scaled
+
+
+@functools.cache
+def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
+    """The nine weights; one thread a cell. Forward it writes what it sends, in the adjoint what it would get back."""
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def weights(
+        theta: wp.array[dtype],
+        velocity: wp.array4d[dtype],
+        velocity_per_theta: dtype,
+        periodic: wp.bool,
+        # outputs
+        stencil: wp.array4d[dtype],
+    ):
+        """The velocity is ``velocity_per_theta`` theta[n] times ``velocity`` [cells per iteration]."""
+        n, y, x = wp.tid()
+        row = neighbours(y, velocity.shape[2], periodic)
+        column = neighbours(x, velocity.shape[3], periodic)
+        m = scaled(moments(velocity[n, 0], velocity[n, 1], row, column), velocity_per_theta * theta[n])
+        sent = fractions(m, theta[n])
+        for k in range(9):
+            if wp.static(adjoint):
+                stencil[n, k, y, x] = sent[k]
+            else:
+                dy = k // 3 - 1
+                dx = k % 3 - 1
+                plane = 4 + 3 * returned(row, dy) + returned(column, dx)
+                stencil[n, plane, beside(row, dy), beside(column, dx)] = sent[k]
+
+    return weights
+
+
+@functools.cache
+def source_kernel(dtype: type) -> wp.Kernel:
+    """The source of a background of density ``offset``, the tenth number: what a cell gets in excess of a fluid at rest.
+
+    The weights at rest have the sum one, so only the parts due to the flow are added. Subtracting one from the sum of the weights
+    would leave a rounding error, which would act as a source in every iteration.
+    """
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def source(
+        theta: wp.array[dtype],
+        velocity: wp.array4d[dtype],
+        velocity_per_theta: dtype,
+        periodic: wp.bool,
+        offset: dtype,
+        # outputs
+        stencil: wp.array4d[dtype],
+    ):
+        n, y, x = wp.tid()
+        row = neighbours(y, velocity.shape[2], periodic)
+        column = neighbours(x, velocity.shape[3], periodic)
+        total = dtype(0.0)
+        for j in range(-1, 2):
+            for i in range(-1, 2):
+                there_y = neighbours(beside(row, j), velocity.shape[2], periodic)
+                there_x = neighbours(beside(column, i), velocity.shape[3], periodic)
+                m = scaled(moments(velocity[n, 0], velocity[n, 1], there_y, there_x), velocity_per_theta * theta[n])
+                sent = excess(m, theta[n])
+                direction = 4 + 3 * returned(row, j) + returned(column, i)
+                for k in range(9):
+                    total += wp.where(k == direction, sent[k], dtype(0.0))
+        stencil[n, 9, y, x] = offset * total
+
+    return source
