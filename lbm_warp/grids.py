@@ -27,7 +27,7 @@ def prolong(u: torch.Tensor, periodic: bool) -> torch.Tensor:
         padded = _padded(u, axis, 2, periodic, TANGENTIAL)
         size = u.shape[axis]
         two_low, low, high, two_high = (padded.narrow(axis, start, size) for start in (0, 1, 3, 4))
-        slope = (22 * (high - low) - 3 * (two_high - two_low)) / 128
+        slope = torch.add(22 / 128 * (high - low), two_high - two_low, alpha=-3 / 128)
         u = torch.stack([u - slope, u + slope], dim=axis + 1).flatten(axis, axis + 1)
     return u
 
@@ -58,19 +58,17 @@ def restrict_velocity(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
     stream function, smoothed by (1, 2, 1) / 4 along both axes and subsampled at every other corner. So a field without divergence
     stays without divergence, but a stream function is not needed.
     """
-    own_weights, other_weights = (1 / 4, 1 / 4, 1 / 4, 1 / 4), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
-    components = []
-    for component, own_axis in ((0, 3), (1, 2)):
-        field = velocity[:, component : component + 1]
-        for axis in (2, 3):
-            sign, weights = (NORMAL, own_weights) if axis == own_axis else (TANGENTIAL, other_weights)
-            padded = _padded(field, axis, 1, periodic, sign)
-            size = field.shape[axis]
-            parts = (weight * padded.narrow(axis, start, size - 1) for start, weight in enumerate(weights))
-            field = sum(parts, padded.new_zeros(()))
-            field = field.index_select(axis, torch.arange(0, size - 1, 2, device=field.device))
-        components.append(field)
-    return torch.cat(components, dim=1)
+    x, y = with_ghost_cells(velocity, periodic).split(1, dim=1)
+    return torch.cat([_sums(_sums(x, 3, 1), 2, 3), _sums(_sums(y, 2, 1), 3, 3)], dim=1).div_(32)
+
+
+def _sums(u: torch.Tensor, axis: int, inner: int) -> torch.Tensor:
+    """Sums with weights (1, inner, inner, 1) over four cells along an axis, for every other cell."""
+    size = u.shape[axis]
+    first, second, third, fourth = (u.narrow(axis, start, size - 3) for start in range(4))
+    every = (slice(None),) * axis + (slice(None, None, 2),)
+    ends, middle = first[every] + fourth[every], second[every] + third[every]
+    return torch.add(ends, middle, alpha=inner)
 
 
 def with_ghost_cells(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
@@ -90,7 +88,8 @@ def _padded(u: torch.Tensor, axis: int, cells: int, periodic: bool, sign: float)
     first, last = u.narrow(axis, 0, cells), u.narrow(axis, size - cells, cells)
     if periodic:
         return torch.cat([last, u, first], dim=axis)
-    return torch.cat([sign * first.flip(axis), u, sign * last.flip(axis)], dim=axis)
+    first, last = first.flip(axis), last.flip(axis)
+    return torch.cat([first, u, last] if sign == TANGENTIAL else [-first, u, -last], dim=axis)
 
 
 def _folded(padded: torch.Tensor, axis: int, cells: int, periodic: bool) -> torch.Tensor:
