@@ -1,5 +1,5 @@
 # make demo: corrupt a photograph, train on digits, sample.   make test: run the tests.   make figures: the README's pictures.
-# make lint, make types: what the tests do not check.
+# make lint, make types: what the tests do not check (style, spelling, whether the installed packages fit, what the index is told; types).
 # Both make their own environment in .venv first; VENV=folder puts it elsewhere, PYTHON=python3.12 picks the interpreter.
 
 VENV ?= .venv
@@ -26,6 +26,9 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m codespell_lib
+	$(PY) -m pip check
+	$(PY) -m pyroma --min 9 .
 
 types: $(VENV)/.installed
 	$(PY) -m mypy
@@ -42,8 +45,8 @@ figures: $(VENV)/.installed
 	$(PY) -m cli.corrupt --out outputs/figures/corrupt
 	$(PY) -m cli.compare --out outputs/figures/compare
 	$(PY) -m cli.sample --out outputs/figures/sample
-	$(PY) -m cli.sample --model fashion --label all --out outputs/figures/fashion
-	$(PY) -m cli.sample --model emoji --label all --guidance 1.5 --out outputs/figures/emoji
+	$(PY) -m cli.sample --model fashion --label all --num 40 --out outputs/figures/fashion
+	$(PY) -m cli.sample --model emoji --label all --num 36 --guidance 1.5 --out outputs/figures/emoji
 	$(PY) -m cli.restore --out outputs/figures/restore
 	$(PY) -m cli.benchmark operator --sizes 64 128 256 512 --batches 1 --no-slow --plot outputs/figures/cost.png
 	BEYOND_BLUR_FIGURES=$(abspath $(FIGURES)) $(PY) -m pytest tests/test_explore_page.py -k figure
@@ -54,7 +57,7 @@ figures: $(VENV)/.installed
 	cp outputs/figures/emoji/grid.png $(FIGURES)/emoji.png
 	cp outputs/figures/restore/restoration.png $(FIGURES)
 	# Noise makes a large PNG.
-	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').reduce(2).save('$(FIGURES)/comparison.jpg', quality=85)"
+	$(PY) -c "from PIL import Image; Image.open('outputs/figures/compare/comparison.png').convert('RGB').save('$(FIGURES)/comparison.jpg', quality=85)"
 
 evidence: $(VENV)/.installed
 	$(PY) -m tools.evidence --jobs 2

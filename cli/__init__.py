@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from cli.signals import interrupted_in_a_line
 from cli.streams import open_closed
@@ -28,3 +29,7 @@ if sys.argv[0] == "-m" or sys.argv[0].endswith("beyond-blur"):  # a command, whi
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     print(f"error: the commands need {', '.join(missing)}: pip install 'beyond-blur[cli]'", file=sys.stderr)
     sys.exit(2)
+for name in ("lbm_warp", "diffusion"):  # beside a file or a folder of that name ``python -m`` finds it first
+    if Path(getattr(find_spec(name), "origin", None) or "") != Path(__file__).parent.parent / name / "__init__.py":
+        print(f"error: something else here is called {name}; use beyond-blur COMMAND, or python -P -m cli.COMMAND", file=sys.stderr)
+        sys.exit(2)

@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Sequence
 from importlib import import_module, resources
+from importlib.metadata import PackageNotFoundError, version
 
 from cli import streams
 
@@ -19,12 +20,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in COMMANDS:
             module = import_module(f"cli.{name}")
             (module if hasattr(module, "main") else import_module(f"cli.{name}.__main__")).main(rest)
+        elif name == "--version":
+            print(f"beyond-blur {installed_version()}")
         elif name in ("-h", "--help"):
             lines = (f"  {command:<11}{about(command)}" for command in COMMANDS)
-            print("usage: beyond-blur COMMAND [OPTIONS]", "", *lines, "", "beyond-blur COMMAND --help lists its options.", sep="\n")
+            print("usage: beyond-blur COMMAND [OPTIONS]", "       beyond-blur --version", "", *lines, "", sep="\n")
+            print("beyond-blur COMMAND --help lists its options.")
         else:
             print(f"error: unknown command {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
             sys.exit(2)
+
+
+def installed_version() -> str:
+    """The version of this program, as it was installed."""
+    try:
+        return version("beyond-blur")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"
 
 
 def about(command: str) -> str:

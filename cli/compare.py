@@ -54,7 +54,8 @@ def compare(options: Compare) -> None:
     out = options.out or Path("outputs") / f"{options.image.resolve().stem}-comparison"
     with owned(out), products(out, RECORD, "comparison.png", "comparison.mp4") as folder:
         rows, film = corrupted(processes, options, columns)
-        figures.save_figure(folder / "comparison.png", figures.comparison(rows, [level / options.levels for level in columns]))
+        drawn = figures.comparison(rows, [level / options.levels for level in columns])
+        figures.save_figure(folder / "comparison.png", drawn, dpi=120)  # noise makes a large PNG
         if options.video:
             frames = side_by_side(film, list(processes), options.levels)
             save_video(folder / "comparison.mp4", held(frames, options.fps), options.fps)
@@ -108,7 +109,7 @@ def side_by_side(film: list[np.ndarray], names: list[str], levels: int) -> Itera
     columns = min(len(names), 4)
     height, width = film[0].shape[:2]
     factor = min((VIDEO_WIDTH // columns - 8) / width, VIDEO_PANEL / height)
-    titles = [render.caption(name, max(2, round(width * factor))) for name in names]
+    titles = render.captions(names, max(2, round(width * factor)))
     for level in range(levels + 1):
         panels = [render.resized(picture, factor) for picture in film[level :: levels + 1]]
         yield render.grid([np.concatenate(pair) for pair in zip(titles, panels, strict=True)], columns, gap=8)

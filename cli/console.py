@@ -28,10 +28,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cli import signals, streams
 from diffusion.launcher import launch
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import MOST, InputError, amount, check_integer
 
 Options = TypeVar("Options")
-MOST = 10_000_000  # pictures, frames, ...: a list of more does not fit into the memory
+# More of these would take days, and nobody could see it.
+LARGEST = {"fps": 240, "columns": 100, "frames": 100_000}
 
 
 def run(
@@ -68,7 +69,7 @@ def _run(
     common: Sequence[str],
 ) -> None:
     logging.basicConfig(format="%(message)s")
-    prog = f"beyond-blur {name}" if _is_script() else f"python -m {package}.{name}"
+    prog = program(name, package)
     description, speaks = sys.modules[command.__module__].__doc__, True
     try:
         speaks = launch().local_rank == 0
@@ -174,7 +175,7 @@ def short_help(parse: Callable[[], object], common: Sequence[str]) -> None:
         about = re.split(r"(?<=\.) |; ", about)[0] + (f" ({default}" if default not in ("None)", "False)") else "")
         lines = textwrap.wrap(about, max(shutil.get_terminal_size().columns - 27, 40))
         print(f"  {usage:<23} " + ("\n" + " " * 26).join([""] * (len(usage) > 23) + lines).rstrip())
-    print("", f"--help-all says more, with {len(options) - len(shown) - 1} more options.", sep="\n")
+    print("", f"--help-all says more, with {amount(len(options) - len(shown) - 1, 'more option')}.", sep="\n")
     sys.exit(0)
 
 
@@ -191,12 +192,12 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_at_least(options: object, **lowest: int) -> None:
-    """Raise InputError unless these options are integers of at least so much, and at most ``MOST``, or None."""
+    """Raise InputError unless these options are integers of at least so much, and at most ``LARGEST`` or ``MOST``, or None."""
     for name, low in lowest.items():
         if (value := getattr(options, name)) is not None:
             check_integer(option := f"--{name.replace('_', '-')}", value, low)
-            if value > MOST:
-                raise InputError(f"{option} must be at most {MOST:,}, got {value}")
+            if value > (most := LARGEST.get(name, MOST)):
+                raise InputError(f"{option} must be at most {most:,}, got {value}")
 
 
 def check_file(out: Path) -> None:
@@ -223,6 +224,11 @@ def command_line() -> str:
     return shlex.join([*(["beyond-blur"] if _is_script() else ["python", "-m", module]), *sys.argv[1:]])
 
 
+def program(name: str, package: str = "cli") -> str:
+    """How a command is called here: ``beyond-blur NAME``, or ``python -m cli.NAME``."""
+    return f"beyond-blur {name}" if _is_script() else f"python -m {package}.{name}"
+
+
 def _is_script() -> bool:
     """Whether this process was started as ``beyond-blur COMMAND``, or as ``python -m cli COMMAND``."""
     return sys.argv[0].endswith(("beyond-blur", os.path.join("cli", "__main__.py")))
@@ -240,7 +246,7 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if number >= count:
-        raise InputError(f"--device {name}: torch sees {count} CUDA devices here; use --device cpu or auto")
+        raise InputError(f"--device {name}: torch sees {amount(count, 'CUDA device')} here; use --device cpu or auto")
     return torch.device("cuda", number)
 
 

@@ -12,10 +12,17 @@ import tyro
 from torch import distributed
 
 from cli import console, figures
+from diffusion.data.products import kind_of_file
 from diffusion.evaluation.config import EvaluationConfig
 from diffusion.evaluation.scoring import evaluate
-from diffusion.files import write_json
+from diffusion.files import read_json, write_json
 from diffusion.size import Size
+from lbm_warp.checks import InputError, amount
+
+# What a report holds where it is asked for; and how samples are made.
+ON_REQUEST = ("likelihood", "calibration", "variance", "restoration")
+SAMPLED = ("seed", "steps", "sampling_noise")
+LEARNED = {"all": " that it was trained on", "half": ", half of which it was trained on"}
 
 
 @dataclass(frozen=True)
@@ -45,21 +52,59 @@ def run(options: Evaluate) -> None:
         distributed.destroy_process_group()
     if report is None:
         return
+    title = show(options.samples, report)
+    new, picture = "calibration" in report, out.with_name(f"{out.stem}-calibration.png")
+    if earlier := earlier_results(out, report):
+        print(f"kept of an earlier evaluation of the same model: {', '.join(earlier['earlier'])}")
+        report |= earlier
+    if "calibration" not in report and picture.is_file() and kind_of_file(picture) == "figure":
+        picture.unlink()  # of another model
+    write_json(out, report)
+    print(f"wrote {out}")
+    if new:
+        figures.save_figure(picture, figures.rank_histograms(report["calibration"], f"{title}: ranks among restorations"))
+        print(f"wrote {picture}")
+
+
+def earlier_results(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier report in this file has beyond a new one of the same model and the same pictures; "earlier" says, by the name
+    of each result, how samples were made."""
+
+    def subject(of: Mapping[str, Any]) -> list[Any]:
+        return [of["samples"]["model"], *(of[name] for name in ("reference", "size", "channels"))]
+
+    try:
+        there = read_json(out)
+        if subject(there) != subject(report):
+            return {}
+        kept = [name for name in ON_REQUEST if name in there and name not in report]
+        how = {name: there["samples"][name] for name in SAMPLED}
+        how_each = {name: there.get("earlier", {}).get(name, how) for name in kept}
+    except (InputError, FileNotFoundError, KeyError, TypeError, AttributeError):  # none, another file, or samples of no run
+        return {}
+    return {name: there[name] for name in kept} | {"earlier": how_each} if kept else {}
+
+
+def show(samples: str, report: Mapping[str, Any]) -> str:
+    """Print what was found out; returns the title."""
     reference, features = report["reference"], report["features"]["name"]
     height, width = Size.of(report["size"])
-    title = f"{options.samples} against {reference['data']} ({reference['split']}), {height} x {width} px"
+    title = f"{samples} against {reference['data']} ({reference['split']}), {height} x {width} px"
     print(f"{title}, {features} features, k = {report['k']}")
     print(table({"samples": report["scores"], "floor": report["floor"]}, distance_name(features, "FD")))
     print("floor: half of the real pictures as samples of the other half; drift and spread: of the mean colour, drift in 1/255")
     if shown := report.get("intervals"):
         ends = ", ".join(f"{name.replace('_', ' ')} {low:.3g} to {high:.3g}" for name, (low, high) in shown.items())
         print(f"95 % intervals of the samples: {ends}")
+    if report.get("learned") in ("all", "half"):
+        which = "these pictures" if report["learned"] == "all" else "half of these pictures"
+        print(f"the run was trained on {which}; it may do worse on new ones (cli.train --split even keeps half for this)")
     if "memorisation" in report:
         share = f"{100 * report['memorisation']:.1f} % of samples"
         print(f"{share} are nearer to a picture that was learned than to any other (50 %: none is known by heart)")
     if bound := report.get("likelihood"):
         bits, error = (bound[name] for name in ("bits_per_dimension", "standard_error"))
-        of = f"{bound['pictures']:,} pictures, {bound['steps']} steps"
+        of = f"{amount(bound['pictures'], 'picture')}{LEARNED.get(bound['learned'], '')}, {amount(bound['steps'], 'step')}"
         print(f"likelihood: at most {bits:.3f} +- {error:.3f} bits a dimension ({of})")
     for ranks in report.get("calibration", ()):
         level, error, chi_square = (ranks[name] for name in ("level", "error", "chi_square"))
@@ -75,12 +120,7 @@ def run(options: Evaluate) -> None:
     for measured, shares in report.get("variance", {}).items():
         parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         print(f"variance of the samples ({measured}): {parts}")
-    write_json(out, report)
-    print(f"wrote {out}")
-    if report.get("calibration"):
-        picture = out.with_name(f"{out.stem}-calibration.png")
-        figures.save_figure(picture, figures.rank_histograms(report["calibration"], f"{title}: ranks among restorations"))
-        print(f"wrote {picture}")
+    return title
 
 
 def distance_name(features: str, other: str) -> str:

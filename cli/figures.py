@@ -15,10 +15,12 @@ from matplotlib.font_manager import fontManager, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
+from cli.render import CRISP, INK
 from diffusion.data.products import mark
 from diffusion.files import whole_file
 
-INK = "#20242c"
+MOST_ASPECT = 8  # beyond it the middle of a picture is shown
+WIDTH = 9.0  # of a figure [inches]: a text of 9 points is read where a page shows it 900 pixels wide
 DASHES = (0, (5, 3))
 matplotlib.rc("text", color=INK)
 matplotlib.rc("figure", titlesize=11)
@@ -28,19 +30,20 @@ matplotlib.rc("grid", color="#e3e6ea")
 matplotlib.rc("legend", frameon=False)
 
 
-def save_figure(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure, dpi: int = 160) -> None:
     """Write a figure as an image file, cropped to what is drawn and a small margin; names in it are drawn as they are."""
     _spell(figure)
     with whole_file(path) as aside:
         marked = {"Software": mark("figure")}
-        figure.savefig(aside, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15, metadata=marked)
+        figure.savefig(aside, dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.15, metadata=marked)
 
 
 def strip(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str) -> Figure:
     """Pictures uint8 [H, W, 3] of one size in a row, with a caption under each."""
-    figure, (row,) = _grid(1, len(pictures), width=2.15, height=4.4)
-    figure.suptitle(title)
-    for axes, picture, caption in zip(row, pictures, captions, strict=True):
+    figure, (row,) = _grid(1, len(pictures), width=max(WIDTH / len(pictures), 1.2), height=4.4)
+    shown = [_middle(picture) for picture in pictures]
+    figure.suptitle(title if shown[0].shape == pictures[0].shape else f"{title}: the middle")
+    for axes, picture, caption in zip(row, shown, captions, strict=True):
         _show(axes, picture)
         _write(axes, "below", caption)
     return figure
@@ -83,22 +86,26 @@ class ComparedProcess(NamedTuple):
 
 def comparison(processes: Sequence[ComparedProcess], fractions: Sequence[float]) -> Figure:
     """A row for every process: its pictures at the same fractions k / K of the levels, and their power spectra."""
-    figure, grid = _grid(len(processes), len(fractions) + 1, width=2.4, height=1.75)
+    figure, grid = _grid(len(processes), len(fractions) + 1, width=max((WIDTH - 1.6) / (len(fractions) + 1), 1.0), height=1.75)
+    clean = "clean" if _middle(first := processes[0].pictures[0]).shape == first.shape else "clean, the middle"
     colours = matplotlib.colormaps["plasma"](np.linspace(0.0, 0.88, len(fractions)))
     for axes, fraction, colour in zip(grid[0], fractions, colours, strict=False):
-        _write(axes, "above", f"k / K = {fraction:.2g}" if fraction else "clean", color=colour if fraction else INK)
+        _write(axes, "above", f"k / K = {fraction:.2g}" if fraction else clean)
+        # The colour of its spectrum. A text in it would not be read on white.
+        axes.plot([0.0, 1.0], [1.04, 1.04], transform=axes.transAxes, color=colour, linewidth=2.5, clip_on=False)
     _write(grid[0, -1], "above", "power spectrum")
     low = 1e-9 * min(power.max() for _, power in processes[0].spectra)
     high = 3.0 * max(power.max() for process in processes for _, power in process.spectra)
     for (*row, beside), process in zip(grid, processes, strict=True):
-        _write(row[0], "left", process.name, va="bottom", size=12, weight="bold")
-        _write(row[0], "left", process.about, va="top")
-        for axes, picture in zip(row, process.pictures, strict=True):
+        _write(row[0], "left", process.name, va="bottom", size=10, weight="bold")
+        _write(row[0], "left", process.about, va="top", size=8)
+        shown = [_middle(picture) for picture in process.pictures]
+        for axes, picture in zip(row, shown, strict=True):
             _show(axes, picture)
         for colour, (k, power) in zip(colours, process.spectra, strict=True):
             beside.loglog(k, np.maximum(power, low / 10), color=colour, linewidth=1.3)
         beside.set_axis_on()
-        beside.set(ylim=(low, high), box_aspect=picture.shape[0] / picture.shape[1])
+        beside.set(ylim=(low, high), box_aspect=shown[0].shape[0] / shown[0].shape[1])
         beside.tick_params(which="both", direction="in", labelsize=7, labelbottom=False)
     beside.tick_params(labelbottom=True)
     beside.set_xlabel("waves per shorter side", size=8.5)
@@ -114,16 +121,20 @@ def velocity_and_spectrum(
     """
     _, height, width = velocity.shape
     speed = np.hypot(*velocity)
-    wide = min(6.4, 9.0 * width / height)  # inches
-    shape = (wide + 6.0, max(4.4, 0.6 + wide * height / width))
-    figure = Figure(figsize=shape, layout=ConstrainedLayoutEngine(wspace=0.04))
-    field, beside = figure.subplots(1, 2, width_ratios=(wide + 1.2, 4.2))
+    wide = min(4.8, 6.0 * width / height)  # inches
+    figure = Figure(figsize=(wide + 4.6, max(3.6, 0.6 + wide * height / width)), layout=ConstrainedLayoutEngine(wspace=0.04))
+    field, beside = figure.subplots(1, 2, width_ratios=(wide + 0.8, 3.4))
     shown = field.imshow(speed, cmap="magma", extent=(0, width, height, 0), interpolation="bilinear", vmin=0.0)
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    field.streamplot(x, y, *velocity, density=1.6, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), arrowsize=0.7)
+    # The default steps are as long as the smallest eddies are wide, and do not close their circles.
+    fine = {"integration_max_step_scale": 0.2, "integration_max_error_scale": 0.01, "maxlength": 1.5, "arrowsize": 0.6}
+    drawn = field.streamplot(x, y, *velocity, density=1.3, color="white", linewidth=0.3 + 0.9 * speed / speed.max(), **fine)
+    drawn.lines.set_capstyle("round")
     field.set(xlim=(0, width), ylim=(height, 0), title=title)
     field.set_axis_off()
-    figure.colorbar(shown, ax=field, fraction=0.04, pad=0.02, label="speed / V").outline.set_visible(False)
+    bar = figure.colorbar(shown, cax=field.inset_axes((1.02, 0.0, 0.03, 1.0)), label="speed / V")
+    bar.outline.set_visible(False)
+    bar.ax.grid(visible=False)
 
     k, this, mean = spectrum
     magma = matplotlib.colormaps["magma"]
@@ -182,23 +193,27 @@ def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str, against: 
 
 
 def rank_histograms(ranks: Sequence[Mapping], title: str) -> Figure:
-    """Frequencies of ranks from every level: bars for all numbers together, a line for each; an exact sampler's are flat."""
-    figure = Figure(figsize=(3.6 * len(ranks) + 1.6, 3.4), layout="constrained")
+    """Frequencies of ranks from every level: bars for all numbers together, and for each kind of them a line, their mean, in a band
+    from the least to the most. An exact sampler's are flat."""
+    figure = Figure(figsize=(max(WIDTH, 2.4 * len(ranks)), 3.6), layout="constrained")
     for axes, found in zip(figure.subplots(1, len(ranks), squeeze=False, sharey=True)[0], ranks, strict=True):
         counts = np.array(found["histogram"]) * ((found["restorations"] + 1) / found["pictures"])
         places = np.arange(counts.shape[1])
-        axes.bar(places, counts.mean(axis=0), width=0.9, color="#9fc5d8", label="all")
-        for name, row, colour in zip(
-            found["measured"], counts, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, len(counts))), strict=True
-        ):
-            axes.plot(places, row, color=colour, linewidth=0.9, alpha=0.8, label=name)
+        axes.bar(places, counts.mean(axis=0), width=0.9, color="#d5dde3", label="all")
+        # "mode 0,1" is one of the modes, "digits feature 3" of the features.
+        kinds = [name.rstrip("0123456789, ") for name in found["measured"]]
+        for kind, colour in zip(dict.fromkeys(kinds), matplotlib.colormaps["Dark2"](np.arange(8)), strict=False):
+            rows = counts[[other == kind for other in kinds]]
+            axes.plot(places, rows.mean(axis=0), color=colour, linewidth=1.8, label=kind + "s" * (len(rows) > 1))
+            axes.fill_between(places, rows.min(axis=0), rows.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         axes.axhline(1.0, color=INK, linestyle=DASHES, linewidth=1.1, label="exact sampler")
-        axes.set_title(f"from level {found['level']}: off by {100 * found['error']:.0f} %", size=10)
+        axes.set_title(f"from level {found['level']}: off by {100 * found['error']:.0f} %", size=9)
         axes.set_xlabel("rank of the picture")
         axes.set_xticks(places)
     figure.axes[0].set_ylabel("frequency, relative")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    figure.suptitle(title, size=11)
+    curves = axes.get_legend_handles_labels()
+    figure.legend(*curves, loc="outside lower center", fontsize=9, ncols=len(curves[0]))
+    figure.suptitle(title, size=10)
     return figure
 
 
@@ -243,9 +258,16 @@ def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
     return figure, grid
 
 
+def _middle(picture: np.ndarray) -> np.ndarray:
+    """What of a picture uint8 [H, W, 3] can be seen in a row: of a very long one the middle."""
+    height, width = (min(side, MOST_ASPECT * min(picture.shape[:2])) for side in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
+
+
 def _show(axes: Axes, picture: np.ndarray) -> None:
     """Draw a picture uint8 [H, W, 3]; the pixels of small ones stay sharp."""
-    axes.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 64 else "antialiased")
+    axes.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < CRISP else "antialiased")
 
 
 def _write(axes: Axes, side: str, text: str, **style: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +22,15 @@ from diffusion.data.images import DataError, fit, read_image
 from diffusion.files import owned, products, read_json, write_json
 from diffusion.launcher import launch
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
-from lbm_warp.checks import InputError, check_integer, check_name, check_number
+from lbm_warp.checks import InputError, amount, check_integer, check_name, check_number
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 RECORD = "sampling.json"
 SHEETS = ("grid.png", "restoration.png", "reverse.mp4", "samples.npz", "samples.zip")
+# Something is seen in a film where this share of the way to its last pictures is left.
+SEEN = 0.97
 GRID = 64
 EACH = 8
 RESTORATIONS = 8
@@ -191,7 +193,7 @@ def sample(options: Sample) -> None:
             except DataError as error:  # an image of an earlier call
                 raise InputError(f"{error}; remove it, and the same command makes it again") from None
             write_json(folder / RECORD, record)
-    print(f"wrote {out / 'images'} ({len(files)} images, {new} of them new), {', '.join(str(out / sheet) for sheet in sheets)}")
+    print(f"wrote {out / 'images'} ({amount(len(files), 'image')}, {new} new), {', '.join(str(out / sheet) for sheet in sheets)}")
 
 
 def _write_images(
@@ -236,7 +238,8 @@ def _write_sheets(
     else:
         shown, columns = _sheet(options, pipeline)
         written = ["grid.png" + (f" (the first {shown})" if len(files) > shown else "")]
-        render.save_grid(out / "grid.png", _read(files[:shown]), columns)
+        headings = pipeline.config.classes if pipeline.config.means_every_class(options.label) else ()
+        render.save_grid(out / "grid.png", _read(files[:shown]), columns, headings)
     for kind, save in {"npz": archives.save_npz, "zip": archives.save_zip}.items():
         if getattr(options.results, kind):
             save(out / f"samples.{kind}", files)
@@ -272,7 +275,7 @@ def _plan(options: Sample, pipeline: Pipeline, picture: torch.Tensor | None, wor
     if points is not None:
         numbers: Sequence[int] = _numbers(options.seeds) if options.seeds else range(2 * (options.num or 6))
         if len(numbers) % 2:
-            raise InputError(f"--interpolate needs --seeds in pairs, got {len(numbers)} numbers")
+            raise InputError(f"--interpolate needs --seeds in pairs, got {amount(len(numbers), 'number')}")
         if (images := len(numbers) // 2 * points) > console.MOST:
             raise InputError(f"--interpolate {points} would make {images:,} images, at most {console.MOST:,} are made")
         pairs, draw = zip(numbers[::2], numbers[1::2], strict=True), partial(pipeline.interpolate, points=points, **how)
@@ -302,16 +305,26 @@ class Film:
         first = sum(len(batch[0]) for batch in self.batches[:-1])
         self.batches[-1].append([render.to_pixels(image) for image in u[: max(self.most - first, 0)]])
 
-    def save(self, path: Path, fps: int, columns: int | None) -> None:
-        """Write the video; the last frame stays for two seconds."""
+    def frames(self, fps: int, columns: int | None) -> Iterator[np.ndarray]:
+        """The frames of the video, uint8 [H, W, 3], from half a second before anything is seen; the last stays for two seconds."""
         # A batch that did not fit into memory ends early, and comes again in halves.
         whole = [batch for batch in self.batches if len(batch) == len(self.visited)]
-        frames = []
-        for pictures in zip(*whole, strict=True):
+        levels = list(zip(*whole, strict=True))
+        for pictures in levels[max(_first_seen(levels) - fps // 2, 0) :]:
             panels = [render.enlarged(pixels, VIDEO_PANEL) for batch in pictures for pixels in batch]
-            frames.append(render.grid(panels, columns, gap=6))
-        order = [*frames, *[frames[-1]] * (2 * fps)]
-        save_video(path, tqdm(order, desc="encoding", unit="frame", leave=False), fps)
+            yield (frame := render.grid(panels, columns, gap=6))
+        yield from [frame] * (2 * fps)
+
+    def save(self, path: Path, fps: int, columns: int | None) -> None:
+        """Write the video."""
+        save_video(path, tqdm(self.frames(fps, columns), desc="encoding", unit="frame", leave=False), fps)
+
+
+def _first_seen(levels: Sequence[Sequence[Sequence[np.ndarray]]]) -> int:
+    """The place in a film, by level and batch, from which on its pictures are nearer to the last ones than flat ones or noise."""
+    pictures = np.array([[pixels for batch in level for pixels in batch] for level in levels], dtype=np.float32)
+    distance = np.abs(pictures - pictures[-1]).mean(axis=(1, 2, 3, 4))
+    return max(np.flatnonzero(distance > SEEN * distance[0]).tolist(), default=-1) + 1
 
 
 def _draw_restorations(path: Path, options: Sample, pipeline: Pipeline, picture: torch.Tensor, files: list[Path]) -> None:

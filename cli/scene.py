@@ -17,21 +17,28 @@ from diffusion import specs
 from diffusion.data.dataset import evenly_spaced
 from diffusion.data.images import resize_shorter
 from diffusion.files import asset
-from diffusion.forward.operators import TURBULENCE, Operator
+from diffusion.forward.operators import TURBULENCE, Blur, Operator
 from diffusion.forward.process import ForwardProcess
 from diffusion.methods import METHODS, named_method
 from diffusion.rng import seeds
 from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, Turbulence, energy_spectrum
 from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.planner import DEFAULT_SCHEME
 
 PHOTOGRAPH = asset("chelsea.png")
 # The work grows with the fourth power of the shorter side, so --size is at most this by default.
 DEFAULT_SIZE = 384
+# A picture is not enlarged beyond this [pixels].
+LONGEST = 4096
 DEFAULT_PECLET = 300.0
 MOST_PECLET = 10**6  # as in training; the iterations grow with it
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 SPECTRUM_SEEDS = 32
+TIMES = "\N{MULTIPLICATION SIGN}"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# An update of a velocity that changes takes about as long as this many iterations.
+UPDATE = 40.0
 PROCESS = f"Corrupt by a forward process: {', '.join(METHODS)}, or one of an installed package."
 
 
@@ -48,8 +55,12 @@ class FlowOptions:
     octaves: int = CurlNoise.octaves
     """Octaves of the curl noise: more add smaller eddies."""
     strokes: str | None = None
-    """A painted flow instead of turbulence: a word for each stroke of the brush, x and y of its points in thousandths of the sides,
+    """A painted flow: a word for each stroke of the brush, x and y of its points in thousandths of the sides,
     such as '100,500,900,500'. cli.explore paints them."""
+    brush: float = StrokeFlow.brush
+    """Width of the brush of the strokes, in shorter sides (standard deviation)."""
+    strokes_on: Literal["rest", "turbulence"] = "rest"
+    """Paint on a fluid at rest, or add the strokes to the turbulence."""
     turbulence_time: float = 0.0
     """How fast the flow itself changes: 0 freezes it; at 1 its largest eddies turn over in their own time."""
     offset: float = 0.0
@@ -62,13 +73,24 @@ class FlowOptions:
         first = pixels(self.sigma_min, length)
         return first, max(0.08 * length, 2.0 * first) if self.sigma_max is None else pixels(self.sigma_max, length)
 
+    @property
+    def painted(self) -> bool:
+        """Whether strokes are all the flow there is."""
+        return self.strokes is not None and self.strokes_on == "rest"
+
     def generator(self) -> Turbulence:
         """The generator of the velocity field."""
+        if self.strokes is None:
+            console.check_left_out(self, "is for painted strokes; add --strokes", "brush", "strokes_on")
+        if self.painted:
+            of_turbulence = ("octaves", "turbulence", "turbulence_time")
+            console.check_left_out(self, "is for turbulence; add --strokes-on turbulence", *of_turbulence)
         if self.turbulence != "curl-noise" and self.octaves != CurlNoise.octaves:
             raise InputError(f"--octaves is for curl-noise; --turbulence {self.turbulence} has none")
-        if self.strokes is not None:
-            return StrokeFlow.parse(self.strokes)
-        return CurlNoise(octaves=self.octaves) if self.turbulence == "curl-noise" else TURBULENCE[self.turbulence]
+        turbulence = CurlNoise(octaves=self.octaves) if self.turbulence == "curl-noise" else TURBULENCE[self.turbulence]
+        if self.strokes is None:
+            return turbulence
+        return StrokeFlow.parse(self.strokes, self.brush, None if self.painted else turbulence)
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,7 @@ class PictureOptions:
     """Shorter side in pixels that the picture is resized to; by default its own, but at most 384."""
     levels: int = 200
     """Number of levels K."""
-    columns: int = 8
+    columns: int = 5
     """Pictures in a row."""
     seed: int = 0
     """Seed of the velocity field and of the noise."""
@@ -99,7 +121,11 @@ class PictureOptions:
         console.check_at_least(self, size=2, levels=1, columns=2)
         check_integer("--seed", self.seed, 0, 2**63 - 1)
         image = read_still(self.image)
-        length = self.size or min(*image.shape[1:], DEFAULT_SIZE)
+        (height, width), (shorter, longer) = image.shape[1:], sorted(image.shape[1:])
+        length = self.size or min(shorter, DEFAULT_SIZE)
+        if length > (most := max(shorter, LONGEST * shorter // longer)):
+            length = most
+            print(f"{self.image}: {height} x {width} px; the shorter side becomes {most}, not {self.size}")
         image = image if length == min(image.shape[1:]) else resize_shorter(image, length)
         return torch.from_numpy(image)[None].to(device)
 
@@ -152,12 +178,14 @@ class Scene:
     """Boundary of that field."""
     moving: bool
     """Whether that field changes in time."""
-    moments: Iterator[tuple[int, torch.Tensor]]
-    """The number of each moment, and the picture then, float32 [1, C, H, W]."""
+    moments: Iterator[tuple[int | None, torch.Tensor]]
+    """The number of each moment, and the picture then, float32 [1, C, H, W]; None between two moments, where a piece ends."""
     sigma: np.ndarray
     """Blur widths of all moments [pixels]."""
     signal: np.ndarray
     noise: np.ndarray
+    effort: np.ndarray
+    """Iterations up to all moments, in units of one on the pixel grid; those of an update of the velocity are counted with them."""
     captions: dict[int, str] = field(default_factory=dict)
     """The moments of a strip, with their captions."""
     frames: set[int] = field(default_factory=set)
@@ -181,19 +209,19 @@ class Scene:
         return k.numpy(), energy.numpy(), np.mean([other.numpy() for _, other in others], axis=0)
 
 
-def shown(options: SceneOptions, u0: torch.Tensor, frames: int = 1) -> Scene:
+def shown(options: SceneOptions, u0: torch.Tensor, frames: int = 1, piece: float = np.inf) -> Scene:
     """The scene of a picture, with what is shown of it: pictures in a row, frames of a video, and what is written down.
 
     Raises:
         InputError: if options are out of their ranges, or do not go together.
     """
-    return _by_levels(options, u0, frames) if options.process is not None else _by_widths(options, u0, frames)
+    return (_by_widths if options.process is None else _by_levels)(options, u0, frames, piece)
 
 
-def _by_levels(options: SceneOptions, u0: torch.Tensor, frames: int) -> Scene:
-    scene, count = by_process(options, u0), options.levels + 1
+def _by_levels(options: SceneOptions, u0: torch.Tensor, frames: int, piece: float) -> Scene:
+    scene, count = by_process(options, u0, piece), options.levels + 1
     captions = {
-        k: f"level {k}\n{SIGMA} = {scene.sigma[k]:.3g} px\ns = {scene.signal[k]:.2g}, noise {scene.noise[k]:.2g}"
+        k: f"level {k}\n{SIGMA} = {written(scene.sigma[k])} px\ns = {written(scene.signal[k])}, noise {written(scene.noise[k])}"
         for k in evenly_spaced(count, options.columns).tolist()
     }
     record = {"process": specs.to_json(options.forward())}
@@ -201,7 +229,7 @@ def _by_levels(options: SceneOptions, u0: torch.Tensor, frames: int) -> Scene:
     return replace(scene, captions=captions, frames=set(evenly_spaced(count, frames).tolist()), record=record)
 
 
-def _by_widths(options: SceneOptions, u0: torch.Tensor, frames: int) -> Scene:
+def _by_widths(options: SceneOptions, u0: torch.Tensor, frames: int, piece: float) -> Scene:
     height, width = u0.shape[2:]
     length = min(height, width)
     schedule = Schedule.geometric(*options.flow.widths(length), options.levels)
@@ -215,41 +243,109 @@ def _by_widths(options: SceneOptions, u0: torch.Tensor, frames: int) -> Scene:
     iterations = round(operator.iterations(height, width)[-1])
     solver = f"{iterations} lattice iterations" if operator.solver == "lattice" else "the exact heat kernel"
     numbers = np.searchsorted(moments, sigma[columns]).tolist()
-    captions = {n: f"level {k}\n{SIGMA} = {sigma[k]:.3g} px\nFo = {fourier[k]:.2g}" for n, k in zip(numbers, columns, strict=True)}
+    captions = {
+        n: f"level {k}\n{SIGMA} = {written(sigma[k])} px\nFo = {written(fourier[k])}" for n, k in zip(numbers, columns, strict=True)
+    }
     captions[0] = "level 0\nclean"
     record = {"peclet": operator.peclet, "length_px": length, "sigma_px": sigma.tolist(), "fourier": fourier.tolist()}
     record |= {"solver": operator.solver, "lattice_iterations": iterations}
-    scene = by_flow(options, u0, moments)
+    scene = by_flow(options, u0, moments, piece)
     frame_numbers = set(np.searchsorted(moments, frame_sigma).tolist())
     return replace(scene, about=f"{scene.about}, {solver}", captions=captions, frames=frame_numbers, record=record)
 
 
-def by_flow(options: SceneOptions, u0: torch.Tensor, sigma: np.ndarray) -> Scene:
-    """A picture in the flow and the blur that the options describe, at these blur widths [pixels], from 0 on."""
-    operator, seed, flow = options.operator(Schedule(sigma), min(u0.shape[2:])), options.seed, options.flow
-    about, moving = f"Pe = {operator.peclet:g}", operator.moving and not flow.strokes
-    title = f"{about}, " + ("painted flow" if flow.strokes else f"{flow.turbulence}, seed {seed}")
-    moments, scales = operator.trajectory(u0, seed), (np.ones_like(sigma), np.zeros_like(sigma))
-    return Scene(about, title, operator, seed, flow.boundary, moving, moments, sigma, *scales)
+def by_flow(options: SceneOptions, u0: torch.Tensor, sigma: np.ndarray, piece: float = np.inf) -> Scene:
+    """A picture in the flow and the blur that the options describe, at these blur widths [pixels], from 0 on.
+
+    It is made in pieces of at most so much effort.
+    """
+    size, seed, flow = Size(*u0.shape[2:]), options.seed, options.flow
+    operator = options.operator(Schedule(sigma), size.shorter)
+    about, moving = f"Pe = {operator.peclet:g}", operator.moving and not flow.painted
+    under = f"{'strokes on ' if flow.strokes else ''}{flow.turbulence}, seed {seed}"
+    title = f"{about}, " + ("painted flow" if flow.painted else under)
+    effort = _effort(operator, sigma, size)
+    finer, numbers = in_pieces(sigma, effort, piece)
+    pictures = options.operator(Schedule(finer), size.shorter).trajectory(u0, seed)
+    moments = ((number, u) for number, (_, u) in zip(numbers, pictures, strict=True))
+    scales = np.ones_like(sigma), np.zeros_like(sigma)
+    return Scene(about, title, operator, seed, flow.boundary, moving, moments, sigma, *scales, effort)
 
 
-def by_process(options: SceneOptions, u0: torch.Tensor) -> Scene:
-    """A picture at all levels of the process that the options name.
+def by_process(options: SceneOptions, u0: torch.Tensor, piece: float = np.inf) -> Scene:
+    """A picture at all levels of the process that the options name, made in pieces of at most so much effort.
 
     Raises:
         InputError: as :meth:`SceneOptions.forward`.
     """
-    forward = options.forward()
-    operator, seed = forward.operator, seeds(options.seed, "flow")
-    about, moments = f"{options.process}, Pe = {operator.peclet:g}", forward.trajectory(u0, torch.tensor([options.seed]))
-    of_field = operator.field_boundary, operator.moving
-    numbers = operator.widths(Size(*u0.shape[2:])), forward.signal, forward.noise
-    return Scene(about, f"{about}, seed {options.seed}", operator, seed, *of_field, moments, *numbers)
+    forward, size = options.forward(), Size(*u0.shape[2:])
+    operator, seed, own = forward.operator, seeds(options.seed, "flow"), torch.tensor([options.seed])
+    about, of_field = f"{options.process}, Pe = {operator.peclet:g}", (operator.field_boundary, operator.moving)
+    sigma = operator.widths(size)
+    effort = _effort(operator, sigma, size)
+    moments: Iterator[tuple[int | None, torch.Tensor]] = forward.trajectory(u0, own)
+    if np.diff(effort).max() > piece and "blur" in getattr(operator, "__dataclass_fields__", ()):
+        finer, numbers = in_pieces(sigma, effort, piece)
+        pieces = replace(operator, levels=len(finer) - 1, blur=GivenWidths(widths_px=tuple(finer)))  # type: ignore[type-var]
+        moments = _of_pieces(forward, pieces.trajectory(u0, seed), numbers, forward.unit_noise(own, u0))
+    numbers_of = sigma, forward.signal, forward.noise, effort
+    return Scene(about, f"{about}, seed {options.seed}", operator, seed, *of_field, moments, *numbers_of)
+
+
+def _of_pieces(
+    forward: ForwardProcess, pictures: Iterator[tuple[int, torch.Tensor]], numbers: list[int | None], noise: torch.Tensor
+) -> Iterator[tuple[int | None, torch.Tensor]]:
+    """The levels of a process from a trajectory that has others between them."""
+    for level, (_, u) in zip(numbers, pictures, strict=True):
+        yield level, u if level is None else forward.scaled(u, level) + float(forward.noise[level]) * noise
+
+
+@dataclass(frozen=True)
+class GivenWidths(Blur):
+    """Blur widths of levels 0..K as they are given."""
+
+    widths_px: tuple[float, ...] = (0.0,)
+
+    def of_levels(self, levels: int, shorter: int) -> np.ndarray:
+        return np.array(self.widths_px)
+
+
+def in_pieces(sigma: np.ndarray, effort: np.ndarray, most: float) -> tuple[np.ndarray, list[int | None]]:
+    """Blur widths with others between them, so that from each to the next the effort is at most ``most``.
+
+    Returns:
+        All widths, and the number of each among the given ones; None for the others.
+    """
+    parts = np.maximum(np.ceil(np.diff(effort) / most), 1.0).astype(int)
+    places = np.concatenate([[0], parts.cumsum()])
+    # The time, and with it the iterations, is proportional to sigma^2.
+    finer = np.sqrt(np.interp(np.arange(places[-1] + 1), places, sigma**2))
+    finer[places] = sigma
+    numbers: list[int | None] = [None] * len(finer)
+    for number, place in enumerate(places.tolist()):
+        numbers[place] = number
+    return finer, numbers
+
+
+def _effort(operator: AdvectionDiffusion | Operator, sigma: np.ndarray, size: Size) -> np.ndarray:
+    """Iterations up to blur widths [pixels], with those that the updates of a changing velocity are worth."""
+    iterations = operator.iterations(*size)
+    turnovers = getattr(operator, "turbulence_time", 0.0) * operator.peclet * sigma**2 / (2.0 * size.shorter**2)
+    return iterations + UPDATE * np.minimum(turnovers * DEFAULT_SCHEME.updates_per_turnover, iterations)
 
 
 def frame_widths(last: float, count: int) -> np.ndarray:
     """Blur widths of the frames of a video, from 0 to ``last``: its time, a little slower at first, when most is visible."""
     return last * np.linspace(0.0, 1.0, count) ** 1.15
+
+
+def written(number: float) -> str:
+    """A number with two digits, as people write it: 12, 0.05, 9.3 times 10 to the minus 6."""
+    rounded = float(f"{number:.2g}")
+    if rounded == 0.0 or 0.001 <= abs(rounded) < 10_000.0:
+        return np.format_float_positional(rounded, trim="-")
+    mantissa, exponent = f"{rounded:e}".split("e")
+    return f"{float(mantissa):g} {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPT)}"
 
 
 def pixels(text: str, length: int) -> float:

@@ -183,7 +183,7 @@ def caption(settings: Mapping[str, Any], scoring: Mapping[str, Any], points: Seq
         f"Mean and standard deviation over {seeds} seeds." if seeds > 1 else "One seed.",
         "Floor: real pictures, one half as samples of the other.",
         *([f"At Pe = 0 these processes are ihd: {', '.join(still)}."] if still else []),
-        *([f"{finished} of {runs} runs are finished."] if finished < runs else []),
+        *([f"Finished: {finished} of {runs} runs."] if finished < runs else []),
     ]
     return " ".join(sentences)
 

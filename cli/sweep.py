@@ -30,7 +30,7 @@ from diffusion.launcher import launch
 from diffusion.methods import METHODS, Method, named_method
 from diffusion.run import RunConfig, load_config
 from diffusion.training.ranks import Ranks
-from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.checks import InputError, amount, check_integer, check_number
 
 # The process that the others become without their flow.
 STILL = "ihd"
@@ -114,9 +114,10 @@ class Run(NamedTuple):
         """What that file holds; None if the run is not finished, or was scored in another way than is asked for."""
         try:
             report = read_json(self.scores(calls))
-            made = {name: value for name, value in report["samples"].items() if name != "source"}
+            made = {name: value for name, value in report["samples"].items() if name not in ("source", "model")}
             scored = {"reference": report["reference"], "k": report["k"], "num": report["scores"]["samples"]} | made
-            scored |= {name: name in report for name in ("likelihood", "calibration")}
+            # What an earlier evaluation was asked for beyond it stays there.
+            scored |= {name: asks and name in report for name, asks in self.asked.items() if name in ("likelihood", "calibration")}
             finished = scored == dict(self.asked) | {"steps": calls} and load_config(self.folder) == self.config
         except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
@@ -177,7 +178,7 @@ def carry_out(plan: Plan, runs: Mapping[str, Run], at_a_time: int) -> None:
     """As :func:`sweep`, with the runs by their names, and the number of runs at a time."""
     check_same_sweep(plan)
     todo = [run for run in runs.values() if run.missing()]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished -> {plan.folder}")
+    print(f"{amount(len(runs), 'run')}, {len(runs) - len(todo)} finished -> {plan.folder}")
     written = plan.write_summary()
     for run in todo:
         # They may be those of a training that was not complete.
@@ -203,7 +204,7 @@ def carry_out(plan: Plan, runs: Mapping[str, Run], at_a_time: int) -> None:
         sys.exit(signals.exit_code(interrupt))
     if failed:
         name, problem = next(iter(failed.items()))
-        raise InputError(f"{len(failed)} of {len(runs)} runs failed; {name}: {problem}; the same command tries again")
+        raise InputError(f"{len(failed)} of {amount(len(runs), 'run')} failed; {name}: {problem}; the same command tries again")
 
 
 def planned(options: Sweep, training: Sequence[str]) -> Plan:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,12 +40,13 @@ from diffusion.presets import OWN, PRESETS, is_known, preset_for, with_blur_of, 
 from diffusion.run import RunConfig, TrainingConfig, load_config
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.size import Size
-from diffusion.training.estimate import TimeLeft, accumulation, in_words, memory, seconds_per_image
+from diffusion.training.estimate import TimeLeft, Work, accumulation, in_words, memory, seconds_per_image
 from diffusion.training.loop import ExecutionConfig, train
 from diffusion.training.observers import EarlyStop, Observer, SampleGrids, TensorBoard
 from diffusion.training.ranks import Ranks
+from diffusion.training.trial import measured_speed
 from lbm_warp import Turbulence
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError, amount, check_integer
 
 SCORED = 500
 PROBES = 256
@@ -110,6 +111,15 @@ class PictureOptions:
 
 
 @dataclass(frozen=True)
+class Execution(ExecutionConfig):
+    """How a training is carried out; the device has been chosen."""
+
+    compile: bool = False
+    """Compile the network with torch.compile, by default on CUDA: faster steps after a longer first one. Where that does not work,
+    it is said, and the network is trained as it is. On a CPU it needs a C++ compiler."""
+
+
+@dataclass(frozen=True)
 class Train(Choice):
     """Options of ``python -m cli.train``. Their defaults are those of the preset."""
 
@@ -122,6 +132,8 @@ class Train(Choice):
     dry_run: bool = False
     """Print the run, its number of parameters, its memory, its rough time here and its lattice iterations as JSON, and write
     nothing."""
+    measure: bool = False
+    """With --dry-run: train on random pictures for some seconds, keep nothing, and say what the training takes at this speed."""
     init: str | None = None
     """Begin from the weights of another run: its folder, owner/name on the Hugging Face Hub, or digits, fashion or emoji."""
     stop_after: int | None = None
@@ -130,7 +142,7 @@ class Train(Choice):
     method: Annotated[Method, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: named_method("fluid"))
     network: NetworkSpec = field(default_factory=NetworkConfig)
     pictures: Annotated[PictureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=PictureOptions)
-    execution: Annotated[ExecutionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ExecutionConfig)
+    execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = field(default_factory=Execution)
     words: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The command line."""
 
@@ -154,13 +166,13 @@ class Train(Choice):
         """Raise InputError if a value is out of its range, or values do not fit each other; no picture is read."""
         self.execution.validate()
         grey_or_colour(self.pictures.grey, self.pictures.colour)
+        if self.measure and not self.dry_run:
+            raise InputError("--measure goes with --dry-run; a training says its speed by itself")
         if self.stop_after is not None:
             check_integer("--stop-after", self.stop_after, 1)
             if self.execution.score_every is None:
                 raise InputError("--stop-after counts scores; say how often to score with --score-every")
         self.resolve(self.data, channels=3)
-        if self.execution.compile:
-            console.check_compiler()
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,7 @@ def defaults(choice: Choice, found: Found | None = None) -> Train:
         method=method,
         network=config.network,
         training=config.training,
-        execution=ExecutionConfig(checkpoint_every=every),
+        execution=Execution(checkpoint_every=every, compile=gpu),
     )
 
 
@@ -273,9 +285,16 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
     config = options.resolve(name_of_half(name, how.split), channels, classes)
     iterations, shares = config.method.operator.iterations(*config.size), config.method.density.shares(config.forward)
     precision = options.execution.precision or ranks.precision
-    parts = ranks.count * (options.execution.accumulate or accumulation(config, ranks, precision))
+    execution = replace(options.execution, accumulate=options.execution.accumulate or accumulation(config, ranks, precision))
+    parts = ranks.count * (execution.accumulate or 1)
     images, need = -(-config.training.batch // parts), memory(config, ranks.device, precision)
-    seconds = config.training.images * seconds_per_image(config, ranks.device) / ranks.count
+    if options.measure:
+        with redirect_stdout(sys.stderr):
+            speed = measured_speed(config, ranks, execution)
+        here = {"time_here": in_words(config.training.images / speed), "images_per_second": round(speed, 2)}
+        here |= Work(config, ranks, precision).at(speed)
+    else:
+        here = {"very_rough_time_here": in_words(config.training.images * seconds_per_image(config, ranks.device) / ranks.count)}
     report = {
         "preset": options.preset,
         "config": config.to_json(),
@@ -283,7 +302,7 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
         "processes": ranks.count,
         "images_at_a_time": images,
         "memory_bytes": {"total": need.total(images)} | asdict(need),
-        "very_rough_time_here": in_words(seconds),
+        **here,
         "corruption_iterations": {
             "mean_per_image": round(float(iterations[1:] @ shares), 1),
             "whole_trajectory": round(float(iterations[-1]), 1),
@@ -310,6 +329,8 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         (height, width), method = config.size, config.method
         print(f"{dataset.description}; {height} x {width} pixels, preset {options.preset}")
         print(f"{options.process_name}, Pe = {method.operator.peclet:g}, K = {method.levels} levels, on {where} -> {folder}")
+        if (meant := config.training.rate_batch) not in (None, batch := config.training.batch):
+            print(f"the learning rate is multiplied by sqrt({batch} / {meant}): it is for batches of {meant} (--rate-batch)")
         if isinstance(denoiser := config.method.denoiser, Remainder) and denoiser.tell_ends:
             print("many pixels are black or white: the network is told how far each is from them (--no-tell-ends)")
         if options.preset in OWN and isinstance(network := config.network, NetworkConfig) and network.dropout:
@@ -329,11 +350,12 @@ def carry_out(options: Train, ranks: Ranks) -> None:
     # A launcher sends its signal to one process, or to all.
     signal = 0 if complete else ranks.largest(arrived())
     if ranks.main and complete:
-        print(f"trained; sample with: python -m cli.sample {folder}")
+        print(f"trained; sample with: {console.program('sample')} {folder}")
     elif ranks.main and signal:
         print(f"interrupted and saved; the same command goes on with {folder}")
     elif ranks.main:
-        print(f"stopped, no better in {options.stop_after} scores; sample with: python -m cli.sample {folder} --best")
+        scores = amount(options.stop_after or 0, "score")
+        print(f"stopped, no better in {scores}; sample with: {console.program('sample')} {folder} --best")
     if signal:
         sys.exit(128 + signal)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from diffusion.data.images import DataError, data_errors, decoded, is_image_name, natural_key, open_image, read_image, with_channels
 from diffusion.data.products import data_among, kind_of_file, left_out, mark
 from diffusion.files import whole_file
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, amount
 
 # What ffmpeg reads: videos. Other formats would open further files or addresses, or take any text for a video.
 CONTAINERS = "mov,matroska,avi,flv,asf,ogg,mpeg,mpegvideo,mpegts,h264,hevc,obu,ivf,nut,mxf,dv,yuv4mpegpipe"
@@ -155,7 +156,7 @@ def _video(path: Path) -> Pictures:
     transparent = re.search("yuva|rgba|argb|bgra|abgr|gbrap|ya[0-9]", _found(r"Video: [^,]*, (\w+)", log)) is not None
     remarks += transparent * (OVER_WHITE,) + bool(_found(r"Stream #\S+ (Audio):", log)) * ("its sound is left out",)
     if _problem(log):
-        remarks += (f"it is damaged; the {len(frames)} frames that can be read are used",)
+        remarks += (f"it is damaged; what can be read is used: {amount(len(frames), 'frame')}",)
     command, shape = [*opened, *shown], (height, width, 3 + transparent)
     return Pictures(len(frames), fps, lambda: _decoded(path, command, shape, len(frames)), remarks)
 
@@ -221,16 +222,35 @@ def save_video(path: Path, frames: Iterable[np.ndarray], fps: float | Fraction) 
     Raises:
         InputError: if ffmpeg cannot be started, ends badly, as when the disk is full, or writes fewer frames than it was given.
     """
+    with whole_file(path) as aside:
+        _encode(str(path), f"file:{aside}", frames, fps)
+
+
+def encoded_video(frames: Iterable[np.ndarray], fps: float | Fraction) -> bytes:
+    """The bytes that :func:`save_video` writes. Where the system has files without a name, in memory, nothing of a process that
+    is killed stays behind; errors as there.
+    """
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryDirectory() as folder:
+            save_video(Path(folder) / "film.mp4", frames, fps)
+            return (Path(folder) / "film.mp4").read_bytes()
+    with open(os.memfd_create("film"), "rb") as file:
+        _encode("the film", f"file:/dev/fd/{file.fileno()}", frames, fps, pass_fds=(file.fileno(),))
+        return file.read()
+
+
+def _encode(name: str, place: str, frames: Iterable[np.ndarray], fps: float | Fraction, **passed: Any) -> None:
+    """Write a video to where ffmpeg finds it by ``place``; ``passed`` is for the process."""
     frames = iter(frames)
     first = next(frames)
     padding = [(0, side % 2) for side in first.shape[:2]] + [(0, 0)]
     (height, width), rate = (side + side % 2 for side in first.shape[:2]), Fraction(fps).limit_denominator(1001)
     given = f"-y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {rate} -i pipe:0".split()
     # CRF 18 is visually lossless; faststart lets a browser begin before it has the whole file.
-    made = [*"-c:v libx264 -pix_fmt yuv420p -crf 18 -movflags +faststart -metadata".split(), f"comment={mark('film')}"]
+    made = "-c:v libx264 -pix_fmt yuv420p -crf 18 -movflags +faststart -f mp4 -metadata".split()
     count = 0
-    with whole_file(path) as aside, tempfile.TemporaryFile() as log:
-        with _ffmpeg(*given, *made, f"file:{aside}", stdin=subprocess.PIPE, stderr=log) as encoder:
+    with tempfile.TemporaryFile() as log:
+        with _ffmpeg(*given, *made, f"comment={mark('film')}", place, stdin=subprocess.PIPE, stderr=log, **passed) as encoder:
             try:
                 for frame in chain([first], frames):
                     if encoder.poll() is not None:
@@ -247,10 +267,10 @@ def save_video(path: Path, frames: Iterable[np.ndarray], fps: float | Fraction) 
         problem = _problem(log.read().decode(errors="replace"))
         if code := encoder.returncode:
             ended = problem or (signal.strsignal(-code) if code < 0 else f"code {code}")
-            raise InputError(f"{path}: the video encoder failed ({ended}); free some space, or write elsewhere with --out")
-        written = _listed("-i", f"file:{aside}", "-map", "0:V", "-c", "copy")[0].count("\n0,")
+            raise InputError(f"{name}: the video encoder failed ({ended}); free some space, or write elsewhere with --out")
+        written = _listed("-i", place, "-map", "0:V", "-c", "copy", **passed)[0].count("\n0,")
         if written != count:
-            raise InputError(f"{path}: the video encoder wrote {written} of {count} frames; write elsewhere with --out")
+            raise InputError(f"{name}: the video encoder wrote {written} of {count} frames; write elsewhere with --out")
 
 
 def _ffmpeg(*arguments: str, **pipes: Any) -> Any:
@@ -263,10 +283,10 @@ def _ffmpeg(*arguments: str, **pipes: Any) -> Any:
         raise InputError(f"ffmpeg cannot be started ({getattr(error, 'strerror', None) or error}); {advice}") from None
 
 
-def _listed(*arguments: str) -> tuple[str, str]:
+def _listed(*arguments: str, **passed: Any) -> tuple[str, str]:
     """The frames that ffmpeg makes of this input, one a line: stream, times [units], bytes and checksum; and what it says."""
     times = ["-enc_time_base", "demux", "-f", "framecrc", "pipe:1"]
-    with _ffmpeg(*arguments, *times, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with _ffmpeg(*arguments, *times, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **passed) as process:
         packets, log = process.communicate()
     return packets.decode(), log.decode(errors="replace")
 

@@ -31,6 +31,7 @@ from .forward import Sine as Sine
 from .forward import Truncated as Truncated
 from .forward import VariancePreserving as VariancePreserving
 from .forward import Waves as Waves
+from .learning_rate import InverseSquareRoot as InverseSquareRoot
 from .learning_rate import LearningRate as LearningRate
 from .learning_rate import WarmUpAndDecay as WarmUpAndDecay
 from .methods import METHODS as METHODS

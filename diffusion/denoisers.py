@@ -286,22 +286,19 @@ class Remainder(Denoiser):
 
     def _estimate(self, forward: ForwardProcess, u: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs of the network [N, C to 4 C, H, W], base [N, C, H, W] and gain [N, 1, 1, 1] at levels of images."""
-        statistics = forward.statistics
+        statistics = forward.statistics_like(u)
         if statistics is None:
             raise InputError("target remainder needs the statistics of the training pictures")
         signal, noise = (forward.at(scale, level, u) for scale in (forward.signal, forward.noise))
-        mean, variance, covariance = (
-            statistics.interpolated(moment, level, forward.levels, u)
-            for moment in (statistics.corrupted_mean, statistics.corrupted_variance, statistics.covariance)
-        )
-        power = forward.scales.noise_power(Size(*u.shape[2:]))
-        noise_variance = (noise / signal) ** 2 * (1.0 if power is None else power.to(u))
+        mean, variance, covariance = statistics.interpolated(level, forward.levels)
+        power = forward.noise_power_like(u)
+        noise_variance = (noise / signal) ** 2 * (1.0 if power is None else power)
         seen = variance + noise_variance
         wiener = covariance / seen
-        gain = _mean(statistics.variance.to(u) - wiener * covariance).clamp_min(1e-12).sqrt()
+        gain = _mean(statistics.variance - wiener * covariance).clamp_min(1e-12).sqrt()
         z = 0.5 + (u - 0.5) / signal
         modes = to_modes(z - mean)
-        base = statistics.mean.to(u) + from_modes(wiener * modes)
+        base = statistics.mean + from_modes(wiener * modes)
         # The network maps its input from [0, 1] to [-1, 1].
         if self.network_input == "image":
             inputs = [0.5 + 0.5 * (z - mean) / _mean(seen).sqrt()]

@@ -6,14 +6,19 @@ import contextlib
 import errno
 import json
 import os
+import platform
+import re
 import shutil
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -23,6 +28,10 @@ from lbm_warp.checks import InputError
 
 LOCK = ".lock"
 CHECKSUM = "checksum"
+# Names of temporary files: that of the file, the process, its machine, the suffix of the file.
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+PART = re.compile(r"\.(.+)\.(\d{1,9})-(\w+)\.part(\.\w+)?")
+AGAIN = "get a new copy; in the folder where a run was trained, its command makes it again"
 
 
 @contextlib.contextmanager
@@ -73,8 +82,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     part of it, even if the process is killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent.absolute())
     # The suffix stays at the end: writers choose the format by it.
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    aside = path.with_name(f".{path.stem}.{os.getpid()}-{MACHINE}.part{path.suffix}")
     try:
         yield aside
         with open(aside, "r+b") as written:  # Windows flushes no file that is open for reading alone
@@ -86,6 +96,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove, once in a process, the temporary files that killed processes of this machine left in a folder."""
+    with contextlib.suppress(OSError):
+        for part in folder.glob(".*.part*"):
+            found = PART.fullmatch(part.name)
+            if found and found[3] == MACHINE and not psutil.pid_exists(int(found[2])):
+                part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -167,11 +187,37 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     tensors = {name: t.clone() if users[t.untyped_storage().data_ptr()] > 1 else t for name, t in tensors.items()}
     try:
         with whole_file(path) as aside:
-            # Not save_file: it writes to a temporary file of its own, which a killed process leaves behind, for its owner alone.
             texts = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in (metadata or {}).items()}
-            aside.write_bytes(save(tensors, texts | {CHECKSUM: _checksum(tensors)}))
+            _write(aside, tensors, texts | {CHECKSUM: _checksum(tensors)})
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write safetensors: the length of a header, the header in JSON, the values (huggingface.co/docs/safetensors).
+
+    The library's save makes two copies of everything, and no other thread runs meanwhile. Its save_file writes to a temporary file
+    of its own, which a killed process leaves behind, for its owner alone.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so every tensor is aligned
+    ends = list(accumulate((tensors[name].nbytes for name in names), initial=0))
+    header = {"__metadata__": metadata} | {
+        name: {"dtype": _dtype(tensors[name].dtype), "shape": list(tensors[name].shape), "data_offsets": place}
+        for name, place in zip(names, pairwise(ends), strict=True)
+    }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(_bytes(tensors[name]))
+
+
+@cache
+def _dtype(dtype: torch.dtype) -> str:
+    """The format's name of a dtype, by the library's own header."""
+    content = save({"": torch.empty(0, dtype=dtype)})
+    return str(json.loads(content[8:])[""]["dtype"])
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -186,16 +232,16 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def load_with_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """As :func:`load_tensors`, with the metadata of the file."""
     if not path.is_file():
-        raise InputError(f"{path}: missing; the run folder is not complete: get a new copy")
+        raise InputError(f"{path}: missing; {AGAIN}")
     try:
         # The library takes names in UTF-8 alone; a file of another name is opened for it.
         with open(path, "rb") as opened, safe_open(path if _in_utf8(path) else f"/dev/fd/{opened.fileno()}", "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); get a new copy") from None
+        raise InputError(f"{path}: not a readable safetensors file ({error}); {AGAIN}") from None
     if metadata.get(CHECKSUM, checksum := _checksum(tensors)) != checksum:
-        raise InputError(f"{path}: not as it was written (the checksum differs); get a new copy")
+        raise InputError(f"{path}: not as it was written (the checksum differs); {AGAIN}")
     return tensors, metadata
 
 
@@ -208,5 +254,10 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     """CRC-32 of the tensors' values, in the order of their names."""
     value = 0
     for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
+        value = zlib.crc32(_bytes(tensors[name]), value)
     return f"{value:08x}"
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The values of a tensor on the host."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

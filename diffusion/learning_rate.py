@@ -12,6 +12,7 @@ A schedule of one's own is a frozen dataclass with one method:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lbm_warp.checks import check_integer, check_number
@@ -54,3 +55,26 @@ class WarmUpAndDecay(LearningRate):
         check_number("learning rate", self.learning_rate, 1e-12, 10.0)
         check_integer("warmup", self.warmup, 0)
         check_number("decay", self.decay, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class InverseSquareRoot(LearningRate):
+    """A learning rate that grows linearly from zero, stays, and falls as 1 / sqrt(images), whatever the length of the training.
+
+    Karras et al. 2024 (EDM2, arXiv:2312.02696).
+    """
+
+    learning_rate: float = 1e-3
+    """Adam's step size, > 0."""
+    warmup: int = 6_400
+    """Images over which the learning rate grows linearly from zero."""
+    constant: int = 64_000
+    """Images after which it falls."""
+
+    def at(self, first: int, last: int, images: int) -> float:
+        return self.learning_rate * min(1.0, last / max(self.warmup, 1)) / math.sqrt(max(last / self.constant, 1.0))
+
+    def validate(self) -> None:
+        check_number("learning rate", self.learning_rate, 1e-12, 10.0)
+        check_integer("warmup", self.warmup, 0)
+        check_integer("constant", self.constant, 1)

@@ -23,7 +23,7 @@ from diffusion.forward import operators, scales
 from diffusion.forward.operators import FlowAndBlur, Geometric, Identity, Operator, Sine, Truncated, Waves
 from diffusion.forward.process import ForwardProcess
 from diffusion.forward.scales import ConstantNoise, Cosine, FirstQuarter, LinearBeta, LinearPath, LogSNR, Scales
-from diffusion.learning_rate import WarmUpAndDecay
+from diffusion.learning_rate import InverseSquareRoot, WarmUpAndDecay
 from diffusion.samplers import ODE, MeanColour, Posterior, Resample, Residual, Sampler, Start
 from lbm_warp import CurlNoise, SpectralTurbulence
 from lbm_warp.checks import InputError, check_integer, check_name
@@ -153,7 +153,7 @@ LIBRARY: tuple[type, ...] = (
     ),
     *(Method, Step, CleanImage, Noise, Remainder, FlowMatching, Uniform, LogNormal, LogitNormal),
     *(Residual, Resample, Posterior, ODE, Start, MeanColour),
-    *(CurlNoise, SpectralTurbulence, WarmUpAndDecay),
+    *(CurlNoise, SpectralTurbulence, WarmUpAndDecay, InverseSquareRoot),
 )
 
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 import torch
@@ -23,6 +26,8 @@ from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_number
 
 RESOLUTIONS = 14  # of the largest images
+# A call with fewer operations, at most two for each weight and pixel, takes a GPU less time than the launches of its kernels.
+SMALL = 1e12
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ class UNet(nn.Module):
             if depth > 0:
                 self.up.append(Upsample(current))
 
-        self.leave = nn.Sequential(_norm(current), nn.SiLU(), _zero(nn.Conv2d(current, image_channels, 3, padding=1)))
+        self.leave = nn.Sequential(_norm(current), nn.Identity(), _zero(nn.Conv2d(current, image_channels, 3, padding=1)))
         if classes:
             # One row more stands for no label (Ho and Salimans 2022).
             self.label = nn.Embedding(classes + 1, self.embedding_width)
@@ -267,6 +272,147 @@ class MixedPrecision(nn.Module):
             return self.network(u, *conditions).float()
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu and He 2018), for each image scaled and shifted, and SiLU: silu((1 + scale) norm(x) + shift).
+
+    Args:
+        groups: number of groups.
+        channels: number of channels.
+        activation: whether SiLU follows.
+    """
+
+    def __init__(self, groups: int, channels: int, activation: bool = True) -> None:
+        super().__init__(groups, channels)
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
+        """Of features float [N, C, H, W], with scale and shift [N, C]; the result has their dtype and layout."""
+        if not _keeps_layout(x):
+            weight, bias = self.weight.expand(len(x), -1), self.bias.expand(len(x), -1)
+            if scale is not None and shift is not None:
+                weight, bias = weight * (1.0 + scale), bias * (1.0 + scale) + shift
+            return ScaledGroupNorm.apply(x, weight, bias, self.num_groups, self.eps, self.activation)
+        x = super().forward(x)
+        if scale is not None and shift is not None:
+            x = x * (1.0 + scale[:, :, None, None]) + shift[:, :, None, None]
+        return F.silu(x) if self.activation else x
+
+
+def _keeps_layout(x: torch.Tensor) -> bool:
+    """Whether torch's own group norm leaves features in their layout: on a GPU it makes channels-last ones contiguous."""
+    return x.is_cpu or x.is_contiguous()
+
+
+class ScaledGroupNorm(torch.autograd.Function):
+    """Group norm with a weight w and a bias for each image and channel, and SiLU, in dtype and layout of the features x.
+
+    With mean m and 1 / standard deviation r of a group, in float32 at least, z = a x + b with a = w r and b = bias - a m. For the
+    gradient g of z and its sums over pixels S = sum g and P = sum g x, the bias gets S, the weight T = r (P - m S), and with M
+    values in a group and sums over its channels
+
+        dx = a g - (r / M) (sum of w S + r (x - m) sum of w T).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, activation: bool
+    ) -> torch.Tensor:
+        """Features [N, C, H, W], weight and bias [N, C]."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        # Axes 1 and 2 are groups and channels of a group: views, which leave the layout as it is.
+        x, weight, bias = (tensor.unflatten(1, (groups, -1)) for tensor in (x, weight.to(dtype), bias.to(dtype)))
+        mean = x.mean((2, 3, 4), dtype=dtype)[..., None]
+        square = torch.linalg.vector_norm(x, dim=(2, 3, 4), dtype=dtype)[..., None].square() / math.prod(x.shape[2:])
+        r = (square - mean.square()).clamp_min(0.0).add(eps).rsqrt()
+        z = _affine(x, weight * r, bias - weight * r * mean)
+        ctx.save_for_backward(x, z, weight, mean, r)
+        ctx.activation = activation
+        return (F.silu(z) if activation else z).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, z, weight, mean, r = ctx.saved_tensors
+        g = gradient.unflatten(1, x.shape[1:3])
+        g = torch.ops.aten.silu_backward(g, z) if ctx.activation else g
+        of_bias, products = (tensor.sum((3, 4), dtype=mean.dtype) for tensor in (g, g * x))
+        of_weight = r * (products - mean * of_bias)
+        one, other = (-r / math.prod(x.shape[2:]) * (weight * t).sum(2, keepdim=True) for t in (of_bias, of_weight))
+        dx = _affine(x, r * other, one - r * other * mean)
+        dx = torch.addcmul(dx, g, (weight * r)[..., None, None], out=dx)
+        return dx.flatten(1, 2), of_weight.flatten(1), of_bias.flatten(1), None, None, None
+
+
+def _affine(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a x + b for a and b [N, G, C / G] in their precision, in dtype and layout of x."""
+    return torch.addcmul(b[..., None, None], x, a[..., None, None], out=torch.empty_like(x))
+
+
+def for_sampling(network: nn.Module, precision: str, pixels: int) -> Callable[..., torch.Tensor]:
+    """A network as sampling calls it: many times, with the weights that it has now. Inputs and outputs are float32.
+
+    In bf16 its weights are rounded once. A small U-Net on a GPU, for so many pixels at a time, is played back as a CUDA graph. A
+    network that is compiled is called as it is.
+
+    Args:
+        network: called as ``network(u, level)``.
+        precision: ``fp32``, or ``bf16`` for autocast.
+        pixels: of all images at a time.
+    """
+    compiled = network._compiled_call_impl is not None
+    called = MixedPrecision(network if compiled else _rounded(network)) if precision == "bf16" else network
+    weights = list(network.parameters())
+    small = isinstance(network, UNet) and 2.0 * pixels * sum(weight.numel() for weight in weights) < SMALL
+    return Replayed(called) if small and not compiled and weights[0].is_cuda else called
+
+
+def _rounded(network: nn.Module) -> nn.Module:
+    """A copy whose convolutions and linear layers have weights in bfloat16, as autocast rounds them; it shares the others."""
+    copied = copy.deepcopy(network, {id(weight): weight for weight in (*network.parameters(), *network.buffers())})
+    for layer in copied.modules():
+        if type(layer) in (nn.Conv2d, nn.Linear):
+            for name, weight in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
+    return copied
+
+
+class Replayed:
+    """A network on a GPU that is called with inputs of few shapes: from the third call with one on as a CUDA graph, a launch in
+    place of hundreds. A call that needs gradients goes to the network.
+
+    Args:
+        network: whose calls launch the same kernels every time.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._calls = Counter[tuple[torch.Size, ...]]()
+        self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        shapes = tuple(tensor.shape for tensor in inputs)
+        self._calls[shapes] += 1
+        # The first calls set up the libraries, which a graph must not hold.
+        if torch.is_grad_enabled() or self._calls[shapes] < 3:
+            return self.network(*inputs)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = self._record(inputs)
+        graph, given, result = self._graphs[shapes]
+        for own, tensor in zip(given, inputs, strict=True):
+            own.copy_(tensor)
+        graph.replay()
+        return result.clone()
+
+    def _record(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+        """A graph, what it reads and what it writes."""
+        with torch.inference_mode(False):
+            given = [torch.empty_like(tensor) for tensor in inputs]
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = self.network(*given)
+        return graph, given, result
+
+
 class LevelSequence(nn.ModuleList):
     """Layers applied one after the other; residual blocks also get the embedding of the level."""
 
@@ -281,15 +427,15 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, embedding_width: int, dropout: float) -> None:
         super().__init__()
-        self.first = nn.Sequential(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        # Identity stands where SiLU, now a part of the norm, stood: the names of the weights stay.
+        self.first = nn.Sequential(_norm(inputs), nn.Identity(), nn.Conv2d(inputs, outputs, 3, padding=1))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, 2 * outputs))
         self.norm = _norm(outputs)
-        self.second = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(outputs, outputs, 3, padding=1)))
+        self.second = nn.Sequential(nn.Identity(), nn.Dropout(dropout), _zero(nn.Conv2d(outputs, outputs, 3, padding=1)))
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        hidden = self.norm(self.first(x)) * (1.0 + scale) + shift
+        hidden = self.norm(self.first(x), *self.modulation(embedding).chunk(2, dim=1))
         return self.shortcut(x) + self.second(hidden)
 
 
@@ -299,16 +445,17 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = max(channels // 64, 1)
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, activation=False)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.output = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
-        parts = self.query_key_value(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
-        query, key, value = parts.transpose(-1, -2).unbind(dim=1)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return x + self.output(attended.transpose(-1, -2).reshape(batch, channels, height, width))
+        # Pixels before channels, as they lie in memory: the gradients stay channels-last too.
+        pixels = self.query_key_value(self.norm(x)).permute(0, 2, 3, 1)
+        parts = pixels.reshape(batch, height * width, 3, self.heads, channels // self.heads).unbind(dim=2)
+        attended = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in parts))
+        return x + self.output(attended.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
 class Upsample(nn.Module):
@@ -329,10 +476,10 @@ def _fourier_features(position: torch.Tensor, width: int) -> torch.Tensor:
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _norm(channels: int, activation: bool = True) -> GroupNorm:
     """Up to 32 groups of at least four channels, as many as divide them evenly."""
     groups = next(count for count in range(min(32, channels // 4), 0, -1) if channels % count == 0)
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels, activation)
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:

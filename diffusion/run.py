@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -34,8 +35,14 @@ class TrainingConfig:
     """Images in a step, over all ranks."""
     schedule: LearningRate = WarmUpAndDecay()
     """Learning rate over the training."""
+    rate_batch: int | None = None
+    """Batch that the learning rate is for: with another one it is multiplied by the square root of their ratio, as Adam needs it
+    (Malladi et al. 2022, arXiv:2205.10287). By default the learning rate is taken as it is, whatever the batch."""
     ema: float = 0.999
     """Decay of the averaged weights (EMA) in a step."""
+    ema_half_life: int | None = None
+    """Images over which a weight's share of the average halves, in place of --ema: the same for every batch. At first it is a
+    twentieth of the images seen (EDM, Karras et al. 2022, arXiv:2206.00364, and its code)."""
     clip: float = 1.0
     """Largest norm of the gradient of the loss (squared error summed over an image, so 1 acts in most steps)."""
     flip: bool = False
@@ -50,11 +57,23 @@ class TrainingConfig:
         if not isinstance(self.schedule, LearningRate):
             raise InputError(f"schedule must be a diffusion.LearningRate (subclass it), got {type(self.schedule).__name__}")
         self.schedule.validate()
+        if self.rate_batch is not None:
+            check_integer("rate_batch", self.rate_batch, 1, 10**6)
         check_number("ema", self.ema, 0.0, 0.999999)
+        if self.ema_half_life is not None:
+            check_integer("ema_half_life", self.ema_half_life, 1)
         check_number("clip", self.clip, 1e-12)
         if not isinstance(self.flip, bool):
             raise InputError(f"flip must be true or false, got {self.flip!r}")
         check_integer("seed", self.seed, 0, 2**63 - 1)
+
+    def ema_decay(self, first: int, last: int) -> float:
+        """Decay of the averaged weights in the step from ``first`` to ``last`` images seen."""
+        return self.ema if self.ema_half_life is None else 0.5 ** ((last - first) / min(self.ema_half_life, 0.05 * last))
+
+    def rate(self, first: int, last: int, images: int) -> float:
+        """The learning rate of one step; arguments as for :meth:`LearningRate.at`."""
+        return float(self.schedule.at(first, last, images)) * math.sqrt(self.batch / (self.rate_batch or self.batch))
 
 
 @dataclass(frozen=True)
@@ -171,7 +190,7 @@ def load_config(folder: Path, types: Iterable[type] | type = (), network: nn.Mod
     """
     path = folder / "config.json"
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder; train one with python -m cli.train")
+        raise InputError(f"{folder}: no such run folder; train one with beyond-blur train")
     if not path.is_file():
         raise InputError(f"{folder}: not a run folder (it has no config.json)")
     values = read_json(path)

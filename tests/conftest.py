@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ import warp as wp
 from PIL import Image
 
 from diffusion.files import asset
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # No test uses the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -60,3 +65,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
     train(tiny_config(), stripes(), folder, torch.device("cpu"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium here; install the system's package chromium")
+    with playwright.sync_playwright() as started:
+        # A container's root may have no sandbox.
+        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield opened
+        opened.close()

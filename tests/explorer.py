@@ -20,13 +20,14 @@ import torch
 
 
 @contextmanager
-def serving(runs: Path) -> Iterator[str]:
-    """The address of a server; it ends with the block."""
+def serving(runs: Path, app: Any = None) -> Iterator[str]:
+    """The address of a server, of this application if it is made already; it ends with the block."""
     import uvicorn
 
     from cli.explore.server import application
 
-    server = uvicorn.Server(uvicorn.Config(application(torch.device("cpu"), runs), log_level="warning"))
+    app = app or application(torch.device("cpu"), runs)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -56,15 +57,15 @@ def add(address: str, data: bytes) -> tuple[int, dict[str, Any]]:
 
 def messages(address: str, what: str, query: Mapping[str, object]) -> list[dict[str, Any]]:
     """The messages of a stream; each is its header, with the bytes as ``body``."""
-    status, data = ask(f"{address}/api/{what}?{urlencode(query)}")
-    assert status == 200, data
-    found = []
-    while data:
-        (length,) = struct.unpack("<I", data[:4])
-        header = json.loads(data[4 : 4 + length])
-        found.append(header | {"body": data[4 + length : 4 + length + header["bytes"]]})
-        data = data[4 + length + header["bytes"] :]
-    return found
+    return list(streamed(address, what, query))
+
+
+def streamed(address: str, what: str, query: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """The messages of a stream as they come; who takes no more of them leaves."""
+    with urlopen(f"{address}/api/{what}?{urlencode(query)}") as answer:
+        while head := answer.read(4):
+            header = json.loads(answer.read(*struct.unpack("<I", head)))
+            yield header | {"body": answer.read(header["bytes"])}
 
 
 def pictures(message: Mapping[str, Any], *shape: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import imageio.v3 as iio
@@ -14,6 +15,7 @@ from torch import nn
 
 from cli.benchmark import __main__ as benchmark
 from cli.benchmark import kernels, measure, throughput
+from cli.benchmark.launches import times_of
 from cli.benchmark.operator import Operator
 from diffusion.presets import PRESETS
 from diffusion.run import RunConfig
@@ -117,6 +119,7 @@ def test_reading_is_measured_with_each_number_of_workers(call: Call, tmp_path: P
         (["operator", "--sizes", "16", "1"], "--sizes must be at least 2, got 1"),
         (["data", "--workers", "0", "-1"], "--workers must be at least 0, got -1"),
         (["kernels", "--arch", "9"], "--arch must be from 75 to 130, got 9"),
+        (["launches", "--device", "cpu"], "kernels are timed on a GPU: --device cuda"),
         (["kernels", "--sizes", "1"], "--sizes must be at least 2, got 1"),
         (["data", "--size", "8x"], "size must be one number of pixels (64) or height x width"),
     ],
@@ -304,6 +307,14 @@ def test_every_kernel_builds_for_sm_90_and_keeps_its_numbers_in_registers(call: 
     assert all(row["stack"] <= 100 and row["local"] <= 24 for row in rows.values()), rows
     on_chip = [row for name, row in rows.items() if name.startswith("on chip")]
     assert len(on_chip) == 2 and all(row["per_update"] <= 22.2 and row["bytes_per_update"] == 0 for row in on_chip)
+
+
+def test_times_of_kernels_are_gathered_by_name() -> None:
+    found = [SimpleNamespace(name=name, elapsed=elapsed) for name, elapsed in (("a", 0.02), ("b", 0.5), ("a", 0.04), ("a", 0.03))]
+    assert times_of(found, calls=2) == [
+        {"name": "b", "launches": 0.5, "median_us": 500.0, "total_ms": 0.25},
+        {"name": "a", "launches": 1.5, "median_us": 30.0, "total_ms": pytest.approx(0.045)},
+    ]
 
 
 def test_a_call_is_counted_without_a_device() -> None:

@@ -8,23 +8,27 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffusion.files import load_tensors, owned, save_tensors, write_json
 from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.run import load_config
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.training.checkpoint import Checkpoints, load_checkpoint
+from diffusion.training.loop import ExecutionConfig, train
+from diffusion.training.observers import Observer
 from lbm_warp.checks import InputError
-from tests.runs import files, tiny_config
+from tests.runs import files, stripes, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -136,27 +140,78 @@ def test_statistics_are_checked_too(tmp_path: Path) -> None:
 
 def test_a_lagging_training_leaves_newer_checkpoints_alone(tmp_path: Path) -> None:
     """Where the file system has no locks; what could not be loaded goes."""
-    leading, lagging, tensors = Checkpoints(tmp_path), Checkpoints(tmp_path), {"a": torch.ones(2)}
-    for images in (8, 16, 24, 32):
-        leading.save(images, tensors, {})
-    for images in (10, 12):
-        lagging.save(images, tensors, {})
+    leading, lagging, tensors = Checkpoints(tmp_path), Checkpoints(tmp_path), {"network.a": torch.ones(2)}
+    for training, moments in ((leading, (8, 16, 24, 32)), (lagging, (10, 12))):
+        for images in moments:
+            training.save(images, tensors, {})
+        training.finish()
     assert list(lagging.paths()) == [10, 12, 24, 32]
     lagging.path(32).write_bytes(b"")
     assert len(lagging.resume(lambda path: load_checkpoint(path) and None)) == 1 and lagging.good == lagging.path(24)
     lagging.save(26, tensors, {})
+    lagging.finish()
     assert list(lagging.paths()) == [24, 26]
+
+
+def test_a_checkpoint_is_written_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state as it was, while two more steps are made; Ctrl-C waits for it, and saves its own step."""
+    written, whole = threading.Event(), tmp_path / "whole"
+
+    def late(path: Path, *arguments: object) -> None:
+        if path.parent.name == "checkpoints":
+            assert written.wait(60)
+        save_tensors(path, *arguments)
+
+    class Stepping(Observer):
+        def stepped(self, images: int) -> None:
+            if images == 32:
+                written.set()
+                signal.raise_signal(signal.SIGINT)
+
+    train(tiny_config(images=16), stripes(), whole, CPU)
+    monkeypatch.setattr("diffusion.training.checkpoint.save_tensors", late)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(), stripes(), tmp_path / "run", CPU, ExecutionConfig(checkpoint_every=16), observers=[Stepping()])
+    ours, theirs = (load_tensors(folder / "checkpoints" / "000000016.safetensors") for folder in (tmp_path / "run", whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert list(Checkpoints(tmp_path / "run").paths()) == [16, 32]
+
+
+def test_what_the_writer_could_not_do_is_raised_by_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "checkpoints").touch()
+    checkpoints.save(8, {"network.a": torch.ones(2)}, {})
+    for way in (checkpoints.finish, checkpoints.check, lambda: checkpoints.save(16, {}, {})):
+        with pytest.raises((InputError, OSError), match="checkpoints"):
+            way()
+    assert checkpoints.good is None
+
+
+@pytest.mark.parametrize(("minutes", "found"), [(0.0, [8, 16, 24, 32, 40, 48]), (1000.0, [48])])
+def test_checkpoints_by_the_clock(tmp_path: Path, minutes: float, found: list[int]) -> None:
+    """After every step that ends so many minutes after the last one, and at the end."""
+    train(tiny_config(), stripes(), tmp_path, CPU, ExecutionConfig(checkpoint_every=8, checkpoint_minutes=minutes, keep_every=8))
+    assert list(Checkpoints(tmp_path).paths()) == found
+
+
+def test_what_is_written_is_read_by_the_library(tmp_path: Path) -> None:
+    kinds = (torch.float32, torch.bfloat16, torch.bool, torch.int64, torch.uint8)
+    tensors = {f"tensor ü {number}": torch.ones(number, 3).to(kind) for number, kind in enumerate(kinds)} | {"a": torch.tensor(2.0)}
+    save_tensors(tmp_path / "ours.safetensors", tensors)
+    found = load_file(tmp_path / "ours.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(tensor.dtype == found[name].dtype and torch.equal(tensor, found[name]) for name, tensor in tensors.items())
 
 
 def test_only_what_a_training_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     """Not the files of an evaluation that is at work, nor those of a run further down."""
     ours = [
-        ".ema.7.part.safetensors",
-        ".data.7.part.json",
-        "checkpoints/.000000016.7.part.safetensors",
-        "samples/.000000016.7.part.png",
+        ".ema.7-0.part.safetensors",
+        ".data.7-0.part.json",
+        "checkpoints/.000000016.7-0.part.safetensors",
+        "samples/.000000016.7-0.part.png",
     ]
-    others = [".metrics.7.part.json", "other/.ema.7.part.safetensors", "other/checkpoints/.000000016.7.part.safetensors"]
+    others = [".metrics.7-0.part.json", "other/.ema.7-0.part.safetensors", "other/checkpoints/.000000016.7-0.part.safetensors"]
     for name in (*ours, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"half")

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cli import __main__ as cli
-from cli import archives, figures, train
+from cli import archives, figures, scene, train
 from diffusion import CleanImage, ConstantNoise, Operator, Resample, Uniform, methods
 from diffusion.data.dataset import open_dataset
 from diffusion.data.images import fit, read_image, resize_shorter
@@ -105,6 +105,18 @@ def test_compare_draws_every_process_on_the_same_picture(call: Call, picture: Pa
     assert call("compare", picture, *options[:-3], "--processes", "ihd", "ddpm", "--out", "two")[0] == 0
     assert iio.imread("two/comparison.png").shape[0] < whole.shape[0] / 2
     assert files(Path("two")) == {"comparison.png", "comparison.json"}
+
+
+def test_a_very_thin_picture_is_not_enlarged_hugely_and_is_seen(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to 256 x 25,600 px, which --size asks for; the sheet shows the middle of it."""
+    monkeypatch.setattr(scene, "LONGEST", 512)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 300, 3), dtype=np.uint8)).save("thin.png")
+    code, out, _ = call("compare", "thin.png", "--levels", 1, "--columns", 2, "--processes", "ihd", "--out", tmp_path)
+    assert code == 0 and "thin.png: 3 x 300 px; the shorter side becomes 5, not 256" in out
+    with Image.open(tmp_path / "comparison.png") as sheet:
+        assert sheet.height > 80 and len(np.unique(np.asarray(sheet.convert("RGB")).reshape(-1, 3), axis=0)) > 100
 
 
 @pytest.mark.slow
@@ -257,15 +269,16 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--checkpoint-every", "0"], "checkpoint_every must be at least 1"),
         ("train", ["--keep-every", "0"], "keep_every must be at least 1, got 0"),
         ("train", ["--accumulate", "0"], "accumulate must be at least 1, got 0"),
-        ("train", ["--accumulate", "3"], "--batch must be a multiple of 3"),
+        ("train", ["--checkpoint-minutes", "-1"], "checkpoint_minutes must be from 0 to 100000, got -1"),
         ("train", ["--preset", "ffhq128"], "unknown preset 'ffhq128': expected one of digits, fashion-mnist, emoji,"),
         ("train", ["--preset=ffhq128"], "did you mean ffhq-128?"),
         ("train", ["--preset", "cifar10", "--size", "36"], "needs sides divisible by 8, got size 36"),
         ("train", ["--preset", "ffhq-128", "--dry-run", "--peclet", "-1"], "peclet must be from 0 to 1000000, got -1"),
+        ("train", ["--measure"], "--measure goes with --dry-run"),
         ("train", ["--sampling-noise", "-1"], "sampling noise must be at least 0, got -1"),
         ("sample", ["nowhere"], "nowhere: no such run folder"),
         ("sample", ["empty"], "empty: not a run folder"),
-        ("sample", ["empty/mine"], "empty/mine: no such run folder; train one with python -m cli.train"),
+        ("sample", ["empty/mine"], "empty/mine: no such run folder; train one with beyond-blur train"),
         ("sample", ["empty", "--num", "0"], "--num must be at least 1, got 0"),
         ("sample", ["empty", "--batch", "0"], "--batch must be at least 1, got 0"),
         ("sample", ["empty", "--seed", "-1"], "--seed must be from 0"),
@@ -294,6 +307,8 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("compare", ["--processes", "ihdd"], "unknown process 'ihdd': expected one of fluid"),
         ("compare", ["--processes"], "--processes: name at least one of fluid"),
         ("compare", ["--columns", "1"], "--columns must be at least 2, got 1"),
+        ("compare", ["--columns", "5000"], "--columns must be at most 100, got 5000"),
+        ("corrupt", ["--video", "--fps", "100000"], "--fps must be at most 240, got 100000"),
         ("compare", ["nowhere.png"], "nowhere.png: no such file"),
     ],
 )
@@ -330,6 +345,8 @@ def test_cuda_where_there_is_none_is_refused(call: Call, command: str) -> None:
 
 def test_nonsense_and_help(call: Call) -> None:
     assert exit_code(cli.main) == 0
+    code, out, err = call("--version")
+    assert code == 0 and re.fullmatch(r"(?s).*\nbeyond-blur \d+\.\d+\.\d+\S*\n", out) and not err
     for command in cli.COMMANDS:
         code, _, err = call(command, "--no-such-option")
         assert code == 2 and err.count("\n") == 1 and err.startswith("error: "), command
@@ -470,7 +487,9 @@ def test_train_then_sample(call: Call, tmp_path: Path) -> None:
 def test_train_begins_from_another_run_and_stops_early(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores that only grow stop the run after the second one that is no better, and the same command leaves it so."""
     assert "nowhere: no such run folder" in call("train", *SMALL_RUN, "--init", "nowhere", "--out", "none")[2]
-    assert files(tmp_path) == set() and call("train", *SMALL_RUN, "--out", "first")[0] == 0
+    assert files(tmp_path) == set()
+    said = call("train", *SMALL_RUN, "--rate-batch", "8", "--out", "first")[1]
+    assert "trained" in said and "the learning rate is multiplied by sqrt(32 / 8): it is for batches of 8" in said
     scores = iter(range(100))
     monkeypatch.setattr(train, "scorer", lambda options, device: lambda pipeline: float(next(scores)))
     options = [*SMALL_RUN, "--images", "3200", "--init", "first", "--score-every", "32", "--stop-after", "2", "--out", "second"]
@@ -537,12 +556,12 @@ def test_sampling_goes_on_with_what_is_missing_and_refuses_other_images(call: Ca
     for lost in (images / "00001.png", images / "00004.png", out / "grid.png"):
         lost.unlink()
     kept = (images / "00000.png").stat().st_mtime_ns
-    assert "5 images, 2 of them new" in call("sample", *QUICK, "--num", "5", "--batch", "2", "--out", "out")[1]
+    assert "5 images, 2 new" in call("sample", *QUICK, "--num", "5", "--batch", "2", "--out", "out")[1]
     assert contents(out) == whole
     assert (images / "00000.png").stat().st_mtime_ns == kept
     # More of the same, and single ones of the same, go to the same folder.
-    assert "6 images, 1 of them new" in call("sample", *QUICK, "--num", "6", "--out", "out")[1]
-    assert "3 images, 2 of them new" in call("sample", *QUICK, "--seeds", "3", "17-18", "3", "--out", "out")[1]
+    assert "6 images, 1 new" in call("sample", *QUICK, "--num", "6", "--out", "out")[1]
+    assert "3 images, 2 new" in call("sample", *QUICK, "--seeds", "3", "17-18", "3", "--out", "out")[1]
     good = (images / "00003.png").read_bytes()
     (images / "00003.png").write_bytes(good[:50])
     code, _, err = call("sample", *QUICK, "--num", "5", "--out", "out")
@@ -674,7 +693,7 @@ def test_two_processes_share_the_images(call: Call, tmp_path: Path) -> None:
     options = [*QUICK, "-n", "7", "--batch", "2", "--out", "two", "--npz", "--device", "cpu"]
     process = sampling_process(tmp_path, *options, launcher=launcher)
     out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0 and out.count("wrote ") == 1 and "7 images, 7 of them new" in out
+    assert process.returncode == 0 and out.count("wrote ") == 1 and "7 images, 7 new" in out
     assert files(tmp_path / "two") == files(tmp_path / "one") | {"samples.npz"}
     for number in range(7):
         one, two = (iio.imread(tmp_path / name / "images" / f"{number:05d}.png").astype(int) for name in ("one", "two"))
@@ -694,7 +713,7 @@ def test_a_killed_command_goes_on_to_the_same_images(tmp_path: Path) -> None:
     made = {file.name: file.read_bytes() for file in images.glob("0*.png")}
     assert 5 < len(made) < 48 and not (tmp_path / "killed" / "grid.png").exists()
     out, _ = sampling_process(tmp_path, *options, "--out", "killed").communicate(timeout=240)
-    assert f"48 images, {48 - len(made)} of them new" in out
+    assert f"48 images, {48 - len(made)} new" in out
     assert all((images / name).read_bytes() == content for name, content in made.items())
     sampling_process(tmp_path, *options, "--out", "whole").communicate(timeout=240)
     for file in (tmp_path / "whole" / "images").iterdir():

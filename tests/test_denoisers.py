@@ -179,7 +179,7 @@ def test_a_run_keeps_its_statistics_and_samples_with_them(tmp_path: Path) -> Non
         with pytest.raises(InputError, match="not the statistics of 1 x 8 x 8 images; train the run again"):
             Pipeline.from_pretrained(tmp_path / "run")
     (tmp_path / "run" / FILE).unlink()
-    with pytest.raises(InputError, match="missing; the run folder is not complete"):
+    with pytest.raises(InputError, match="missing; get a new copy"):
         Pipeline.from_pretrained(tmp_path / "run")
     with pytest.raises(InputError, match="needs the statistics"):
         config.method.denoiser.inputs(config.forward, images, 3)
@@ -202,7 +202,7 @@ def test_the_flow_that_the_network_is_told_is_how_far_the_image_was_carried(axis
     """du = -displacement . grad u: a ramp of slope g changes where it is zero by displacement times g.
 
     Tolerance: while the image is carried the blur of sigma pixels widens the velocity, whose eddies are about 4 to 32 pixels
-    wide; the difference falls with sigma (27 % at 2, 13 % at 1, 10 % at 0.7).
+    wide, and so do the scheme's means over three cells; the difference falls with sigma (28 % at 2, 15 % at 1, 12 % at 0.7).
     """
     side = 64
     fluid = named_method("fluid").changed(tell_flow=True, sigma_max=0.7 / 64, levels=10)
@@ -217,7 +217,7 @@ def test_the_flow_that_the_network_is_told_is_how_far_the_image_was_carried(axis
     carried = (still.mean(ramp, level, seed) - process.mean(ramp, level, seed))[:, 0] / float(process.signal[10])
     near = (ramp[:, 0].abs() < 3.0) & (ramp.mT[:, 0].abs() < 24.0)
     assert displacement[near].square().mean().sqrt() > 0.02
-    assert (carried - displacement)[near].square().mean().sqrt() < 0.12 * displacement[near].square().mean().sqrt()
+    assert (carried - displacement)[near].square().mean().sqrt() < 0.13 * displacement[near].square().mean().sqrt()
 
 
 def test_a_network_that_is_told_the_flow_trains_and_samples(tmp_path: Path) -> None:

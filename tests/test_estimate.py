@@ -17,9 +17,22 @@ from torch import nn
 from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.methods import named_method
 from diffusion.network import MixedPrecision, NetworkConfig, UNet
-from diffusion.training import estimate, loop
-from diffusion.training.estimate import Memory, TimeLeft, accumulation, in_words, memory, operations, saved_bytes, seconds_per_image
-from diffusion.training.loop import ExecutionConfig, train
+from diffusion.presets import PRESETS
+from diffusion.training import estimate, loop, trial
+from diffusion.training.estimate import (
+    Memory,
+    TimeLeft,
+    Work,
+    accumulation,
+    compile_mode,
+    in_words,
+    memory,
+    operations,
+    saved_bytes,
+    seconds_per_image,
+)
+from diffusion.training.log import StepLog
+from diffusion.training.loop import ExecutionConfig, Trainer, train
 from diffusion.training.observers import Observer
 from diffusion.training.ranks import Ranks
 from tests.runs import SIZE, stripes, tiny_config
@@ -72,7 +85,7 @@ def test_the_papers_schedule_costs_nine_percent_of_its_trajectory_on_average() -
     cost = replace(operator, offset=100.0).iterations(128, 128)  # too strong a source for a coarser grid
     assert cost[-1] == pytest.approx(128**2 / 0.5, rel=0.01)
     assert cost[1:].mean() / cost[-1] == pytest.approx(1 / (2 * math.log(128 / 0.5)), rel=0.05)
-    assert operator.iterations(128, 128)[-1] == pytest.approx(137 + (128**2 - 64) / 16 / 0.5, rel=0.01)
+    assert operator.iterations(128, 128)[-1] == pytest.approx(41 + (128**2 - 16) / 16 / 0.5, rel=0.01)
 
 
 class Judging(nn.Module):
@@ -101,6 +114,62 @@ def test_operations_are_those_of_two_convolutions() -> None:
         operations(tiny_config(network=Judging()))
 
 
+class OnGPU:
+    """Ranks that have a GPU each."""
+
+    device = torch.device("cuda", 0)
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "most"),
+    [
+        ("NVIDIA H200", "bf16", 989e12),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 156e12),
+        ("NVIDIA L4", "bf16", 121e12),
+        ("NVIDIA L40", "bf16", None),
+        ("NVIDIA H100 NVL", "bf16", None),
+    ],
+)
+def test_the_peak_of_a_known_gpu_is_told_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, precision: str, most: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert estimate.peak(OnGPU.device, precision) == most and estimate.peak(CPU, precision) is None
+
+
+def test_the_log_has_operations_and_their_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three forward passes for an image; two GPUs do twice as much."""
+    config = tiny_config(network=Plain())
+    assert Work(config, Ranks("cpu"), "fp32").at(10.0) == {"flop_per_second": 30.0 * SIZE**2 * 40}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(estimate, "operations", lambda config: 10**12)
+    assert Work(config, OnGPU(2), "bf16").at(100.0) == {"flop_per_second": 3e14, "share_of_peak": round(3e14 / 1978e12, 4)}
+    monkeypatch.undo()
+    assert Work(tiny_config(network=Judging()), Ranks("cpu"), "fp32").at(10.0) == {}
+
+
+def test_small_networks_are_compiled_to_a_graph_on_one_gpu() -> None:
+    digits, large = PRESETS["digits"], PRESETS["ffhq-64"]
+    batch = digits.training.batch
+    assert compile_mode(digits, OnGPU(), batch) == "reduce-overhead"
+    others = [(digits, OnGPU(), batch // 2), (digits, OnGPU(2), batch), (digits, Ranks("cpu"), batch), (large, OnGPU(), 128)]
+    assert [compile_mode(*one) for one in others] == [None] * 4
+
+
+def test_a_trial_measures_the_speed_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(Trainer, "step", lambda *_: steps.append(1))
+    monkeypatch.setattr(StepLog, "line", lambda *_: {})
+    clock = itertools.chain([0.0, 9.0, 10.0, 12.0, 20.0, 30.0])
+    monkeypatch.setattr(trial, "time", type("Clock", (), {"perf_counter": lambda: next(clock)}))
+    # A step takes two seconds: five in ten, of eight images each.
+    assert trial.measured_speed(tiny_config(), Ranks("cpu"), ExecutionConfig()) == 5 * 8 / 10.0
+    assert len(steps) == 2 + 1 + 5
+
+
 def test_a_network_of_twice_the_work_takes_twice_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1e6 < estimate._operations_per_second(CPU) < 1e14
     monkeypatch.setattr(estimate, "_operations_per_second", lambda device: 1e9)
@@ -126,14 +195,22 @@ def test_parts_are_chosen_and_said_unless_they_are_given(
 ) -> None:
     monkeypatch.setattr(loop, "accumulation", lambda *_: 4)
     assert train(tiny_config(images=8), stripes(), tmp_path / "a", CPU)
-    assert "a batch is processed in 4 parts: 8 images at a time need more memory than is free" in capsys.readouterr().out
+    assert "a batch is processed in 4 parts: 8 images at a time would not fit into the memory" in capsys.readouterr().out
     assert train(tiny_config(images=8), stripes(), tmp_path / "b", CPU, ExecutionConfig(accumulate=2))
     assert "parts" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(12.4, "12 s"), (100, "2 min"), (7_000, "117 min"), (12_000, "3 h 20 min"), (4e5, "5 days"), (1.3e9, "41 years")],
+    [
+        (0.2, "less than a second"),
+        (12.4, "12 s"),
+        (100, "2 min"),
+        (7_000, "117 min"),
+        (12_000, "3 h 20 min"),
+        (4e5, "5 days"),
+        (1.3e9, "41 years"),
+    ],
 )
 def test_times_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words

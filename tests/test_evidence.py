@@ -61,7 +61,7 @@ def test_studies_end_in_a_page_of_what_could_be_carried_out(
         assert picture.width <= 1400
     # The command line on the page is the one that was carried out.
     (line,) = re.findall(r"    python -m cli\.sweep (.*)", text)
-    assert exit_code(sweep.main, *line.split()) == 0 and "1 runs, 1 of them finished" in said(capsys.readouterr())[0]
+    assert exit_code(sweep.main, *line.split()) == 0 and "1 run, 1 finished" in said(capsys.readouterr())[0]
 
     # What the page has is not carried out again, even without its runs; rows of another study are shown too.
     shutil.rmtree(place / "runs")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
 import re
 import resource
 import shlex
@@ -12,8 +14,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -30,9 +34,11 @@ from cli import corrupt, restore, sample
 from cli.compare import power_spectrum
 from cli.explore import __main__ as command
 from cli.explore import pictures as store
+from cli.explore import stream
 from cli.explore.pictures import Pictures
-from cli.explore.stream import Gone, Turns, in_turns, steps
-from cli.explore.studio import Samples, Studio
+from cli.explore.server import application, corruption
+from cli.explore.stream import Gone, Turns, steps, told
+from cli.explore.studio import Studio
 from cli.render import quantised, to_pixels
 from cli.scene import PHOTOGRAPH
 from diffusion.data.images import read_image, resize_shorter
@@ -42,7 +48,7 @@ from diffusion.sampling.restoration import restore as restored
 from diffusion.specs import changed
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule
 from lbm_warp.checks import InputError
-from tests.explorer import add, ask, messages, pictures, serving
+from tests.explorer import add, ask, messages, pictures, serving, streamed
 from tests.runs import exit_code, said
 
 
@@ -98,6 +104,7 @@ def test_processes_are_those_of_the_library(address: str, name: str) -> None:
         {"peclet": 70, "sigma": 0.05, "octaves": 2, "seed": 11},
         {"peclet": 0},
         {"strokes": "100,500,900,500 500,900,500,100", "peclet": 33},
+        {"strokes": "100,500,900,500", "strokes_on": "turbulence", "brush": 0.1, "time": 1, "octaves": 2, "peclet": 33},
         {"turbulence": "spectral", "time": 2, "peclet": 5.5},
         {"process": "fluid"},
         {"process": "beyond-blur-curl", "peclet": 12, "seed": 5},
@@ -165,8 +172,14 @@ def test_restorations_are_those_of_the_library_and_of_the_command(address: str, 
     degraded = quantised(pipeline.forward.corrupt(pipeline.sample(1, 5), 400, torch.tensor([1]))[0])[..., 0]
     name = add(address, as_png(degraded))[1]["name"]
     query = {"picture": name, "model": "digits", "samples": 3, "seed": 2}
-    scene, progress, estimate, *frames, result = messages(address, "restored", query)
-    assert progress["kind"] == "progress" and estimate["low"] <= estimate["level"] <= estimate["high"]
+    found = messages(address, "restored", query)
+    progress = [message for message in found if message["kind"] == "progress"]
+    scene, estimate, *frames, result = (message for message in found if message not in progress)
+    assert [one["done"] for one in progress] == sorted({one["done"] for one in progress}) and progress[-1]["done"] <= progress[0][
+        "of"
+    ]
+    assert estimate["low"] <= estimate["level"] <= estimate["high"] and estimate["warning"] is None and estimate["clean"] < 0.01
+    assert scene["own"] == [16, 16] and "own size, 16 x 16 px" in scene["text"]
     assert np.isclose(sum(estimate["probability"]), 1.0)
     z = torch.from_numpy(degraded)[None].float() / 255.0
     expected = restored(pipeline, z, estimate["level"], 3, 2)
@@ -324,24 +337,228 @@ def test_steps_go_on_only_while_they_are_asked_for() -> None:
         emit(1)
         raise InputError("no more")
 
-    found = list(in_turns((bytes([n]) for n in steps(wrong)), Turns()))
+    async def all_of_it() -> list[bytes]:
+        return [one async for one in told(Turns().add("a", "b", (bytes([n]) for n in steps(wrong))))]
+
+    found = asyncio.run(all_of_it())
     assert found[0] == b"\1" and b'"text": "no more"' in found[1] and len(found) == 2
 
 
-def test_turns_are_taken_in_order() -> None:
-    turns, order = Turns(), []
-    with turns:
-        waiting = []
-        for number in range(8):
-            waiting.append(
-                threading.Thread(target=lambda number=number: (turns.__enter__(), order.append(number), turns.__exit__()))
+def test_clients_take_turns_and_so_do_the_works_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "TURN", 0.0)
+    order: list[str] = []
+
+    def work(name: str, count: int = 3) -> Iterator[object]:
+        for _ in range(count):
+            order.append(name)
+            yield stream.PAUSE
+        yield name
+
+    async def all_of_them() -> list[str]:
+        turns = Turns()
+        works = [turns.add("one", name, work(name)) for name in "ab"] + [turns.add("other", "c", work("c"))]
+        return [await one.next() for one in works]
+
+    assert asyncio.run(all_of_them()) == ["a", "b", "c"]
+    # Each second turn is the other client's, as long as it wants one.
+    assert "".join(order)[:6] in ("acbcac", "cacbca") and sorted(order) == sorted(3 * "abc")
+
+
+def test_a_newer_wish_and_a_longer_queue_end_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MOST", 3)
+    monkeypatch.setattr(stream, "STALLED", 0.05)
+    closed: list[str] = []
+
+    def work(name: str) -> Iterator[str]:
+        try:
+            while True:
+                yield name
+        finally:
+            closed.append(name)
+
+    async def told_of() -> list[bytes]:
+        turns = Turns()
+        older, newer = turns.add("a", "film", work("older")), turns.add("a", "film", work("newer"))
+        assert await newer.next() == "newer"
+        said = [[one async for one in told(older)][-1]]
+        turns.add("b", "film", work("stalled")), turns.add("c", "film", work("c"))
+        with pytest.raises(stream.Busy, match="3 pages are being served"):
+            turns.add("d", "film", work("d"))
+        await asyncio.sleep(0.1)
+        await newer.next()  # whoever reads stays
+        assert await turns.add("d", "film", work("d")).next() == "d" and len(turns.works) == 3 and newer in turns.works
+        for client in "abcd":
+            turns.end(client, None, "over")
+        assert not turns.works
+        turns._thread.shutdown()
+        return said
+
+    assert b'"kind": "cancelled", "text": "something newer was asked for"' in asyncio.run(told_of())[0]
+    assert sorted(closed) == ["c", "d", "newer", "stalled"]  # the older one had not begun
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"peclet": 100, "sigma": 0.1},
+        {"peclet": 60, "time": 2},
+        {"peclet": 0},
+        *({"process": name} for name in ("fluid", "beyond-blur", "soft", "ddpm")),
+    ],
+)
+def test_a_trajectory_in_short_turns_and_with_a_frame_first_is_the_same(tmp_path: Path, query: dict) -> None:
+    studio = Studio(torch.device("cpu"), tmp_path)
+    chosen = studio.chosen(corruption({"size": "128"} | {name: str(value) for name, value in query.items()}), "chelsea", 5)
+    scene, *frames = [made for made in studio.trajectory(chosen) if made is not stream.PAUSE]
+    studio.pace *= 1e-2  # as on a slow machine: turns of a hundredth of the iterations
+    made = list(studio.trajectory(chosen, at=0.5))
+    pauses = sum(one is stream.PAUSE for one in made)
+    assert [one for one in made if one is not stream.PAUSE] == [scene, frames[2], *frames[:2], *frames[3:]]
+    assert pauses > 10 or query.get("peclet") == 0 or query.get("process") in ("soft", "ddpm")
+
+
+def test_what_takes_too_long_is_said_before(tmp_path: Path) -> None:
+    studio = Studio(torch.device("cpu"), tmp_path)
+    options = corruption({"size": "512", "peclet": "1000", "sigma": "0.32"})
+    studio.pace = 1e9
+    chosen = studio.chosen(options, "chelsea", 48)
+    assert chosen.u0.shape[2] == 256 and re.match(r"At 512 px this takes about \d min; it is shown at 256 px", str(chosen.warning))
+    assert "--size 512" in json.loads(next(studio.trajectory(chosen)).split(b"}")[0][4:] + b"}")["command"]
+    studio.pace = 1e8
+    with pytest.raises(InputError, match=r"this film takes about \d+ min, at most 10 min .* or the command: python -m cli.corrupt"):
+        studio.chosen_film(options, "chelsea")
+    studio.pace = 1e6
+    with pytest.raises(InputError, match="take a smaller Peclet number"):
+        studio.chosen(options, "chelsea", 48)
+
+
+@pytest.mark.slow
+def test_knobs_are_answered_while_one_client_asks_for_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in turns and in processor time, which a busy machine does not change."""
+    for most in ("MOST_SECONDS", "MOST_FILM_SECONDS"):
+        monkeypatch.setattr(f"cli.explore.studio.{most}", 1e9)  # nothing is refused
+    app = application(torch.device("cpu"), tmp_path)
+    app.state.studio.warm_up()
+    worst = {"size": 512, "peclet": 1000, "sigma": 0.32, "client": "worst"}
+    with serving(tmp_path, app) as address, ThreadPoolExecutor(32) as pool:
+        films = [pool.submit(ask, f"{address}/api/film?{urlencode(worst)}") for _ in range(4)]
+        greedy = streamed(address, "trajectory", worst | {"frames": 48})
+        assert next(greedy)["kind"] == "scene"
+        # Four clicks are one film.
+        ended = [film.result()[0] for film in islice(as_completed(films, 60.0), 3)]
+        assert ended == [409] * 3 and sum(work.share == "films" for work in app.state.turns.works) == 1
+
+        def knob(number: int) -> int:
+            query = {"size": 128, "frames": 32, "peclet": 400, "seed": number, "at": 0.3, "client": number}
+            wished = streamed(address, "trajectory", query)
+            assert [next(wished)["kind"], next(wished)["number"]] == ["scene", 9]
+            wished.close()
+            return number
+
+        before, begin = app.state.turns.count, time.process_time()
+        assert list(pool.map(knob, range(19))) == list(range(19))
+        # In a round everybody has a turn, and so have the two greedy ones; a knob needs one or two, and what is left goes on.
+        assert app.state.turns.count - before < 6 * 21
+        assert time.process_time() - begin < 8.0
+        greedy.close()
+        assert json.loads(ask(f"{address}/api/cancel?client=worst", b"")[1])["ended"] >= 1
+        assert [film.result(20.0)[0] for film in films] == [409] * 4
+        assert app.state.turns.longest < 0.3
+
+
+@pytest.mark.slow
+def test_a_film_says_how_far_it_is_and_can_be_cancelled(address: str) -> None:
+    query = {"size": 128, "peclet": 30, "client": "me"}
+    films = streamed(address, "film", query | {"progress": 1})
+    first = next(films)
+    assert first["kind"] == "progress" and first["of"] == 240 and first["seconds"] > 0.0
+    assert json.loads(ask(f"{address}/api/cancel?client=me&slot=film", b"")[1]) == {"ended": 1}
+    assert list(films)[-1]["kind"] == "cancelled"
+    *progress, film = messages(address, "film", query | {"progress": 1})
+    assert film["kind"] == "film" and film["body"] == ask(f"{address}/api/film?{urlencode(query)}")[1]
+    done = [message["done"] for message in progress]
+    assert done == sorted(done) and done[-1] > 0 and {message["kind"] for message in progress} == {"progress"}
+
+
+@pytest.mark.slow
+def test_after_long_and_rough_use_nothing_is_left(tmp_path: Path) -> None:
+    """A thousand requests that are aborted, fifty uploads that stop halfway, readers that stall, films that are killed."""
+    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    line = [sys.executable, "-m", "cli.explore", "--port", "0", "--device", "cpu"]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+
+    def left() -> list[Path]:
+        return [file for file in tmp_path.rglob("*") if not file.is_dir()]
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, cwd=Path(__file__).parent.parent, env=env, **pipes) as process:
+        try:
+            address = re.search(r"http://[\w.:]+", process.stdout.readline())[0]
+            host, port = address.removeprefix("http://").split(":")
+
+            def begin(text: str, body: bytes = b"") -> socket.socket:
+                opened = socket.create_connection((host, int(port)))
+                opened.sendall(f"{text} HTTP/1.1\r\nHost: {host}\r\n".encode() + body)
+                return opened
+
+            def memory() -> float:
+                status = Path(f"/proc/{process.pid}/status")
+                return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) / 1024 if status.exists() else 0.0
+
+            wishes = (
+                "trajectory?size=512&peclet=1000&sigma=0.32",
+                "trajectory?size=256",
+                "samples?num=64",
+                "film?size=512",
+                "restored?",
             )
-            waiting[-1].start()
-            while turns.asked < number + 2:
-                pass
-    for thread in waiting:
-        thread.join()
-    assert order == list(range(8))
+            for number in range(1000):
+                begin(f"GET /api/{wishes[number % 5]}&seed={number}", b"\r\n").close()
+            upload = b"Content-Type: application/octet-stream\r\nContent-Length: 9000000\r\n\r\n" + bytes(500_000)
+            for _ in range(50):
+                begin("POST /api/pictures", upload).close()
+            stalled = [begin(f"GET /api/trajectory?size=256&client={number}", b"\r\n") for number in range(8)]
+            assert messages(address, "trajectory", {"size": 128, "frames": 2})[-1]["number"] == 1
+            add(address, as_png(np.zeros((3000, 3000, 3), np.uint8)))
+            for model in ("digits", "fashion", "emoji"):
+                messages(address, "samples", {"model": model, "num": 16, "steps": 4})
+            for one in stalled:
+                one.close()
+            messages(address, "film", {"size": 128, "peclet": 3, "progress": 1})
+            assert memory() < 800.0
+            assert not left()
+            film = streamed(address, "film", {"size": 256, "progress": 1})
+            assert next(film)["kind"] == "progress"
+        finally:
+            process.kill()
+        assert process.stderr.read() == ""  # no traceback
+    assert not left() and set(os.listdir("/dev/shm") if shared else ()) <= shared
+
+
+@pytest.mark.slow
+def test_a_clean_picture_stays_and_a_strange_one_is_named(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = Pipeline.from_pretrained("digits")
+    clean = quantised(pipeline.sample(1, 5)[0])[..., 0]
+    (tmp_path / "mine.png").write_bytes(as_png(clean))
+    name = add(address, as_png(clean))[1]["name"]
+    found = messages(address, "restored", {"picture": name, "model": "digits"})
+    (estimate,) = (message for message in found if message["kind"] == "estimate")
+    assert estimate["level"] == 0 and estimate["clean"] > 0.5 and "no blur or noise is found" in estimate["warning"]
+    assert found[-1]["kind"] == "result" and np.array_equal(pictures(found[-1], 16, 16, 3)[..., 0], clean)
+    assert not any(message["kind"] == "frame" for message in found)
+    assert exit_code(restore.main, tmp_path / "mine.png", "--run", "digits", "--out", tmp_path / "out") == 0
+    assert estimate["warning"] in said(capsys.readouterr())[0]
+    assert np.array_equal(np.rint(255 * read_image(tmp_path / "out" / "restored.png", "L"))[0], clean)
+
+    scene, estimate = (
+        message
+        for message in streamed(address, "restored", {"picture": "chelsea", "model": "digits", "samples": 1})
+        if message["kind"] in ("scene", "estimate")
+    )
+    assert (
+        "the picture has 451 x 300 px" in scene["text"]
+        and "does not look like those that digits was trained on" in estimate["warning"]
+    )
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,5 +589,5 @@ def test_a_broken_run_does_not_break_the_page(tmp_path: Path) -> None:
     (tmp_path / "broken" / "ema.safetensors").write_bytes(b"")
     studio = Studio(torch.device("cpu"), tmp_path)
     assert studio.choices()["models"][3:] == [str(tmp_path / "broken")]
-    (message,) = in_turns(studio.samples(Samples(model=str(tmp_path / "broken"))), Turns())
-    assert b'"kind": "error"' in message and b"config.json" in message
+    with pytest.raises(InputError, match=r"config\.json"):
+        studio.model(str(tmp_path / "broken"))

@@ -330,7 +330,7 @@ def test_weights_of_something_else_are_no_classifier(tmp_path: Path) -> None:
     save_file({"body.0.weight": torch.zeros(16, 1, 3, 3)}, tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(bundled("digits").read_bytes()[:1000])
     for name in ("other.safetensors", "cut.safetensors"):
-        with pytest.raises(InputError, match=f"{name}: .*expected a classifier of python -m cli.features"):
+        with pytest.raises(InputError, match=f"{name}: .*expected a classifier of beyond-blur features"):
             open_features(str(tmp_path / name), CPU)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from cli import figures, render
+from cli import figures, render, scene
 
 SHAPES = pytest.mark.parametrize("shape", [(24, 24), (20, 60), (60, 20)], ids=["square", "wide", "tall"])
 
@@ -61,10 +62,79 @@ def test_a_sheet_is_about_as_wide_as_high(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 160, 480])
-def test_a_caption_is_not_cut(width: int) -> None:
-    caption = render.caption("beyond-blur-curl", width)
-    assert caption.shape == (40, width, 3) and caption.min() < 128
-    assert (caption[:, [0, -1]] == 255).all()
+def test_captions_are_not_cut_and_have_letters_of_one_size(width: int) -> None:
+    short, long, two = render.captions(["ihd", "beyond-blur-frozen", "two words or more"], width)
+    for caption in (short, long, two):
+        assert caption.shape == (40, width, 3) and caption.min() < 160
+        assert (caption[:, [0, -1]] == 255).all() and (caption[[0, -1]] == 255).all()
+    alone, beside = (render.captions(["ihd", *others], width)[0] for others in ([], ["beyond-blur-frozen"] * 2))
+    assert (alone < 128).sum() > (beside < 128).sum()
+
+
+def test_a_scale_goes_from_black_to_white() -> None:
+    middle = render.scale(("0", "0.3"), 120)[8, 30:80, 0].astype(int)
+    assert middle[0] < middle[-1] and (np.diff(middle) >= 0).all()
+
+
+@pytest.mark.parametrize(("side", "sharp"), [(8, True), (28, True), (100, False)])
+def test_small_pictures_stay_sharp_and_larger_ones_are_enlarged_smoothly(side: int, sharp: bool) -> None:
+    (picture,) = pictures(1, (side, side))
+    large = render.enlarged(picture, 5 * side)
+    assert large.shape == (5 * side, 5 * side, 3)
+    assert (large[::5, ::5] == picture).all() == sharp
+
+
+def test_headings_stand_above_the_columns_even_of_rows_that_are_not_full() -> None:
+    u = torch.zeros(2, 1, 8, 8)
+    plain, headed = render.sheet(u, 3), render.sheet(u, headings=["shirt", "ankle-boot", "bag"])
+    assert headed.width == 3 * 100 + 4 and headed.height - 104 > 20 and plain.height == 72
+    above = np.asarray(headed)[: headed.height - 104]
+    assert all(above[:, left : left + 96].min() < 128 for left in (4, 104, 204))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (9.3e-6, f"9.3 {scene.TIMES} 10⁻⁶"),
+        (0.0, "0"),
+        (0.5, "0.5"),
+        (0.00999, "0.01"),
+        (24.0, "24"),
+        (123.4, "120"),
+        (2.0e7, f"2 {scene.TIMES} 10⁷"),
+    ],
+)
+def test_numbers_are_as_people_write_them(number: float, text: str) -> None:
+    assert scene.written(number) == text
+
+
+def test_a_heading_of_a_comparison_is_read_on_white_and_its_line_has_the_colour_of_the_spectrum() -> None:
+    comparison = drawings((24, 24))["comparison"]
+    first, *_, spectrum = comparison.axes[:9]
+    assert {text.get_color() for axes in comparison.axes for text in axes.texts} == {render.INK}
+    colours = [axes.lines[0].get_color() for axes in comparison.axes[:8]]
+    assert np.array_equal(colours, [line.get_color() for line in spectrum.lines]) and first.images
+
+
+def test_the_colour_bar_is_as_high_as_the_picture() -> None:
+    k = np.arange(1, 9)
+    velocity = np.ones((2, 12, 24))
+    figure = figures.velocity_and_spectrum(velocity, "a title", (k, k**-2.0, k**-2.0), 3)
+    figure.draw_without_rendering()
+    field = figure.axes[0]
+    (bar,) = field.child_axes
+    boxes = [axes.get_window_extent() for axes in (field, bar)]
+    assert boxes[0].height == pytest.approx(boxes[1].height, abs=1) and boxes[0].y0 == pytest.approx(boxes[1].y0, abs=1)
+
+
+def test_ranks_are_drawn_in_at_most_five_lines() -> None:
+    names = ["brightness", *(f"mode {i},{i}" for i in range(8)), *(f"digits feature {i}" for i in range(1, 9))]
+    found = {"histogram": [[4] * 5] * 17, "restorations": 4, "pictures": 20, "measured": names, "level": 3, "error": 0.1}
+    figure = figures.rank_histograms([found] * 3, "a title")
+    (legend,) = figure.legends
+    said = {text.get_text() for text in legend.get_texts()}
+    assert said == {"all", "brightness", "modes", "digits features", "exact sampler"}
+    assert all(len(axes.lines) == 4 for axes in figure.axes)
 
 
 def test_names_are_drawn_letter_by_letter(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

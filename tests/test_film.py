@@ -20,6 +20,7 @@ from PIL import Image
 
 from cli import film, video
 from cli.corrupt import main
+from cli.sample import _first_seen
 from diffusion.size import Size
 from lbm_warp import AdvectionDiffusion, Schedule
 from lbm_warp.checks import InputError
@@ -31,6 +32,16 @@ def frames() -> list[np.ndarray]:
     y, x = np.mgrid[:24, :32]
     discs = [((x - 6 - i) ** 2 + (y - 12) ** 2 < 25).astype(np.float32) for i in range(11)]
     return [np.stack([disc, 0.5 * disc, 1 - disc]) for disc in discs]
+
+
+def test_a_film_of_samples_does_not_wait_on_grey() -> None:
+    """It begins half a second before something is seen; new noise at every level is not something."""
+    random = np.random.default_rng(0)
+    start = [np.clip(random.normal(128, 40, (1, 32, 32, 3)), 0, 255).astype(np.uint8) for _ in range(40)]
+    end = [np.clip(random.normal(128, 40 - 4 * n, (1, 32, 32, 3)), 0, 255).astype(np.uint8) for n in range(11)]
+    assert abs(_first_seen([[pictures] for pictures in (*start, *end)]) - 40) < 4
+    flat = [np.full((1, 8, 8, 3), value, dtype=np.uint8) for value in (*[128] * 30, *range(128, 200, 8))]
+    assert _first_seen([[pictures] for pictures in flat]) == 31 and _first_seen([[flat[0]]]) == 0
 
 
 def corrupt(u: torch.Tensor, part: np.ndarray) -> torch.Tensor:
@@ -178,7 +189,7 @@ def test_a_video_that_is_cut_short_gives_what_is_there_and_says_so(tmp_path: Pat
     (tmp_path / "a.mkv").write_bytes(whole[: len(whole) * 2 // 3])
     pictures = video.open_film(tmp_path / "a.mkv")
     assert 2 < len(list(pictures.read())) == pictures.count < 20
-    assert pictures.remarks == (f"it is damaged; the {pictures.count} frames that can be read are used",)
+    assert pictures.remarks == (f"it is damaged; what can be read is used: {pictures.count} frames",)
 
 
 def still(count: int) -> Iterator[np.ndarray]:
@@ -198,6 +209,7 @@ def test_an_encoder_that_fails_leaves_nothing(
     encoder: str | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed, without space, ending well and writing nothing, or not there."""
+    monkeypatch.chdir(tmp_path)  # an encoder that stands in writes pipe:1, too
     script, out = tmp_path / "ffmpeg", tmp_path / "out"
     if encoder is not None:
         script.write_text(f"#!/bin/sh\n{encoder}\n")

@@ -29,6 +29,8 @@ def test_the_page_its_files_and_its_code(tmp_path: Path) -> None:
     assert sorted(sources) == sorted(file.name for file in (tmp_path / "gallery").iterdir() if file.name != "index.html")
     with imageio.get_reader(tmp_path / "gallery" / "ihd.mp4") as reader:
         assert reader.count_frames() == 12
+    # Every picture has a caption, and no film begins where motion is not wanted.
+    assert page.count("<figcaption>") == len(sources) and "autoplay" not in page and "prefers-reduced-motion" in page
     # Nothing is loaded from other hosts.
     assert not re.search(r'(src|href)="(?!#|https://arxiv\.org/abs/)[^"]*//', page) and "@import" not in page
 

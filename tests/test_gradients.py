@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence
+from lbm_warp.checks import InputError
 from lbm_warp.grids import prolong, prolong_transposed, restrict, restrict_transposed
 from lbm_warp.planner import Scheme
 
@@ -140,6 +143,34 @@ def test_the_gradient_of_a_pair_is_that_of_its_results(device: torch.device) -> 
         torch.testing.assert_close(torch.autograd.grad(loss, u0, retain_graph=True)[0], expected, rtol=0, atol=1e-14)
     both = torch.autograd.grad((before * w + after * w.flip(3)).sum(), u0)[0]
     torch.testing.assert_close(both, sum(each), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("peclet", [0.0, 4.0])
+def test_transforms_of_torch(peclet: float, device: torch.device) -> None:
+    """Of torch.func they are right without a flow, and refused with one; forward-mode derivatives are right in both."""
+    u, v = (random((2, 1, 6, 8), seed, device) for seed in (0, 1))
+    operator = AdvectionDiffusion(Schedule.geometric(0.5, 2.0, 4), peclet=peclet)
+    image = partial(operator, level=3, seed=0)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(image(forward_ad.make_dual(u, v))).tangent
+    torch.testing.assert_close(tangent, image(v), rtol=0, atol=1e-14)
+    leaf = u.clone().requires_grad_()
+    transforms = {
+        "grad": (torch.func.grad(lambda u: (image(u) * v).sum()), operator.adjoint(v, 3, 0)),
+        "vmap": (torch.func.vmap(lambda u: image(u[None])[0]), image(u)),
+        "jvp": (lambda u: torch.func.jvp(image, (u,), (v,))[1], image(v)),
+        "batch": (
+            lambda _: torch.autograd.grad(image(leaf), leaf, v[None], is_grads_batched=True)[0][0],
+            operator.adjoint(v, 3, 0),
+        ),
+        "functionalize": (torch.func.functionalize(image), None),  # of tensors without memory
+    }
+    for transformed, expected in transforms.values():
+        if peclet > 0.0:
+            with pytest.raises(InputError, match=r"computed by kernels, which torch.func .* cannot transform; take gradients with"):
+                transformed(u)
+        elif expected is not None:
+            torch.testing.assert_close(transformed(u), expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("peclet", [0.0, 8.0])

@@ -17,6 +17,7 @@ from cli import evaluate, train
 from diffusion.data import as_dataset, open_dataset
 from diffusion.data.identity import Identity, load_identity
 from diffusion.files import load_tensors
+from diffusion.sampling import Pipeline
 from diffusion.training import ExecutionConfig
 from diffusion.training import train as training
 from lbm_warp.checks import InputError
@@ -79,8 +80,8 @@ def edited(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        (grown, "12 pictures have become 15"),
-        (shrunk, "12 pictures have become 11"),
+        (grown, "12 pictures before, now 15"),
+        (shrunk, "12 pictures before, now 11"),
         (changed, "3 of 12 that were looked at show something else"),
         (renamed, "the names of the files"),
         (edited, "12 of 12 that were looked at"),
@@ -107,11 +108,32 @@ def test_another_set_is_refused_whatever_is_allowed(tmp_path: Path, capsys: pyte
     """In memory, where nothing but what they show is known; a name alone does not make another set."""
     config, run = tiny_config(images=8), tmp_path / "run"
     assert training(config, stripes(), run, CPU)
-    with pytest.raises(InputError, match=r"run on other pictures: 20 pictures in memory, not 30 pictures in memory"):
+    other = r"run on other pictures: 20 pictures in memory, not 30 pictures in memory .*: 0 of 20 that were looked at are still "
+    with pytest.raises(InputError, match=other + "there; even --allow-new-pictures asks for half of them; choose another"):
         training(config, [1.0 - picture for picture in stripes(30)], run, CPU, ExecutionConfig(allow_new_pictures=True))
     assert training(replace(config, data="bars"), stripes(), run, CPU)
     with pytest.raises(InputError, match=r"data is bars, not bars\[odd\]"):
         training(replace(config, data="bars[odd]"), stripes(), run, CPU)
+
+
+def test_what_was_measured_on_the_pictures_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A lost or damaged prior, and lost statistics: the same bits; but not from pictures that have changed since."""
+    config = tiny_config("fluid", images=8, flip=True)
+    assert training(config, stripes(), tmp_path, CPU)
+    before = files(tmp_path)
+    (tmp_path / "statistics.safetensors").unlink()
+    (tmp_path / "prior.safetensors").write_bytes(before["prior.safetensors"][:-1] + b"?")
+    with pytest.raises(InputError, match=r"get a new copy; in the folder where a run was trained, its command makes it again"):
+        Pipeline.from_pretrained(tmp_path)
+    capsys.readouterr()
+    assert training(config, stripes(), tmp_path, CPU) and files(tmp_path) == before
+    out = capsys.readouterr().out
+    assert "statistics.safetensors: missing; made again from the pictures" in out and "prior.safetensors: not as it was" in out
+
+    assert training(config, stripes(21), tmp_path, CPU, ExecutionConfig(allow_new_pictures=True))
+    (tmp_path / "prior.safetensors").unlink()
+    with pytest.raises(InputError, match=r"prior.safetensors: missing; it was measured on pictures that have changed since: get a"):
+        training(config, stripes(21), tmp_path, CPU)
 
 
 class Flipping(list):
@@ -126,7 +148,7 @@ class Flipping(list):
 def test_pictures_that_are_never_twice_the_same_are_taken_on_trust(tmp_path: Path) -> None:
     config, dataset = tiny_config(images=8), Flipping(stripes())
     assert training(config, dataset, tmp_path, CPU) and training(config, dataset, tmp_path, CPU)
-    with pytest.raises(InputError, match="20 pictures have become 21"):
+    with pytest.raises(InputError, match="20 pictures before, now 21"):
         training(config, Flipping(stripes(21)), tmp_path, CPU)
 
 
@@ -164,7 +186,7 @@ def test_folders_of_one_last_name_do_not_meet(
     assert exit_code(evaluate.main, *scores) == 0
     Image.new("RGB", (8, 8), "red").save("felines/red.png")  # the run stays grey
     again = ["--data", "felines", "--images", 32, *options, "--out", run]
-    assert exit_code(train.main, *again) == 2 and "30 pictures have become 31" in capsys.readouterr().err
+    assert exit_code(train.main, *again) == 2 and "30 pictures before, now 31" in capsys.readouterr().err
     assert exit_code(train.main, *again, "--allow-new-pictures") == 0 and "31 grey images" in capsys.readouterr().out
 
 

@@ -93,7 +93,8 @@ def test_there_is_no_cycle() -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("lbm_warp", "diffusion matplotlib tyro imageio huggingface_hub accelerate"),
+        ("lbm_warp", "diffusion matplotlib PIL tyro imageio huggingface_hub accelerate"),
+        ("diffusion", "torch warp lbm_warp numpy matplotlib PIL tyro imageio huggingface_hub accelerate"),
         ("diffusion.run", "matplotlib tyro imageio huggingface_hub accelerate datasets PIL"),
         ("diffusion.training.loop", "matplotlib tyro imageio huggingface_hub datasets diffusion.sampling.pipeline"),
     ],

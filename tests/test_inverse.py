@@ -203,7 +203,7 @@ def test_a_draw_is_a_function_of_the_seed_and_its_number() -> None:
         (lambda run, y: solve(run, y[None], lambda x: x, noise=0.1), r"has shape \[1, 8, 12\], got \[1, 1, 8, 12\]"),
         (lambda run, y: solve(run, y, lambda x: x, noise=0.0), "noise must be at least 1e-06, got 0"),
         (lambda run, y: solve(run, y, lambda x: x, noise=0.1, trust=0.0), "trust must be at least 1e-06, got 0"),
-        (lambda run, y: solve(run, y, lambda x: x, noise=0.1, images=0), "images must be at least 1, got 0"),
+        (lambda run, y: solve(run, y, lambda x: x, noise=0.1, images=0), "images must be from 1 to 10000000, got 0"),
         (lambda run, y: solve(run, y, lambda x: x, noise=0.1, steps=501), "steps must be from 2 to 500, got 501"),
         (lambda run, y: solve(run, y, "blur", noise=0.1), "a measurement is a linear function of images or has methods A"),
         (

@@ -11,6 +11,7 @@ import tyro
 
 from cli import compare, corrupt, evaluate, features, restore, sample, sweep, train
 from cli.explore.__main__ import Explore
+from lbm_warp.checks import amount
 from tests.test_imports import FILES
 
 COMMANDS = {
@@ -43,9 +44,9 @@ SHOWN_BY = {
 # Named only where they were given, in what says that they do not go together.
 GIVEN = {"--stream", "--split", "--classes", "--compile", "--peclet"}
 # A word that names another program's option.
-FOREIGN = {"--thumbs", "--help", "--help-all"}
+FOREIGN = {"--thumbs", "--help", "--help-all", "--version"}
 # Of a classifier's pictures, in evaluation's room.
-ELSEWHERE = {("diffusion.evaluation.features", "--size")}
+ELSEWHERE = {("cli.train", "--best"), ("diffusion.evaluation.features", "--size")}
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,8 @@ def test_an_option_in_a_message_exists(module: str, options: dict[str, set[str]]
             commands = [elsewhere[1]] if elsewhere else SHOWN_BY.get(room, [own] if own in COMMANDS else [])
             known = [word in options[command] for command in commands] or [any(word in one for one in options.values())]
             assert any(known) if word in GIVEN else all(known), f"{module}: {text!r} names {word}, which is no option of {commands}"
+
+
+def test_one_thing_is_one_and_not_several() -> None:
+    assert [amount(count, "picture") for count in (0, 1, 2, 2000)] == ["0 pictures", "1 picture", "2 pictures", "2,000 pictures"]
+    assert (amount(1, "class"), amount(3, "process")) == ("1 class", "3 processes")

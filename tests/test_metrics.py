@@ -22,7 +22,8 @@ from lbm_warp.checks import InputError
 
 
 def gaussian(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
-    return Gaussian(torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(covariance, dtype=torch.float64))
+    scale, axes = np.linalg.eigh(covariance)
+    return Gaussian(torch.as_tensor(mean, dtype=torch.float64), torch.from_numpy(scale.clip(0)[:, None] ** 0.5 * axes.T))
 
 
 def random_features(count: int, dimension: int, seed: int) -> np.ndarray:
@@ -39,11 +40,13 @@ def rotation(dimension: int) -> np.ndarray:
 # Statistics
 
 
-@pytest.mark.parametrize("sizes", [[50], [1, 20, 29], [2] * 25])
-def test_statistics_of_batches_are_those_of_all_the_data(sizes: list[int]) -> None:
-    """Far from the origin, where a sum of squares minus a square of sums loses ten digits."""
-    features = random_features(50, 7, seed=0) + 1e5
-    fitted = fit_gaussian(torch.from_numpy(features).split(sizes))
+@pytest.mark.parametrize("count", [5, 50])
+def test_statistics_of_fewer_and_of_more_images_than_features(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Far from the origin, where a sum of squares minus a square of sums loses ten digits; batch by batch."""
+    monkeypatch.setattr(metrics, "FIT_BATCH", 20)
+    features = random_features(count, 7, seed=0) + 1e5
+    fitted = fit_gaussian(torch.from_numpy(features))
+    assert fitted.root.shape == (min(count, 7), 7)
     np.testing.assert_allclose(fitted.mean, features.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(fitted.covariance, np.cov(features.T), rtol=1e-9)
 
@@ -51,7 +54,7 @@ def test_statistics_of_batches_are_those_of_all_the_data(sizes: list[int]) -> No
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_statistics_are_float64_whatever_the_features_are(dtype: torch.dtype) -> None:
     features = torch.from_numpy(random_features(50, 7, seed=0)).to(dtype)
-    fitted = fit_gaussian(features.split(8))
+    fitted = fit_gaussian(features)
     assert fitted.mean.dtype == fitted.covariance.dtype == torch.float64
     np.testing.assert_allclose(fitted.covariance, np.cov(features.double().numpy().T), rtol=1e-12, atol=1e-12)
 
@@ -65,7 +68,7 @@ def test_frechet_distance_equals_scipy(dimension: int, device: torch.device) -> 
     s_a, s_b = np.cov(a.T), np.cov(b.T)
     root = scipy.linalg.sqrtm(s_a @ s_b)
     expected = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + np.trace(s_a + s_b - 2 * root.real)
-    found = frechet_distance(*(fit_gaussian(torch.from_numpy(x).to(device).split(64)) for x in (a, b)))
+    found = frechet_distance(*(fit_gaussian(torch.from_numpy(x).to(device)) for x in (a, b)))
     assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -75,7 +78,7 @@ def test_frechet_distance_of_fewer_images_than_features() -> None:
     x_a, x_b = a - a.mean(axis=0), b - b.mean(axis=0)
     traces = (np.sum(x_a**2) + np.sum(x_b**2) - 2 * np.linalg.svd(x_a @ x_b.T, compute_uv=False).sum()) / 11
     expected = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + traces
-    fitted_a, fitted_b = (fit_gaussian([torch.from_numpy(x)]) for x in (a, b))
+    fitted_a, fitted_b = (fit_gaussian(torch.from_numpy(x)) for x in (a, b))
     assert frechet_distance(fitted_a, fitted_b) == pytest.approx(expected, rel=1e-10)
     assert frechet_distance(fitted_a, fitted_a) < 1e-10 * fitted_a.covariance.trace()
 
@@ -99,7 +102,7 @@ def test_frechet_distance_in_closed_form() -> None:
 def test_frechet_distance_is_symmetric_and_does_not_see_a_rotation() -> None:
     a, b = (torch.from_numpy(random_features(100, 10, seed)) for seed in (1, 2))
     turn = torch.from_numpy(rotation(10))
-    fitted_a, fitted_b, turned_a, turned_b = (fit_gaussian([x]) for x in (a, b, a @ turn + 5, b @ turn + 5))
+    fitted_a, fitted_b, turned_a, turned_b = (fit_gaussian(x) for x in (a, b, a @ turn + 5, b @ turn + 5))
     distance = frechet_distance(fitted_a, fitted_b)
     assert frechet_distance(fitted_b, fitted_a) == pytest.approx(distance, rel=1e-12)
     assert frechet_distance(turned_a, turned_b) == pytest.approx(distance, rel=1e-10)
@@ -169,8 +172,7 @@ def test_a_set_against_itself(copies: int) -> None:
     features = torch.from_numpy(np.tile(random_features(30, 6, seed=4), (copies, 1)) + 1e3).float()
     precision, recall, density, coverage = precision_recall_density_coverage(features, features.flip(0), k=3)
     assert (precision, recall, coverage) == (1.0, 1.0, 1.0) and density >= 1.0
-    fitted = fit_gaussian(features.split(16))
-    assert frechet_distance(fitted, fit_gaussian(features.flip(0).split(16))) < 1e-9
+    assert frechet_distance(fit_gaussian(features), fit_gaussian(features.flip(0))) < 1e-9
 
 
 def test_four_scores_do_not_see_rotation_translation_scale_or_order() -> None:
@@ -239,7 +241,7 @@ def test_scores_thin_the_larger_set_for_neighbours_alone() -> None:
     samples, reference = measurement(20, seed=1), measurement(61, seed=2)
     scores = score(samples, reference, k=3)
     assert (scores.samples, scores.reference, scores.neighbours) == (20, 61, 20)
-    fitted = (fit_gaussian([x.features]) for x in (samples, reference))
+    fitted = (fit_gaussian(x.features) for x in (samples, reference))
     assert scores.frechet_distance == pytest.approx(frechet_distance(*fitted), rel=1e-12)
     expected = counted(reference.features.double().numpy()[np.linspace(0, 60, 20).round().astype(int)], samples.features.numpy(), 3)
     assert (scores.precision, scores.recall, scores.density, scores.coverage) == pytest.approx(expected, abs=1e-12)
@@ -285,17 +287,10 @@ def test_bad_statistics_are_refused() -> None:
     good, other = gaussian([0, 0], np.eye(2)), gaussian([0], [[1]])
     with pytest.raises(InputError, match="dimension 2 cannot be compared with features of dimension 1"):
         frechet_distance(good, other)
-    for broken in (gaussian([0, BAD], np.eye(2)), gaussian([0, 0], [[1, 0], [0, np.inf]])):
-        with pytest.raises(InputError, match="not finite"):
-            frechet_distance(good, broken)
-    with pytest.raises(InputError, match="at least 2 features, got 1"):
-        fit_gaussian([torch.zeros(1, 3)])
-    with pytest.raises(InputError, match="at least 2 features, got 0"):
-        fit_gaussian([])
-    with pytest.raises(InputError, match="dimension 4 cannot be compared with features of dimension 3"):
-        fit_gaussian([torch.zeros(5, 3), torch.zeros(5, 4)])
+    with pytest.raises(InputError, match="at least 2 images, got 1"):
+        fit_gaussian(torch.zeros(1, 3))
     with pytest.raises(InputError, match="1 of 5 images are not finite"):
-        fit_gaussian([torch.zeros(5, 3), torch.zeros(5, 3).index_fill_(0, torch.tensor([2]), BAD)])
+        fit_gaussian(torch.zeros(5, 3).index_fill_(0, torch.tensor([2]), BAD))
 
 
 # Sliced Wasserstein distance and memorisation

@@ -3,8 +3,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from diffusion.network import GivenNetwork, MixedPrecision, NetworkConfig, NetworkShape, NetworkSpec, SelfAttention, UNet
+from diffusion.network import (
+    GivenNetwork,
+    MixedPrecision,
+    NetworkConfig,
+    NetworkShape,
+    NetworkSpec,
+    ScaledGroupNorm,
+    SelfAttention,
+    UNet,
+)
 from diffusion.size import Size
 from lbm_warp.checks import InputError
 
@@ -27,6 +37,30 @@ def test_shape_is_kept_and_the_first_correction_is_zero(config: NetworkConfig, c
     u = torch.rand((3, channels, 16, 24))
     correction = network(u, torch.tensor([1, 5, 10]))
     assert correction.shape == u.shape and torch.equal(correction, torch.zeros_like(u))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [False, True])
+def test_the_norm_of_a_gpu_is_that_of_torch_in_dtype_and_layout_of_the_features(dtype: torch.dtype, activation: bool) -> None:
+    """Against the definition in float64, value and gradients, where the mean is several standard deviations."""
+    generator = torch.Generator().manual_seed(0)
+    x = (4.0 + torch.randn((3, 16, 5, 7), generator=generator)).contiguous(memory_format=torch.channels_last)
+    weight, bias, gradient = (torch.randn(shape, generator=generator) for shape in ((3, 16), (3, 16), x.shape))
+    found, expected = [], []
+    for own, kind in ((found, dtype), (expected, torch.float64)):
+        given = [tensor.to(kind, copy=True).requires_grad_() for tensor in (x, weight, bias)]
+        if own is found:
+            y = ScaledGroupNorm.apply(*given, 4, 1e-5, activation)
+            assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+        else:
+            y = given[1][:, :, None, None] * functional.group_norm(given[0], 4) + given[2][:, :, None, None]
+            y = functional.silu(y) if activation else y
+        y.backward(gradient.to(kind))
+        own += [y, *(tensor.grad for tensor in given)]
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+    error = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).abs().max() < error * other.abs().max()
 
 
 def test_gradients_reach_every_parameter() -> None:

@@ -16,7 +16,7 @@ from diffusion.files import read_json
 from diffusion.run import RunConfig
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.training.loop import ExecutionConfig, train
-from diffusion.training.observers import EarlyStop, MetricsFile, Observer, SampleGrids, TensorBoard, grid, read_metrics
+from diffusion.training.observers import EarlyStop, MetricsFile, Observer, Progress, SampleGrids, TensorBoard, grid, read_metrics
 from lbm_warp import InputError
 from tests.runs import SIZE, stripes, tiny_config
 
@@ -205,3 +205,11 @@ def test_tensorboard_shows_log_scores_and_grids(tmp_path: Path, monkeypatch: pyt
 def test_numbers_out_of_range_are_refused(make: Callable[[], Observer]) -> None:
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         make()
+
+
+def test_the_bar_tells_operations_and_their_share_of_the_peak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress()
+    bar.started(tmp_path, tiny_config(), 0)
+    bar.logged({"images": 8, "loss": 1.25, "flop_per_second": 1.34e14, "share_of_peak": 0.136})
+    bar.ended(False)
+    assert "loss=1.25, FLOP/s=1.3e+14, of peak=14%" in capsys.readouterr().err

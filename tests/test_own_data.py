@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
 import datasets
@@ -81,6 +83,18 @@ def test_pictures_without_channels_are_grey() -> None:
     np.testing.assert_array_equal(found[3], GREY[3] / np.float32(255))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_notebook_shows_ten_pictures(channels: int) -> None:
+    pictures = np.linspace(0.0, 1.0, 12 * channels * 24, dtype=np.float32).reshape(12, channels, 4, 6)
+    text, _, shown = ImageDataset("<zoo>", "", pictures)._repr_html_().partition("<img")
+    assert text == f"ImageDataset(&lt;zoo&gt;: 12 pictures of {[channels, 4, 6]})"
+    content = base64.b64decode(shown.partition("base64,")[2].partition('"')[0])
+    found = np.asarray(Image.open(io.BytesIO(content)), np.float32) / 255.0
+    assert found.shape == (4, 60, 3)
+    first = pictures[0, : 3 if channels >= 3 else 1].transpose(1, 2, 0)
+    np.testing.assert_allclose(found[:, :6] - first, 0.0, atol=0.51 / 255.0)
+
+
 @pytest.mark.parametrize("kind", ["pairs of tensors", "pairs", "list of pairs", "hub", "hub, torch"])
 def test_labels_are_read_when_they_are_asked_for(kind: str) -> None:
     found = as_dataset(KINDS[kind](COLOUR))
@@ -156,7 +170,7 @@ def test_labels_can_be_given_apart() -> None:
     for labels in (LABELS, np.array(LABELS, np.uint8), torch.tensor(LABELS)):
         found = as_dataset(COLOUR, "zoo", labels=labels, class_names=("ant", "bee", "cow"))
         assert (found.name, found.labels.tolist(), found.classes()) == ("zoo", LABELS, ("ant", "bee", "cow"))
-    with fails("digits: 7 labels; expected one for each of the 1797 images"):
+    with fails("digits: 7 labels; expected one for each of 1,797 images"):
         as_dataset(open_dataset("digits"), labels=LABELS).classes()
 
 
@@ -223,7 +237,10 @@ class Endless(IterableDataset):
         (torch.from_numpy(FLOATS).to_sparse(), "Tensor, picture 0: torch.sparse_coo on cpu; expected a dense tensor"),
         (datasets.DatasetDict(train=hub(COLOUR)), "DatasetDict: not a sequence of pictures of train; name one of them"),
         (hub(COLOUR).rename_column("image", "img"), "Dataset, picture 0: columns img, label; expected image, perhaps label"),
-        ([(COLOUR[0], 1, 2)], "list, picture 0: tuple of 3; expected a picture and its label"),
+        ([(COLOUR[0], 1, 2)], "list, picture 0: a tuple of 3; expected a picture, or a pair of a picture and its label"),
+        (np.ma.masked_less(COLOUR, 50), "MaskedArray, picture 0: masked values; expected a number for every pixel; fill them"),
+        (COLOUR[0], "ndarray: shape [3, 4, 6] may be one picture; expected [N, C, H, W] or [N, H, W, C]; for one picture pass"),
+        (COLOUR[0].transpose(1, 2, 0), "ndarray: shape [4, 6, 3] may be one picture"),
         (COLOUR[:, :1], "ndarray: channels and pixels 1 x 4 x 6; expected 3 x 4 x 6; convert, crop or resize"),
         (np.zeros((2, 3, 8, 8), np.uint8), "ndarray: channels and pixels 3 x 8 x 8; expected 3 x 4 x 6; convert, crop or resize"),
     ],

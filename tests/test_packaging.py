@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from collections import defaultdict
 from contextlib import suppress
 from email import message_from_bytes
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from PIL import Image
 
 import cli
 from tests.test_imports import FILES, ROOT
@@ -25,18 +30,37 @@ MODULES = {"pillow": "PIL", "warp-lang": "warp"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a wheel that is made of a copy of this code."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the source distribution of a copy of this code."""
     place = tmp_path_factory.mktemp("wheel")
     for name in ("lbm_warp", "diffusion", "cli", "assets", "tools", "tests", "examples"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, place)
-    code = "from setuptools.build_meta import build_wheel; build_wheel('.')"
-    subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, check=True)
-    (built,) = place.glob("*.whl")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist"]
+    subprocess.run(command, cwd=place, capture_output=True, check=True)
+    (wheel,) = place.glob("dist/*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> dict[str, bytes]:
+    """The files of the wheel."""
     with zipfile.ZipFile(built) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def environment(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with nothing but this wheel, and the libraries that the tests have."""
+    place = tmp_path_factory.mktemp("environment")
+    venv.create(place, symlinks=True)
+    (packages,) = place.glob("lib/python*/site-packages")
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", str(place / "bin" / "python")]
+    subprocess.run([*pip, "install", "--no-index", "--no-deps", "--quiet", str(built)], check=True)
+    subprocess.run([*pip, "check"], check=True)
+    return place / "bin"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +119,31 @@ def test_the_versions_that_it_is_tested_with_can_be_installed_by_every_python_th
                 assert f"{lowest}.0" in SpecifierSet(library.metadata["Requires-Python"] or ""), requirement
                 looked_at += 1
     assert looked_at > 20 and f"Python {lowest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_empty_folder_beside_files_of_the_same_names(environment: Path, tmp_path: Path) -> None:
+    """Beside a user's cli.py and diffusion, where ``python -m`` without -P finds theirs."""
+    (tmp_path / "cli.py").touch()
+    (tmp_path / "diffusion").mkdir()
+    (tmp_path / "diffusion" / "__init__.py").touch()
+    Image.new("RGB", (48, 48), "orange").save(tmp_path / "small.png")
+
+    def run(*command: str) -> str:
+        program, *rest = command
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run([environment / program, *rest], cwd=tmp_path, env=kept, capture_output=True, text=True)
+        return done.stdout if done.returncode == 0 else f"{done.returncode}: {done.stderr}"
+
+    assert run("beyond-blur", "--help").startswith("usage: beyond-blur COMMAND")
+    assert "wrote out/strip.png" in run("beyond-blur", "corrupt", "small.png", "--levels", "2", "--out", "out")
+    trained = run("beyond-blur", "train", "--process", "ihd", "--images", "64", "--out", "run", "--no-grids")
+    assert "sample with: beyond-blur sample run" in trained
+    assert "wrote" in run("beyond-blur", "sample", "run", "--num", "2", "--steps", "2")
+    assert run("python", "-P", "-m", "cli.corrupt", "--help").startswith("usage: ")
+    assert "cli.corrupt" in run("python", "-m", "cli.corrupt", "--help")  # Python: their cli is not a package
+    (tmp_path / "cli.py").unlink()
+    assert run("python", "-m", "cli.corrupt").startswith("2: error: something else here is called diffusion; use beyond-blur")
 
 
 @pytest.mark.parametrize("module", ["cli", "cli.corrupt", "cli.explore", "tools.evidence"])

@@ -28,7 +28,7 @@ def test_the_report_of_a_device_is_whole_even_if_steps_fail(call: Call, monkeypa
     """One step that succeeds, one that fails, one that takes too long, and one that is interrupted as it should be."""
     patient = "-c 'import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(0)); time.sleep(60)'"
     steps = (
-        device.Step("Good", "-c 'print(1 + 1)'", 0.5),
+        device.Step("Good", "-c 'print(1 + 1)'", 0.5, predicted="two"),
         device.Step("Bad", "-c 'raise SystemExit(3)'", 0.5),
         device.Step("Slow", "-c 'import time; time.sleep(60)'", 0.01),
         device.Step("Interrupted", patient, 0.05, interrupt=True),
@@ -38,6 +38,7 @@ def test_the_report_of_a_device_is_whole_even_if_steps_fail(call: Call, monkeypa
     assert code == 2 and "2 of 4 steps failed (Bad, Slow); report.md says how" in err
     text = Path("report.md").read_text()
     assert "torch: " in text and "```\n2\n```" in text and "exit code 3 after" in text and "it took too long; exit code" in text
+    assert text.count("Predicted") == 1 and "Predicted for an H200: two." in text
     assert text.rindex("done in") > text.index("## Interrupted")
 
 

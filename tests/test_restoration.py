@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,10 @@ def test_restored_pictures_are_nearer_to_the_truth_than_those_of_other_methods(d
 
 
 def test_an_estimate_in_numbers() -> None:
-    estimate = LevelEstimate(np.array([1, 5, 9]), np.array([0.2, 0.6, 0.2]), np.array([1.0, 2.0, 3.0]), np.zeros(3))
-    assert [estimate.quantile(share) for share in (0.1, 0.5, 0.9, 1.0)] == [1, 5, 9, 9]
+    numbers = np.array([1.0, 2.0, 3.0]), np.zeros(3), np.array([9.0, 1.0, 9.0]), np.array([0.0, 0.5, 2.0])
+    estimate = LevelEstimate(np.array([0, 5, 9]), np.array([0.2, 0.6, 0.2]), *numbers)
+    assert [estimate.quantile(share) for share in (0.1, 0.5, 0.9, 1.0)] == [0, 5, 9, 9]
+    assert estimate.clean == 0.2 and estimate.familiar and not replace(estimate, distance=np.full(3, 1.5)).familiar
     assert estimate.spread(estimate.sigma) == pytest.approx((2.0, 0.4**0.5))
 
 
@@ -131,6 +134,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: 
     shutil.rmtree("outputs")
     main(["wide.png", "--run", "digits", "--samples", "3"])
     assert Path("outputs/wide-restored/restored.png").read_bytes() == first
+    # A clean picture is degraded first, and shown beside the others.
+    Image.fromarray((255 * pictures[1, 0]).round().byte().numpy()).save("clean.png")
+    main(["clean.png", "--run", "digits", "--samples", "1", "--degrade", "450", "--level", "450"])
+    restored, sheet = read_image("outputs/clean-restored/restored.png"), read_image("outputs/clean-restored/restoration.png")
+    assert np.square(restored - pictures[1].numpy()).mean() < 0.04 and sheet.shape[2] == 4 * 160 + 5 * 6
 
 
 @pytest.mark.parametrize(
@@ -140,6 +148,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: 
         (["p.png", "--level", "high"], "--level takes auto or a number from 1, got 'high'"),
         (["p.png", "--level", "2000"], "level must be from 1 to 1000, got 2000"),
         (["p.png", "--samples", "0"], "--samples must be at least 1"),
+        (["p.png", "--run", "digits", "--degrade", "2000"], "--degrade must be from 1 to 1000, got 2000"),
         (["p.png", "--run", "nowhere"], "nowhere"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from cli import evaluate
 from diffusion.data.dataset import open_dataset
+from diffusion.files import load_tensors, save_tensors, write_json
 from diffusion.training.loop import train
 from tests.runs import exit_code, said, tiny_config
 
@@ -55,6 +57,29 @@ def test_likelihood_calibration_and_memorisation_of_a_run(
     assert 0.0 <= report["memorisation"] <= 1.0 and "are nearer to a picture that was learned" in out
     with Image.open(tmp_path / "scores-calibration.png") as picture:
         assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 20
+
+
+def test_earlier_results_of_the_same_model_stay(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And those of another model, or on other pictures, go. Whether the pictures were learned is said, and written down."""
+    run, common = Path(shutil.copytree(runs / "fluid", tmp_path / "run")), ["--cache", tmp_path, "--features", "pixels", "--k", 2]
+    half = ["--data", "digits", "--split", "even", "--num", 8, "--bootstrap", 0, *common]
+
+    def call(*options: object) -> tuple[dict, str]:
+        assert exit_code(evaluate.main, run, *half, *options) == 0
+        return json.loads((run / "metrics.json").read_text()), capsys.readouterr().out
+
+    first, out = call("--likelihood")
+    assert first["learned"] == first["likelihood"]["learned"] == "all" and "earlier" not in first and "memorisation" not in first
+    assert "the run was trained on these pictures" in out and "8 pictures that it was trained on, 12 steps)" in out
+    later, out = call("--sampling-noise", 0.5, "--seed", 1)
+    assert later["likelihood"] == first["likelihood"] and "kept of an earlier evaluation of the same model: likelihood" in out
+    assert later["earlier"] == {"likelihood": {"seed": 0, "steps": None, "sampling_noise": None}}
+    weights = load_tensors(run / "ema.safetensors")
+    save_tensors(run / "ema.safetensors", {name: 0.9 * tensor for name, tensor in weights.items()})
+    assert "likelihood" not in call()[0]
+    write_json(run / "metrics.json", later)
+    other, out = call("--split", "odd")
+    assert "likelihood" not in other and other["learned"] == "none" and "memorisation" in other and "was trained on" not in out
 
 
 @pytest.mark.slow

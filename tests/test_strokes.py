@@ -10,7 +10,7 @@ import torch
 
 from cli import corrupt
 from diffusion.data.images import read_image
-from lbm_warp import AdvectionDiffusion, Schedule, StrokeFlow, solenoidal
+from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow, solenoidal
 from lbm_warp.checks import InputError
 from tests.runs import exit_code, said
 
@@ -52,6 +52,14 @@ def test_a_short_stroke_keeps_the_limit_that_iterations_are_planned_for() -> Non
     assert 5.5 < velocity.abs().max() <= 5.9 and velocity.square().mean() < 1.0
 
 
+def test_strokes_on_turbulence_are_added_to_it() -> None:
+    under = CurlNoise(octaves=2)
+    velocity = StrokeFlow(ACROSS.strokes, over=under).velocity([3, 4], 48, 64)
+    parts = ACROSS.velocity([3, 4], 48, 64) + under.velocity([3, 4], 48, 64)
+    assert torch.allclose(velocity, parts / parts.square().mean((1, 2, 3), keepdim=True).sqrt(), atol=1e-5)
+    assert not torch.equal(velocity[0], velocity[1]) and torch.allclose(solenoidal(velocity, "wall"), velocity, atol=1e-4)
+
+
 def test_strokes_as_text() -> None:
     assert StrokeFlow.parse("100,500,900,500") == ACROSS
     assert StrokeFlow.parse(" 0,0,1000,1000  5,6,7,8 ").strokes == (((0.0, 0.0), (1.0, 1.0)), ((0.005, 0.006), (0.007, 0.008)))
@@ -78,13 +86,17 @@ def test_bad_strokes_are_refused(text: str, message: str) -> None:
 
 def test_the_command_takes_strokes_and_octaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = {}
-    for name, options in {"usual": (), "painted": ("--strokes", "100,500,900,500"), "smooth": ("--octaves", 1)}.items():
+    painted = ("--strokes", "100,500,900,500")
+    both = (*painted, "--strokes-on", "turbulence", "--brush", 0.1, "--octaves", 2)
+    for name, options in {"usual": (), "painted": painted, "smooth": ("--octaves", 1), "both": both}.items():
         assert exit_code(corrupt.main, "--size", 32, "--levels", 4, "--columns", 2, "--out", tmp_path / name, *options) == 0
         made[name] = read_image(tmp_path / name / "corrupted.png")
-    assert min(np.abs(made["usual"] - made[name]).mean() for name in ("painted", "smooth")) > 0.005
+    assert min(np.abs(made["usual"] - made[name]).mean() for name in ("painted", "smooth", "both")) > 0.005
     for options, message in (
         (("--octaves", 2, "--turbulence", "spectral"), "--octaves is for curl-noise"),
         (("--strokes", "1,2", "--process", "fluid"), "--strokes does not go with --process"),
+        (("--brush", 0.1), "--brush is for painted strokes; add --strokes"),
+        ((*painted, "--octaves", 2), "--octaves is for turbulence; add --strokes-on turbulence"),
     ):
         capsys.readouterr()
         assert exit_code(corrupt.main, "--size", 32, "--out", tmp_path / "bad", *options) == 2

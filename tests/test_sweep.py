@@ -201,7 +201,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried_out: list[str]) -> None:
     code, out, _ = call(*PAIR)
-    assert code == 0 and "6 runs, 6 of them finished" in out and carried_out == []
+    assert code == 0 and "6 runs, 6 finished" in out and carried_out == []
     whole, lines = found(swept), (swept / "out" / "sweep.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert rows[0] == ["process", "Pe", *(title for title, _ in HEADS.values())]
@@ -290,7 +290,7 @@ def test_what_is_not_finished_or_was_scored_in_another_way_is_carried_out(
     whole = found(swept)
     assert set(whole["runs"]) == set(NAMES[:2]) - set(carried_out) and whole["points"][1]["mean"]["recall"] is None
     if whole["runs"]:
-        assert "1 of 2 runs are finished." in (swept / "out" / "sweep.md").read_text()
+        assert "Finished: 1 of 2 runs." in (swept / "out" / "sweep.md").read_text()
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_a_run_that_fails_does_not_stop_the_others(call: Call, swept: Path, monk
 
     monkeypatch.setattr(sweep, "side_by_side", side_by_side)
     code, out, err = call(*PAIR, "--jobs", 3)
-    assert code == 2 and "4 of 6 runs are finished" in out and set(found(swept)["runs"]) == set(NAMES[2:])
+    assert code == 2 and "Finished: 4 of 6 runs." in out and set(found(swept)["runs"]) == set(NAMES[2:])
     assert f"{NAMES[1]}: it ended before it was complete\n" in err
     assert err.endswith(f"error: 2 of 6 runs failed; {NAMES[0]}: the loss is not finite; the same command tries again\n")
 

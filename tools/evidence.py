@@ -138,6 +138,34 @@ STUDIES = {
         columns=(*PLAIN, "bits a dimension", "calibration error"),
         shared={"fluid 40k": ("fashion-mnist", "fluid", (0, 4)), "ddpm 40k": ("fashion-mnist", "ddpm", (0,))},
     ),
+    "fashion-mnist-ends": Study(
+        "Should the network be told which pixels may be exactly black or white? Fashion-MNIST",
+        f"{_FASHION} --seeds 3 --num 1000 --likelihood --calibration --process fluid --peclet 0 --tell-ends",
+        {"told 40k": "--images 40000", "told 120k": "--images 120000"},
+        named=True,
+        columns=(*PLAIN, "bits a dimension", "calibration error"),
+        shared={
+            "not told 40k": ("fashion-mnist", "fluid", (0,)),
+            "not told 120k": ("fashion-mnist-length", "fluid 120k", (0,)),
+            "ddpm 40k": ("fashion-mnist", "ddpm", (0,)),
+            "ddpm 120k": ("fashion-mnist-length", "ddpm 120k", (0,)),
+        },
+    ),
+    "digits-ends": Study(
+        "Should the network be told which pixels may be exactly black or white? Digits",
+        "--data digits --seeds 3 --num 2694 --likelihood --calibration --peclet 0",
+        {
+            f"{name} {images // 1000}k": f"--images {images} {options}"
+            for images in (40_000, 120_000)
+            for name, options in (
+                ("told", "--process fluid --tell-ends"),
+                ("not told", "--process fluid --no-tell-ends"),
+                ("ddpm", "--process ddpm"),
+            )
+        },
+        named=True,
+        columns=(*PLAIN, "bits a dimension", "calibration error"),
+    ),
     "flow": Study(
         "How strong may the flow be? From none to where it fails",
         "--data digits --images 40000 --seeds 2",

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import tyro
 from tqdm.auto import tqdm
@@ -22,9 +23,9 @@ from diffusion.data.dataset import evenly_spaced
 from diffusion.data.images import read_image, resize_shorter
 from diffusion.files import whole_file
 from diffusion.methods import METHODS, named_method
-from lbm_warp.checks import check_integer
+from lbm_warp.checks import amount, check_integer
 
-PICTURES, COLUMNS = 6, 3
+CAPTIONS = ("clean", *(f"k / K = {part / 5:g}" for part in range(1, 6)))
 EQUATION = "u<sub>k</sub> = m + s<sub>k</sub> (A<sub>k</sub>(u<sub>0</sub>) &minus; m) + &sigma;<sub>k</sub> ε"
 OPERATOR = "A<sub>k</sub>: ∂u/∂t + ∇·(v u) = ∇·(&alpha; ∇u) up to level k, m = ½, ε ~ N(0, 1)"
 
@@ -133,8 +134,13 @@ PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; --line: light-dark(#d5d9e0, #3a4150); --soft: light-dark(#f4f6f9, #1c2129); }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }}
 section {{ border-top: 1px solid var(--line); padding: 1.2rem 0 2rem; }}
-.pictures {{ display: grid; grid-template-columns: 2fr 1fr; gap: 1rem; align-items: start; }}
-@media (max-width: 700px) {{ .pictures {{ grid-template-columns: 1fr; }} }}
+.pictures {{ display: grid; grid-template-columns: repeat(3, 1fr); gap: 1rem 0.8rem; align-items: start; }}
+.pictures figure:last-child {{ grid-area: 1 / 4 / 3; width: 20rem; }}
+@media (max-width: 900px) {{
+  .pictures figure:last-child {{ grid-area: auto / 1 / auto / -1; width: auto; }}
+}}
+figure {{ margin: 0; }}
+figcaption {{ font-size: 0.85rem; text-align: center; }}
 img, video {{ width: 100%; border-radius: 6px; }}
 .equation {{ font-family: Cambria, Georgia, serif; font-size: 1.15rem; }}
 pre {{ background: var(--soft); padding: 0.8rem 1rem; overflow-x: auto; border-radius: 6px; font-size: 0.85rem; }}
@@ -144,6 +150,11 @@ nav a {{ margin-right: 0.8rem; white-space: nowrap; }}
 <p class="equation">{equation}<br>{operator}</p>
 <nav>{links}</nav>
 {sections}
+<script>
+// Films begin by themselves only where motion is wanted.
+if (matchMedia("(prefers-reduced-motion: no-preference)").matches)
+  for (const film of document.querySelectorAll("video")) film.play();
+</script>
 </html>
 """
 
@@ -182,28 +193,38 @@ def gallery(options: Gallery) -> None:
     page = PAGE.format(equation=EQUATION, operator=OPERATOR, links=links, sections="\n".join(sections))
     with whole_file(options.out / "index.html") as aside:
         aside.write_text(page, encoding="utf-8")
-    print(f"wrote {options.out / 'index.html'}, {len(ENTRIES)} processes")
+    print(f"wrote {options.out / 'index.html'}, {amount(len(ENTRIES), 'process')}")
 
 
 def draw(name: str, u0: torch.Tensor, options: Gallery) -> None:
-    """Write NAME.png, pictures at levels evenly spaced, and NAME.mp4, the way there and back."""
-    forward = specs.changed(named_method(name).forward, levels=options.frames - 1)
-    frames = [render.to_pixels(u[0]) for _, u in forward.trajectory(u0, torch.tensor([options.seed]))]
-    shown = [frames[k] for k in evenly_spaced(len(frames), PICTURES)]
-    render.save_image(options.out / f"{name}.png", render.grid(shown, COLUMNS, gap=0), "grid")
+    """Write NAME-0.png, ..., pictures at levels evenly spaced, and NAME.mp4, the way there and back."""
+    frames = way(name, u0, options.frames, options.seed)
+    for number, k in enumerate(evenly_spaced(len(frames), len(CAPTIONS))):
+        render.save_image(options.out / f"{name}-{number}.png", frames[k], "corrupted")
     save_video(options.out / f"{name}.mp4", there_and_back(frames), options.fps)
+
+
+def way(name: str, u0: torch.Tensor, frames: int, seed: int = 0) -> list[np.ndarray]:
+    """A picture [1, C, H, W] from clean to the last level of a process, in so many steps: uint8 [H, W, 3] each."""
+    forward = specs.changed(named_method(name).forward, levels=frames - 1)
+    return [render.to_pixels(u[0]) for _, u in forward.trajectory(u0, torch.tensor([seed]))]
 
 
 def section(name: str, entry: Entry) -> str:
     """A process on the page, HTML."""
     facts = escape(describe(METHODS[name].forward).replace("\n", ", "))
+    pictures = "\n".join(
+        f'<figure><img src="{name}-{number}.png" alt="A photograph of a cat, {caption} on the way to fully corrupted by '
+        f'{escape(entry.title)}" loading="lazy"><figcaption>{caption}</figcaption></figure>'
+        for number, caption in enumerate(CAPTIONS)
+    )
     return f"""<section id="{name}">
 <h2>{escape(entry.title)} <small><code>--process {name}</code></small></h2>
 <p class="equation">{entry.special}</p>
 <p>{escape(entry.about)} ({facts}; {METHODS[name].levels:,} levels.)</p>
 <div class="pictures">
-<img src="{name}.png" alt="A photograph of a cat, from clean to fully corrupted by {escape(entry.title)}" loading="lazy">
-<video src="{name}.mp4" autoplay loop muted playsinline controls></video>
+{pictures}
+<figure><video src="{name}.mp4" loop muted playsinline controls></video><figcaption>there and back</figcaption></figure>
 </div>
 <pre><code>{escape(CODE.format(name=name))}</code></pre>
 <p>{escape(entry.paper)}, <a href="https://arxiv.org/abs/{entry.link}">arXiv {entry.link}</a></p>

@@ -10,6 +10,7 @@ import tyro
 from cli import console
 from cli.benchmark.data import Data
 from cli.benchmark.kernels import Kernels
+from cli.benchmark.launches import Launches
 from cli.benchmark.measure import Report
 from cli.benchmark.operator import Operator
 from cli.benchmark.throughput import Sample, Train
@@ -24,7 +25,7 @@ def parse(args: Sequence[str], **shown: Any) -> Report:
     """Parse a command line as ``tyro.cli`` does; ``operator`` may be left out."""
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         args = ["operator", *args]
-    return tyro.cli(Operator | Train | Sample | Data | Kernels, args=args, **shown)
+    return tyro.cli(Operator | Train | Sample | Data | Kernels | Launches, args=args, **shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 import tyro
 
 from cli import console
+from cli.explore.export import export
 from lbm_warp.checks import InputError, check_integer
+
+UNREAD = 60  # [s]
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,20 @@ class Explore:
     """auto, cpu, cuda or cuda:N."""
     browser: bool = False
     """Open the page in the browser."""
+    export: Path | None = None
+    """Write the live view to index.html in this folder and end. The page opens from its file or any web server; with ?embed in its
+    address it fits into another page."""
 
 
 def explore(options: Explore) -> None:
-    """Compile the kernels, then serve the page until it is interrupted."""
+    """Compile the kernels, then serve the page until it is interrupted; or write the live view."""
+    if options.export is not None:
+        console.check_left_out(options, "is for the server, and --export starts none", "port", "host", "runs", "device")
+        place = export(options.export)
+        print(place)
+        if options.browser:
+            webbrowser.open(place.absolute().as_uri())
+        return
     try:
         import uvicorn
 
@@ -46,6 +59,8 @@ def explore(options: Explore) -> None:
         raise InputError(
             f"cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port or --host"
         ) from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # the system closes connections that nobody reads from
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD)
     app.state.studio.warm_up()
     address = f"http://{options.host}:{listening.getsockname()[1]}/"
     print(f"listening at {address} (Ctrl-C ends it)", flush=True)

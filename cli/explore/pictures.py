@@ -54,7 +54,7 @@ class Pictures:
         name = hashlib.sha256(data).hexdigest()[:24]
         self.added[name] = data
         self.added.move_to_end(name)
-        _shrink(self.added, MOST_KEPT, len)
+        shrink(self.added, MOST_KEPT, len)
         return {"name": name, "height": height, "width": width}
 
     def read(self, name: str, mode: Literal["L", "RGB"] | None = None) -> np.ndarray:
@@ -76,7 +76,7 @@ class Pictures:
         if (name, size) not in self.resized:
             image = self.read(name)
             self.resized[name, size] = image if size == min(image.shape[1:]) else resize_shorter(image, size)
-            _shrink(self.resized, MOST_RESIZED, lambda image: image.nbytes)
+            shrink(self.resized, MOST_RESIZED, lambda image: image.nbytes)
         self.resized.move_to_end((name, size))
         return self.resized[name, size]
 
@@ -87,7 +87,7 @@ def check_bytes(count: int) -> None:
         raise InputError(f"this file is larger than {MOST_BYTES // 2**20} MiB, which is the most that is taken; shrink it")
 
 
-def _shrink(kept: OrderedDict[Any, Any], most: int, measure: Callable[[Any], int]) -> None:
-    """Drop the oldest, but never the newest, until the rest measures at most so much."""
+def shrink(kept: OrderedDict[Any, Any], most: int, measure: Callable[[Any], int]) -> None:
+    """Drop the oldest of what is kept, but never the newest, until the rest measures at most so much."""
     while len(kept) > 1 and sum(map(measure, kept.values())) > most:
         kept.popitem(last=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-import tempfile
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,31 @@ import torch
 from cli import render
 from cli.compare import describe, power_spectrum
 from cli.corrupt import Corrupt
-from cli.explore.pictures import Pictures
-from cli.explore.stream import message, steps
-from cli.film import FPS, VIDEO_SIZE
-from cli.restore import EXAMPLE, fitted
+from cli.explore.pictures import Pictures, shrink
+from cli.explore.stream import PAUSE, TURN, message, pause, steps
+from cli.film import VIDEO_SIZE
+from cli.restore import EXAMPLE, MOST_OWN, Restore, degraded, fitted, in_own_size, remarks
 from cli.sample import Film, Results
 from cli.scene import PHOTOGRAPH, FlowOptions, Scene, by_flow, by_process, frame_widths, shown
-from cli.video import held, save_video
 from diffusion.methods import METHODS
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.sampling.restoration import LevelEstimator, restore
+from diffusion.size import Size
 from lbm_warp import energy_spectrum
-from lbm_warp.checks import check_integer, check_name
+from lbm_warp.checks import InputError, check_integer, check_name
 
 SIZES = (128, 256, 512)
+# A clean picture of the kind that a bundled model knows: the eleventh of `beyond-blur sample --model emoji --num 48 --seed 7`.
+EMOJI = Path(str(resources.files("cli.explore") / "page" / "emoji.png"))
 MOST_FRAMES = 240
 FIELD = 64  # shorter side of the velocity field that is sent [cells]
 FIELD_OF_FRAME = 32  # the same for every frame of a flow that moves
 FINE = 256  # above this side only every fourth frame has a spectrum: it costs more than the corruption
-MOST_MODELS = 3  # in memory
+MOST_SECONDS, MOST_FILM_SECONDS = 60.0, 600.0  # that a trajectory and a film may take
+FRAME = 0.01  # what a frame of 256 pixels takes beside the corruption [s]
+PACE = 1e9  # values of an iteration that are computed in a second, until that is measured
+MOST_MODELS = 2**28  # bytes of the weights in memory
+MOST_ESTIMATORS = 16
 MOST_SAMPLES = 64
 MOST_SAMPLED_PIXELS = 64 * 64**2
 MODES: dict[str, dict[str, Any]] = {"new": {}, "same-init": {"same_init": True}, "share-noise": {"share_noise": True}}
@@ -56,8 +63,25 @@ class Samples:
     """new, same-init, share-noise or interpolate."""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A picture, and how it is corrupted: what a trajectory and a film are made of."""
+
+    options: Corrupt
+    name: str
+    u0: torch.Tensor
+    """The picture as it is shown, on the device, float32 [1, C, H, W]; it may be smaller than the options say."""
+    frames: int
+    seconds: float
+    """What all of it takes, about."""
+    warning: str | None = None
+    """What a visitor should know."""
+
+
 class Studio:
-    """Makes all that the page shows. Its methods give iterators of messages (``cli.explore.stream``) and keep nothing of a visitor.
+    """Makes all that the page shows. Its iterators give messages and pauses (``cli.explore.stream``); nothing of a visitor is kept.
+
+    What reads a file, ``chosen``, ``model`` and ``degraded``, takes as long as the file is large.
 
     Args:
         device: where to compute.
@@ -67,21 +91,27 @@ class Studio:
     def __init__(self, device: torch.device, runs: Path) -> None:
         self.device = device
         self.runs = runs
-        self.pictures = Pictures({"chelsea": PHOTOGRAPH, "degraded": EXAMPLE})
+        self.pictures = Pictures({"chelsea": PHOTOGRAPH, "degraded": EXAMPLE, "emoji": EMOJI})
+        self.pace = PACE
         self._models: OrderedDict[str, Pipeline] = OrderedDict()
         self._estimators: OrderedDict[tuple[str, int], LevelEstimator] = OrderedDict()
 
     def warm_up(self) -> None:
-        """Compile the kernels, or load them, before the first visitor waits for them."""
-        for process in (None, "fluid", "beyond-blur"):
-            for _ in self.trajectory(Corrupt(size=SIZES[0], peclet=1.0, process=process), "chelsea", 2):
-                pass
-        for _ in self.trajectory(Corrupt(size=SIZES[-1]), "chelsea", 2):
-            pass
+        """Compile the kernels, or load them, before the first visitor waits for them; measure how fast they are."""
+        for options in (
+            *(Corrupt(size=SIZES[0], peclet=1.0, process=process) for process in (None, "fluid", "beyond-blur")),
+            Corrupt(size=SIZES[-1]),
+        ):
+            deque(self.trajectory(self.chosen(options, "chelsea", 2)), maxlen=0)
+        # Not by the clock, where others may use the processor.
+        now = time.process_time if self.device.type == "cpu" else time.perf_counter
+        u0, begin = self._picture("chelsea", 256), now()
+        scene = by_flow(Corrupt(peclet=300.0), u0, np.array([0.0, 16.0]))
+        float(deque(scene.moments, maxlen=1)[0][1].sum())
+        self.pace = float(scene.effort[-1] * u0.numel() / (now() - begin))
 
-    def _picture(self, options: Corrupt, name: str) -> torch.Tensor:
-        """A picture in the size that the options ask for, on the device, float32 [1, C, H, W]."""
-        return torch.from_numpy(self.pictures.of_size(name, options.size or SIZES[0]))[None].to(self.device)
+    def _picture(self, name: str, size: int | None) -> torch.Tensor:
+        return torch.from_numpy(self.pictures.of_size(name, size or SIZES[0]))[None].to(self.device)
 
     def models(self) -> dict[str, Path]:
         """Folders of the models by name: the bundled ones, and all finished or running trainings in the folder of runs."""
@@ -95,40 +125,80 @@ class Studio:
                 "about": describe(method.forward).replace("\n", "; "),
                 "peclet": operator.peclet,
                 "control": not operator.transport,
+                "random": operator.random or bool(method.forward.noise.any()),
             }
             for name, method in METHODS.items()
             for operator in (method.operator,)
         }
-        return {"processes": processes, "models": list(self.models()), "sizes": SIZES}
+        project = metadata.metadata("beyond-blur").get_all("Project-URL") or []
+        links = dict(line.split(", ", 1) for line in project)
+        return {"processes": processes, "models": list(self.models()), "sizes": SIZES, "links": links}
 
-    def trajectory(self, options: Corrupt, name: str, frames: int) -> Iterator[bytes]:
+    def chosen(self, options: Corrupt, name: str, frames: int) -> Chosen:
+        """A picture for a trajectory; in a smaller size than the options say, with a warning, if that takes too long.
+
+        Raises:
+            InputError: if the picture is not here, an option is out of its range, or all of it takes too long.
+        """
+        check_integer("frames", frames, 2, MOST_FRAMES)
+        wanted = options.size
+        for size in (size for size in reversed(SIZES) if size <= (wanted or SIZES[0])):
+            u0 = self._picture(name, size)
+            seconds = self._seconds(_scene(options, u0, frames), u0, frames)
+            if size == wanted:
+                of_all = seconds
+            if seconds <= MOST_SECONDS:
+                words = f"At {wanted} px this takes about {_duration(of_all)}; it is shown at {size} px. The command makes it."
+                return Chosen(options, name, u0, frames, seconds, None if size == wanted else words)
+        advice = "take a smaller Peclet number, blur or turbulence time"
+        raise InputError(f"this takes about {_duration(seconds)} at {size} px; {advice}")
+
+    def chosen_film(self, options: Corrupt, name: str) -> Chosen:
+        """A picture for a film; errors as for :meth:`chosen`."""
+        u0, frames = self._picture(name, options.size), options.video.frames
+        seconds = self._seconds(shown(options, u0, frames), u0, frames)
+        if seconds > MOST_FILM_SECONDS:
+            most = f"at most {_duration(MOST_FILM_SECONDS)} are given; take a smaller size, or the command"
+            raise InputError(f"this film takes about {_duration(seconds)}, {most}: {command(options, name)}")
+        return Chosen(options, name, u0, frames, seconds)
+
+    def _seconds(self, scene: Scene, u0: torch.Tensor, frames: int) -> float:
+        return float(scene.effort[-1]) * u0.numel() / self.pace + frames * FRAME * u0.shape[2] * u0.shape[3] / 256**2
+
+    def _piece(self, u0: torch.Tensor) -> float:
+        """The iterations of pictures that take about as long as a turn."""
+        return max(1.0, TURN * self.pace / u0.numel())
+
+    def trajectory(self, chosen: Chosen, at: float | None = None) -> Iterator[Any]:
         """A picture from clean to fully corrupted: a message about all of it, then one for every frame.
 
         Args:
-            options: the picture's size, and how it is corrupted.
-            name: name of the picture.
-            frames: how many.
+            chosen: the picture, and how it is corrupted.
+            at: the frame at this share of the way comes first. What leads to it is computed twice.
         """
-        u0 = self._picture(options, name)
-        check_integer("frames", frames, 2, MOST_FRAMES)
-        if options.process is None:
-            scene = by_flow(options, u0, frame_widths(options.flow.widths(min(u0.shape[2:]))[1], frames))
-        else:
-            scene = by_process(replace(options, levels=frames - 1), u0)
+        u0, frames = chosen.u0, chosen.frames
+        scene = _scene(chosen.options, u0, frames)
         size = u0.shape[2], u0.shape[3]
         field = scene.velocity(*_grid(size, FIELD)) if scene.flows else None
         about = {"kind": "scene", "title": scene.about, "frames": frames, "height": size[0], "width": size[1]}
         about |= {
             "wavenumbers": power_spectrum(u0[0])[0].tolist(),
-            "command": command(options, name),
+            "command": command(chosen.options, chosen.name),
             "peclet": scene.operator.peclet,
+            "seconds": chosen.seconds,
+            "warning": chosen.warning,
         }
         if field is not None:
             k, energy = energy_spectrum(field, scene.boundary)
             about |= {"field": list(field.shape[2:]), "k": k.tolist(), "energy": energy.tolist()}
         yield message(about, None if field is None else field[0].numpy())
-        for number, u in scene.moments:
-            yield self._frame(scene, number, u[0], frames)
+        first = set() if at is None else {round(min(max(at, 0.0), 1.0) * (frames - 1))}
+        for wanted in (first, set(range(frames)) - first):
+            for number, u in _scene(chosen.options, u0, frames, self._piece(u0)).moments if wanted else ():
+                yield self._frame(scene, number, u[0], frames) if number in wanted else _paused(u)
+                wanted.discard(number)
+                if not wanted:
+                    break
 
     def _frame(self, scene: Scene, number: int, u: torch.Tensor, frames: int) -> bytes:
         """A picture [C, H, W] of a trajectory: its numbers, its pixels and, of a flow that moves, the velocity then."""
@@ -145,16 +215,15 @@ class Studio:
             body += field[0].numpy().tobytes()
         return message(about, np.frombuffer(body, np.uint8))
 
-    def film(self, options: Corrupt, name: str) -> bytes:
-        """The video that ``cli.corrupt --video`` writes, MP4."""
-        u0 = self._picture(options, name)
-        scene = shown(options, u0, options.video.frames)
-        frames = (render.enlarged(render.to_pixels(u[0]), VIDEO_SIZE) for number, u in scene.moments if number in scene.frames)
-        return _encoded(lambda path: save_video(path, held(frames, FPS), FPS))
+    def film(self, chosen: Chosen) -> Iterator[Any]:
+        """The frames of the video that ``cli.corrupt --video`` writes, as it has them before the first and the last are held."""
+        scene = shown(chosen.options, chosen.u0, chosen.frames, self._piece(chosen.u0))
+        for number, u in scene.moments:
+            yield render.enlarged(render.to_pixels(u[0]), VIDEO_SIZE) if number in scene.frames else _paused(u)
 
-    def samples(self, wanted: Samples) -> Iterator[bytes]:
+    def samples(self, pipeline: Pipeline, wanted: Samples) -> Iterator[Any]:
         """Samples of a model on their way from noise and flow: a message about all of it, then one for every step."""
-        pipeline, draw, num, columns = self._drawing(wanted)
+        draw, num, columns = _drawing(pipeline, wanted)
         (height, width), classes = pipeline.config.size, list(pipeline.config.classes)
         visited = pipeline.method.sampler.visited(pipeline.forward, steps=wanted.steps)
         count = num * (columns or 1) if wanted.mode == "interpolate" else num
@@ -165,85 +234,159 @@ class Studio:
         def work(emit: Callable[[Any], None]) -> None:
             draw(callback=lambda level, u: emit((level, u)))
 
-        for level, u in steps(work):
+        for made in steps(work):
+            if made is PAUSE:
+                yield PAUSE
+                continue
+            level, u = made
             about = {"kind": "frame", "level": level, "noise": float(pipeline.forward.noise[level])}
             yield message(about, np.stack([render.to_pixels(image) for image in u]))
 
-    def sampled_film(self, wanted: Samples) -> bytes:
-        """The video that ``cli.sample --video`` writes, MP4."""
-        pipeline, draw, _, columns = self._drawing(wanted)
+    def sampled_film(self, pipeline: Pipeline, wanted: Samples) -> Iterator[Any]:
+        """The frames of the video that ``cli.sample --video`` writes."""
+        draw, _, columns = _drawing(pipeline, wanted)
         film = Film(pipeline, wanted.steps)
-        draw(callback=film.add)
-        return _encoded(lambda path: film.save(path, Results.fps, columns))
+        yield from steps(lambda _: draw(callback=film.add))
+        yield from film.frames(Results.fps, columns)
 
-    def _drawing(self, wanted: Samples) -> tuple[Pipeline, Callable[..., torch.Tensor], int, int | None]:
-        """The model, what draws the samples, their number (of rows, if they are interpolated), and the samples in a row."""
-        pipeline = self._model(wanted.model)
-        most = min(MOST_SAMPLES, MOST_SAMPLED_PIXELS // math.prod(pipeline.config.size))
-        check_integer("number of samples", wanted.num, 1, max(1, most))
-        check_name("mode", wanted.mode, (*MODES, "interpolate"))
-        pipeline.batch = max(pipeline.batch, wanted.num)
-        how: dict[str, Any] = {name: getattr(wanted, name) for name in ("seed", "steps", "label", "guidance")}
-        if wanted.mode != "interpolate":
-            columns = len(pipeline.config.classes) if pipeline.config.means_every_class(wanted.label) else None
-            return pipeline, partial(pipeline.sample, wanted.num, **how, **MODES[wanted.mode]), wanted.num, columns
-        columns = min(8, wanted.num)
-        num = wanted.num // columns
-        pairs = [(2 * row, 2 * row + 1) for row in range(num)]
-        return pipeline, partial(pipeline.interpolate, pairs, columns, **how), num, columns
+    def degraded(self, name: str, run: str) -> tuple[Pipeline, np.ndarray, Size]:
+        """A model, a picture in its colours, float32 [C, H, W], and the size of the file's; a large one comes in the model's size.
 
-    def restored(self, name: str, run: str, level: int | None, samples: int, seed: int) -> Iterator[bytes]:
+        Raises:
+            InputError: if the picture is not here, or as for :meth:`model`.
+        """
+        pipeline = self.model(run)
+        read = self.pictures.read(name, "L" if pipeline.config.channels == 1 else "RGB")
+        own = Size(*read.shape[1:])
+        return pipeline, read if own.height * own.width <= MOST_OWN else fitted(pipeline, read)[0].numpy(), own
+
+    def restored(self, pipeline: Pipeline, read: np.ndarray, own: Size, wanted: Restore) -> Iterator[Any]:
         """A degraded picture, its level if it is not given, and samples of what it may have been, step by step.
 
-        The options are those of ``cli.restore``.
+        Args:
+            pipeline, read, own: what :meth:`degraded` gives.
+            wanted: the options of ``cli.restore``.
         """
-        pipeline = self._model(run)
-        check_integer("samples", samples, 1, 16)
-        read = self.pictures.read(name, "L" if pipeline.config.channels == 1 else "RGB")
-        picture, size = fitted(pipeline, read)
-        words = ["python", "-m", "cli.restore", *_positional(name, "degraded"), "--run", run]
-        words += _differing({"samples": (samples, 4), "seed": (seed, 0), "level": (level, None)})
-        about = {"kind": "scene", "height": size.height, "width": size.width, "count": samples}
-        yield message(about | {"command": shlex.join(words), "levels": pipeline.method.levels}, render.to_pixels(picture))
-        if level is None:
-            yield message({"kind": "progress", "text": "Pictures of the model are degraded, to compare this one with them."})
-            estimate = self._estimator(run, seed)(picture)
+        check_integer("samples", wanted.samples, 1, 16)
+        clean, size = fitted(pipeline, read)
+        picture = degraded(pipeline, clean, size, wanted)
+        words = ["python", "-m", "cli.restore", *_positional(str(wanted.picture), "degraded"), "--run", wanted.run]
+        options = ("degrade", "samples", "seed", "level")
+        words += _differing({name: (getattr(wanted, name), getattr(Restore, name)) for name in options})
+        about = {"kind": "scene", "count": wanted.samples, "own": list(own), "levels": pipeline.method.levels}
+        about["command"] = shlex.join(words)
+        yield message(about | _of_size(size, own), render.to_pixels(picture))
+        if wanted.degrade:
+            yield message({"kind": "clean"}, render.to_pixels(clean))
+        if wanted.level == "auto":
+            key = (wanted.run, wanted.seed)
+            if key not in self._estimators:
+                yield from steps(lambda emit: self._estimators.update({key: _estimator(pipeline, wanted.seed, emit)}))
+            self._estimators.move_to_end(key)
+            shrink(self._estimators, MOST_ESTIMATORS, lambda _: 1)
+            estimator = self._estimators[key]
+            estimate = estimator(picture)
+            if wanted.degrade is None and (better := in_own_size(pipeline, read, estimator, estimate)):
+                picture, size, estimate = better
+                yield message(about | _of_size(size, own), render.to_pixels(picture))
             level = estimate.quantile(0.5)
             (sigma, sigma_spread), (noise, noise_spread) = (estimate.spread(values) for values in (estimate.sigma, estimate.noise))
             about = {"kind": "estimate", "level": level, "low": estimate.quantile(0.05), "high": estimate.quantile(0.95)}
-            about |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
+            about |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread], "clean": estimate.clean}
+            about["warning"] = "; ".join(remarks(estimate, wanted.run)) or None
             yield message(about | {"at": estimate.level.tolist(), "probability": estimate.probability.tolist()})
+        else:
+            level = int(wanted.level)
+        if level == 0:
+            yield message({"kind": "result", "spread": 0.0}, render.to_pixels(picture)[None])
+            return
         pipeline = pipeline.at_size(size)
-        pipeline.batch = max(pipeline.batch, samples)
+        pipeline.batch = max(pipeline.batch, wanted.samples)
 
         def work(emit: Callable[[Any], None]) -> None:
-            emit((None, restore(pipeline, picture, level, samples, seed, callback=lambda level, u: emit((level, u)))))
+            emit((None, restore(pipeline, picture, level, wanted.samples, wanted.seed, callback=lambda level, u: emit((level, u)))))
 
-        for at, u in steps(work):
+        for made in steps(work):
+            if made is PAUSE:
+                yield PAUSE
+                continue
+            at, u = made
             about = {"kind": "frame", "level": at} if at is not None else {"kind": "result"}
             if at is None:
                 about["spread"], u = float(u.std(dim=0, unbiased=False).mean()), u.mean(dim=0, keepdim=True)
             yield message(about, np.stack([render.to_pixels(image) for image in u]))
 
-    def _model(self, name: str) -> Pipeline:
-        """A model by its name."""
+    def model(self, name: str) -> Pipeline:
+        """A model by its name; its network lets others have their turns.
+
+        Raises:
+            InputError: if there is none, or it cannot be read.
+        """
         models = self.models()
         check_name("model", name, models)
-        return _kept(self._models, name, lambda: Pipeline.from_pretrained(models[name], device=self.device))
+        if name not in self._models:
+            self._models[name] = pipeline = Pipeline.from_pretrained(models[name], device=self.device)
+            for module in pipeline.network.modules():
+                module.register_forward_hook(pause)
+        self._models.move_to_end(name)
+        shrink(self._models, MOST_MODELS, lambda pipeline: sum(p.nbytes for p in pipeline.network.parameters()))
+        return self._models[name]
 
-    def _estimator(self, name: str, seed: int) -> LevelEstimator:
-        """What finds the level of degraded pictures of a model, as ``cli.restore --seed`` makes it."""
-        return _kept(self._estimators, (name, seed), lambda: LevelEstimator(self._model(name), seed=seed))
+
+def _scene(options: Corrupt, u0: torch.Tensor, frames: int, piece: float = math.inf) -> Scene:
+    """A picture with so many frames on its way, made in pieces of at most so much effort."""
+    if options.process is not None:
+        return by_process(replace(options, levels=frames - 1), u0, piece)
+    return by_flow(options, u0, frame_widths(options.flow.widths(min(u0.shape[2:]))[1], frames), piece)
 
 
-def _kept(kept: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """What is kept under the key, made if it is not there; only the last few are kept."""
-    if key not in kept:
-        kept[key] = make()
-    kept.move_to_end(key)
-    while len(kept) > MOST_MODELS:
-        kept.popitem(last=False)
-    return kept[key]
+def _paused(u: torch.Tensor) -> object:
+    """A pause, when what leads to these pictures is computed: a GPU is waited for."""
+    u.flatten()[0].item()
+    return PAUSE
+
+
+def _estimator(pipeline: Pipeline, seed: int, emit: Callable[[Any], None]) -> LevelEstimator:
+    """What finds the level of degraded pictures of a model, as ``cli.restore --seed`` makes it; how far it is, is emitted."""
+    count, done = len(pipeline.method.sampler.visited(pipeline.forward)) + pipeline.method.levels + 1, 0
+    text = "Pictures of the model are degraded, to compare this one with them."
+
+    def on_level(*_: object) -> None:
+        nonlocal done
+        done += 1
+        if done % 32 == 1:
+            emit(message({"kind": "progress", "text": text, "done": done, "of": count}))
+        pause()
+
+    return LevelEstimator(pipeline, seed=seed, callback=on_level)
+
+
+def _of_size(size: Size, own: Size) -> dict[str, Any]:
+    """At which size a picture of its own size is restored, in numbers and words."""
+    text = f"It is restored at {size.width} x {size.height} px; the picture has {own.width} x {own.height} px."
+    if own == size:
+        text = f"It is restored in its own size, {size.width} x {size.height} px."
+    return {"height": size.height, "width": size.width, "text": text}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100.0 else f"{seconds / 60.0:.0f} min"
+
+
+def _drawing(pipeline: Pipeline, wanted: Samples) -> tuple[Callable[..., torch.Tensor], int, int | None]:
+    """What draws the samples, their number (of rows, if they are interpolated), and the samples in a row."""
+    most = min(MOST_SAMPLES, MOST_SAMPLED_PIXELS // math.prod(pipeline.config.size))
+    check_integer("number of samples", wanted.num, 1, max(1, most))
+    check_name("mode", wanted.mode, (*MODES, "interpolate"))
+    pipeline.batch = max(pipeline.batch, wanted.num)
+    how: dict[str, Any] = {name: getattr(wanted, name) for name in ("seed", "steps", "label", "guidance")}
+    if wanted.mode != "interpolate":
+        columns = len(pipeline.config.classes) if pipeline.config.means_every_class(wanted.label) else None
+        return partial(pipeline.sample, wanted.num, **how, **MODES[wanted.mode]), wanted.num, columns
+    columns = min(8, wanted.num)
+    num = wanted.num // columns
+    pairs = [(2 * row, 2 * row + 1) for row in range(num)]
+    return partial(pipeline.interpolate, pairs, columns, **how), num, columns
 
 
 def _grid(size: tuple[int, int], side: int, sigma: float = 0.0) -> tuple[tuple[int, int], float]:
@@ -263,14 +406,6 @@ def _against_defaults(options: Corrupt) -> dict[str, tuple[Any, Any]]:
     usual = asdict(Corrupt())
     given = {name: (getattr(options, name), usual[name]) for name in ("size", "peclet", "process", "seed")}
     return given | {name: (value, getattr(FlowOptions(), name)) for name, value in asdict(options.flow).items()}
-
-
-def _encoded(save: Callable[[Path], None]) -> bytes:
-    """A video, MP4; ``save(path)`` writes it. The encoder needs a file: where the system keeps one in memory, it is there."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        save(Path(folder) / "film.mp4")
-        return (Path(folder) / "film.mp4").read_bytes()
 
 
 def _sample_command(wanted: Samples, num: int, columns: int | None) -> str:
@@ -296,5 +431,5 @@ def _differing(values: dict[str, tuple[Any, Any]]) -> list[str]:
 
 def _positional(name: str, usual: str) -> list[str]:
     """A picture in a command line; none if it is the command's own. The page puts the visitor's file in the place of a checksum."""
-    bundled = {"chelsea": str(PHOTOGRAPH), "degraded": str(EXAMPLE)}
+    bundled = {"chelsea": str(PHOTOGRAPH), "degraded": str(EXAMPLE), "emoji": str(EMOJI)}
     return [] if name == usual else [bundled.get(name, name)]

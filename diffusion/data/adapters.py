@@ -29,6 +29,7 @@ from diffusion.data.images import (
 from diffusion.data.labels import as_classes, in_order
 from diffusion.data.prepare import PROBES, evenly_spaced
 from diffusion.size import Size
+from lbm_warp.checks import amount
 
 SLACK = 0.5  # of white, by which values of clipped pictures may leave their range
 DTYPES = ("uint8", "float32", "float64")
@@ -90,6 +91,10 @@ class OwnPictures(Pictures):
             raise DataError(f"{self.name}: not a sequence of pictures{keys}; files and names of data sets: diffusion.open_dataset")
         if not len(items):
             raise DataError(f"{self.name}: no pictures; expected at least one")
+        if getattr(items, "ndim", 0) == 3 and (items.shape[0] == 3 or items.shape[2] in (1, 3)):
+            grey = f"; for {items.shape[0]} grey ones pictures[:, None]" if items.shape[2] not in (1, 3) else ""
+            expected = f"expected [N, C, H, W] or [N, H, W, C]; for one picture pass pictures[None]{grey}"
+            raise DataError(f"{self.name}: shape {list(items.shape)} may be one picture; {expected}")
         if isinstance(labels, Mapping):
             self.given = in_order(labels, len(items), self.name)
         elif labels is not None and not _is_sequence(labels):
@@ -138,7 +143,7 @@ class OwnPictures(Pictures):
         if given is None:
             given = [self._item(number)[1] for number in tqdm(range(len(self)), desc="labels", unit="img", delay=1, leave=False)]
         if len(given) != len(self):
-            raise DataError(f"{self.name}: {len(given)} labels; expected one for each of the {len(self)} images")
+            raise DataError(f"{self.name}: {amount(len(given), 'label')}; expected one for each of {amount(len(self), 'image')}")
         return as_classes(given, self._names, self._place)
 
     @cached_property
@@ -165,7 +170,8 @@ class OwnPictures(Pictures):
             return item["image"], item.get("label")
         if isinstance(item, (tuple, list)):
             if len(item) not in (1, 2):
-                raise DataError(f"{self._place(number)}: {type(item).__name__} of {len(item)}; expected a picture and its label")
+                kind = f"a {type(item).__name__} of {len(item)}"
+                raise DataError(f"{self._place(number)}: {kind}; expected a picture, or a pair of a picture and its label")
             return (*item, None)[:2]
         return item, None
 
@@ -208,6 +214,8 @@ def _dtype(picture: Any) -> str:
 
 def _array(picture: Any, place: str) -> np.ndarray:
     """The values of an array or tensor."""
+    if np.ma.is_masked(picture):
+        raise DataError(f"{place}: masked values; expected a number for every pixel; fill them, picture.filled(0), or leave it out")
     if not isinstance(picture, torch.Tensor):
         return np.asarray(picture)
     if picture.layout != torch.strided or picture.is_meta:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import gzip
+import html
+import io
 import math
 import os
 import re
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
+from PIL import Image
 
 from diffusion.data import catalog
 from diffusion.data.hub import Row, Stream, open_hub, open_parquet
@@ -31,7 +35,7 @@ from diffusion.data.products import left_out
 from diffusion.data.sources import Source, open_path
 from diffusion.files import asset
 from diffusion.size import Size
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, amount
 
 Split = Literal["all", "even", "odd"]
 OTHER_HALF: dict[str, Split] = {"all": "all", "even": "odd", "odd": "even"}
@@ -122,8 +126,18 @@ class Pictures(Sequence[np.ndarray]):
         return len(self)
 
     def __repr__(self) -> str:
-        pictures = "pictures" if self.total is None else f"{self.total:,} pictures"
+        pictures = "pictures" if self.total is None else amount(self.total, "picture")
         return f"{type(self).__name__}({self.name}: {pictures} of {[self.channels, *self.size]})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the line of ``repr``, and ten of the pictures in a row."""
+        row = np.concatenate([as_floats(picture) for picture in self.probes(10)], axis=2)
+        colours = np.broadcast_to(row[: 3 if self.channels >= 3 else 1], (3, *row.shape[1:]))
+        file = io.BytesIO()
+        Image.fromarray((255.0 * colours).round().astype(np.uint8).transpose(1, 2, 0)).save(file, "PNG")
+        source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        style = "display: block; height: 64px; max-width: 100%; object-fit: contain; image-rendering: pixelated"
+        return f'{html.escape(repr(self))}<img style="{style}" alt="Ten of the pictures" src="{source}">'
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -282,7 +296,7 @@ def open_dataset(
             labels, class_note = None, str(error)
         if name in catalog.KNOWN:
             class_names = class_names or catalog.KNOWN[name].classes
-        description = f"{len(pixels)} {kind} images from {source.location}{judged}"
+        description = f"{amount(len(pixels), f'{kind} image')} from {source.location}{judged}"
         problems = [f"left out, since they are not images we read: {source.ignored}"] if source.ignored else []
         problems += [f"{refusal(refused, len(source.names))}; they are left out"] if refused else []
         problems += [left_out(products.values())] if products else []

@@ -22,6 +22,7 @@ from typing import Any
 from diffusion.data.images import DataError, data_errors, read_image
 from diffusion.data.sources import Source, numbered, read_file
 from diffusion.rng import seeds
+from lbm_warp.checks import amount
 
 # Rows of a stream that are shuffled together. Their files are kept in memory meanwhile.
 SHUFFLED = 1000
@@ -74,7 +75,8 @@ class Stream:
                 if number > first:
                     yield row
             if not number or length not in (None, number):
-                raise DataError(f"{self.location}: {number} images came of {length or 'some'}; try again, or without --stream")
+                came = f"{amount(number, 'image')} came of {length or 'some'}"
+                raise DataError(f"{self.location}: {came}; try again, or without --stream")
             epoch, length, first = epoch + 1, number, max(first - number, 0)
 
     def _rows(self, table: Any) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from diffusion.data.labels import canonical
 from diffusion.files import read_json, write_json
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, amount
 
 if TYPE_CHECKING:
     from diffusion.data.hub import Stream
@@ -86,6 +86,8 @@ class Identity:
     """As in :class:`Origin`; None for pictures in memory."""
     cells: tuple[str, ...] = ()
     """Of pictures spread over the set, bytes in hexadecimal digits; none where a picture is another each time it is read."""
+    original: bool = True
+    """Whether the run began with these pictures, on which its prior and its statistics were measured."""
 
     @classmethod
     def of(cls, pictures: Pictures, name: str) -> Identity:
@@ -101,14 +103,15 @@ class Identity:
 
     def where(self) -> str:
         """How many pictures there are, and where, in words."""
-        number = "" if self.count is None else f"{self.count:,} "
-        return f"{number}pictures {f'of {self.location}' if self.location else 'in memory'}"
+        number = "pictures" if self.count is None else amount(self.count, "picture")
+        return f"{number} {f'of {self.location}' if self.location else 'in memory'}"
 
     def changes(self, now: Identity) -> list[str]:
         """What has become different, in words; nothing if these are the same pictures."""
         found = []
         if self.count != now.count:
-            found.append(f"{self.count:,} pictures have become {now.count:,}" if self.count and now.count else "their number")
+            both = self.count and now.count
+            found.append(f"{amount(self.count or 0, 'picture')} before, now {now.count:,}" if both else "their number")
         if None not in (self.names, now.names) and self.names != now.names:
             found.append("the names of the files")
         if None not in (self.bytes, now.bytes) and self.bytes != now.bytes:
@@ -120,17 +123,17 @@ class Identity:
             found.append("what they show")
         return found
 
-    def kept_in(self, pictures: Pictures, now: Identity) -> bool:
-        """Whether at least half of the pictures that were looked at are among these, or their files were changed in their place."""
+    def kept_in(self, pictures: Pictures, now: Identity) -> int:
+        """How many of the pictures that were looked at are among these: all, if their files were changed in their place."""
         same_files = self.location is not None and (self.location, self.names) == (now.location, now.names)
         if same_files and self.bytes != now.bytes:
-            return True
+            return len(self.cells)
         if not self.cells or not now.cells:
-            return True  # nobody can tell
+            return len(self.cells)  # nobody can tell
         old, found = _numbers(self.cells), np.zeros(len(self.cells), bool)
         for new in [_numbers(now.cells)] if self.count is None or now.count is None else _all_cells(pictures):
             found |= _alike(old[:, None], new).any(axis=1)
-        return bool(found.mean() >= 0.5)
+        return int(found.sum())
 
 
 def load_identity(folder: Path) -> Identity | None:
@@ -151,7 +154,7 @@ def load_identity(folder: Path) -> Identity | None:
     return identity
 
 
-def check_pictures(folder: Path, pictures: Pictures, now: Identity, allow_new: bool) -> str | None:
+def check_pictures(folder: Path, pictures: Pictures, now: Identity, allow_new: bool) -> tuple[Identity, str | None]:
     """Compare pictures with those that a run began with.
 
     Args:
@@ -161,26 +164,29 @@ def check_pictures(folder: Path, pictures: Pictures, now: Identity, allow_new: b
         allow_new: whether pictures may have been added, removed or changed.
 
     Returns:
-        What is to be said of them, in one line; None if they are the same in the same place.
+        What the run is to keep of them; and what is to be said, in one line, None if they are the same in the same place.
 
     Raises:
         InputError: if they are others, or have changed although that is not allowed.
     """
     before = load_identity(folder)
     if before is None:
-        return None
+        return now, None
     changes = before.changes(now)
     if not changes:
         moved = before.location != now.location and now.location is not None
-        return f"the same pictures as before, now of {now.location}" if moved else None
+        return replace(now, original=before.original), f"the same pictures as before, now of {now.location}" if moved else None
     what = ", ".join(changes)
-    if not before.kept_in(pictures, now):
+    kept, looked = before.kept_in(pictures, now), len(before.cells)
+    if 2 * kept < looked:
+        rule = f"{kept} of {looked} that were looked at are still there; even --allow-new-pictures asks for half of them"
         advice = "choose another folder (--out), and to begin from its weights --init"
-        raise InputError(f"{folder} is a run on other pictures: {before.where()}, not {now.where()} ({what}); {advice}")
+        raise InputError(f"{folder} is a run on other pictures: {before.where()}, not {now.where()} ({what}): {rule}; {advice}")
     if not allow_new:
         advice = "go on with them by --allow-new-pictures, or choose another folder (--out)"
         raise InputError(f"{folder}: the pictures are no longer those that it began with ({what}); {advice}")
-    return f"going on with other pictures ({what}); statistics and prior stay those that the run began with"
+    note = f"going on with other pictures ({what}); statistics and prior stay those that the run began with"
+    return replace(now, original=False), note
 
 
 def _cells(pictures: np.ndarray) -> np.ndarray:

@@ -170,8 +170,8 @@ def decoded(image: Image.Image, name: str, values: Range | None = None) -> np.nd
         return scaled(pixels, values or value_range([(pixels.min(), pixels.max())], name), name)[None]
 
     transparent = image.has_transparency_data
-    levels = np.asarray(image.convert(colours + "A" if transparent else colours), dtype=np.float32) / 255
-    pixels = np.ascontiguousarray(np.atleast_3d(levels).transpose(2, 0, 1))
+    levels = np.atleast_3d(np.asarray(image.convert(colours + "A" if transparent else colours))).transpose(2, 0, 1)
+    pixels = np.divide(levels, np.float32(255), out=np.empty(levels.shape, np.float32))
     if transparent:
         opacity = pixels[-1:]
         pixels = pixels[:-1] * opacity + (1 - opacity)

@@ -7,20 +7,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from diffusion.data.dataset import ImageDataset, ImageStream, Pictures, as_floats
+from diffusion.data.dataset import ImageDataset, ImageStream, Pictures
+from diffusion.data.hub import Row
 from diffusion.data.images import DataError
 from diffusion.data.prepare import THREADS
 from diffusion.rng import below
+
+CPU = torch.device("cpu")
 
 
 @contextmanager
@@ -32,8 +36,10 @@ def batches(
     size: int,
     *,
     part: tuple[int, int] = (0, 1),
+    scatter: Callable[[list[Any] | None], Any] | None = None,
     workers: int = 0,
     flip: bool = False,
+    device: torch.device = CPU,
 ) -> Iterator[Iterator[torch.Tensor]]:
     """Batches of images in the order the seed gives.
 
@@ -46,12 +52,15 @@ def batches(
         first, last: from which image of the run to which (exclusive).
         size: images a batch, over all ranks; the last batch may be smaller.
         part: this rank and the number of ranks. Each has its contiguous share of every batch.
+        scatter: where several ranks share a stream: called on all of them for every batch, on rank 0 with a list of what each is to
+            get; returns what this one gets. Rank 0 alone reads the stream, and each decodes its share.
         workers: processes that read ahead; 0 reads in this one, when a batch is asked for. A stream is read by at most one, so that
             it is downloaded once.
         flip: mirror each image, left to right, with probability 1/2.
+        device: where the batches go, as they are stored (uint8, as a rule), without waiting for a GPU; floats are made there.
 
     Yields:
-        An iterator over float32 [n, C, H, W] on the CPU, n the rank's share.
+        An iterator over float32 [n, C, H, W] on the device, n the rank's share.
 
     Raises:
         DataError: if a worker process dies; from the iterator, if a picture cannot be used, a stream breaks off or has too many
@@ -60,16 +69,18 @@ def batches(
     order = Order(seed, first, last, size, part, flip)
     stream = isinstance(dataset, ImageStream)
     workers = min(workers, 1) if stream else workers
+    reader = _StreamReader(dataset, order, bool(scatter)) if isinstance(dataset, ImageStream) else _Reader(dataset, order)
     loader: DataLoader = DataLoader(
-        _StreamReader(dataset, order) if isinstance(dataset, ImageStream) else _Reader(dataset, order),
+        reader,
         batch_size=None,  # the readers give whole batches
         sampler=None if stream else order,
         num_workers=workers,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # they share the data set
         worker_init_fn=partial(_prepare_worker, os.getpid()),
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # otherwise torch's global one is drawn from
     )
-    images = _floats(loader)
+    images = _floats(reader.shared(loader, scatter) if isinstance(reader, _StreamReader) and scatter else loader, device)
     try:
         yield images
     except RuntimeError as error:
@@ -166,28 +177,55 @@ class _Reader(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class _StreamReader(IterableDataset):
-    """Reads a rank's share of every batch of a stream. All of the stream is downloaded, and only the share is decoded."""
+    """Reads every batch of a stream: its images, or its rows where other ranks get shares of them."""
 
     stream: ImageStream
     order: Order
+    rows: bool
 
-    def __iter__(self) -> Iterator[torch.Tensor | DataError]:
-        rows = self.stream.source.shuffled(self.order.seed, self.order.first)
+    def __iter__(self) -> Iterator[torch.Tensor | list[Row] | DataError]:
+        source = self.stream.source.shuffled(self.order.seed, self.order.first)
         try:
             with ThreadPoolExecutor(THREADS) as pool:
                 for batch, share in self.order:
-                    mine = [row for number, row in zip(batch, rows, strict=False) if number in share]
-                    pixels = np.array(list(pool.map(self.stream.decode, mine)), dtype=np.uint8)
-                    yield self.order.mirror(pixels.reshape(-1, self.stream.channels, *self.stream.size), share)
+                    rows = [row for _, row in zip(batch, source, strict=False)]
+                    yield rows if self.rows else self.decoded(rows, share, pool)
         except DataError as error:
             yield error  # as _Reader gives it
 
+    def decoded(self, rows: list[Row], share: range, pool: ThreadPoolExecutor) -> torch.Tensor:
+        """The images of these rows, which have these numbers in the run: uint8 [n, C, H, W]."""
+        pixels = np.array(list(pool.map(self.stream.decode, rows)), dtype=np.uint8)
+        return self.order.mirror(pixels.reshape(-1, self.stream.channels, *self.stream.size), share)
 
-def _floats(loader: DataLoader) -> Generator[torch.Tensor, None, None]:
+    def shared(self, loader: DataLoader, scatter: Callable[[list[Any] | None], Any]) -> Iterator[torch.Tensor]:
+        """This rank's share of every batch, of rows that rank 0 reads through ``loader``; all ranks raise an error of that."""
+        reading = iter(loader) if self.order.part[0] == 0 else None
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _, share in self.order:
+                rows = scatter(None if reading is None else self._parts(reading))
+                if isinstance(rows, Exception):
+                    raise rows
+                yield self.decoded(rows, share, pool)
+
+    def _parts(self, reading: Iterator[list[Row] | Exception]) -> list[Any]:
+        """What each rank gets of the next batch: its rows, or what went wrong."""
+        ranks = self.order.part[1]
+        try:
+            rows = next(reading)
+        except RuntimeError as error:  # a worker died
+            rows = error
+        if isinstance(rows, Exception):
+            return ranks * [rows]
+        return [rows[len(rows) * rank // ranks : len(rows) * (rank + 1) // ranks] for rank in range(ranks)]
+
+
+def _floats(loader: Iterable[torch.Tensor | DataError], device: torch.device) -> Generator[torch.Tensor, None, None]:
     for pixels in loader:
         if isinstance(pixels, DataError):
             raise pixels
-        yield torch.from_numpy(as_floats(pixels.numpy()))
+        pixels = pixels.to(device, non_blocking=True)
+        yield pixels / 255 if pixels.dtype == torch.uint8 else pixels
 
 
 def _prepare_worker(parent: int, worker: int) -> None:

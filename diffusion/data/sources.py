@@ -23,6 +23,7 @@ import numpy as np
 
 from diffusion.data.images import DataError, check_file_bytes, counted, data_errors, is_hidden, is_image_name
 from diffusion.data.labels import as_classes, canonical, common_parts, folder_classes
+from lbm_warp.checks import amount
 
 _LABELS = "dataset.json"
 _LABELS_BYTES = 2**26
@@ -184,7 +185,7 @@ def _image_files(
     keys = {name: key(name) for name in names}
     classes = {name: table[of] for name, of in keys.items() if of in table}
     spare = len(table.keys() - keys.values())
-    note = f"{spare} labels of {_LABELS} are of no picture here" if spare else ""
+    note = f"of no picture here: {amount(spare, 'label')} of {_LABELS}" if spare else ""
     family = (lambda name: families.get(key(name), key(name))) if families else None
     return Source(location, version, names, read, classes, family=family, class_note=note, ignored=ignored)
 
@@ -236,7 +237,7 @@ def _pixels(folder: Path) -> Source:
         classes, pixels = records[:, 0].tolist(), records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     count, height, width, channels = pixels.shape
     if len(classes) != count:
-        raise DataError(f"{folder}: {count} images but {len(classes)} labels; get new copies of both files")
+        raise DataError(f"{folder}: {amount(count, 'image')} but {amount(len(classes), 'label')}; get new copies of both files")
     header = f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode()
 
     def read(number: int) -> tuple[str, bytes]:

@@ -9,7 +9,6 @@ from tqdm.auto import trange
 
 from diffusion.data.dataset import evenly_spaced
 from diffusion.evaluation.metrics import (
-    FIT_BATCH,
     Measurement,
     Scores,
     fit_gaussian,
@@ -56,7 +55,7 @@ def intervals(
         drawn = again(balls)
         found.append(
             {
-                "frechet_distance": frechet_distance(*(fit_gaussian(features.split(FIT_BATCH)) for features in (first, second))),
+                "frechet_distance": frechet_distance(fit_gaussian(first), fit_gaussian(second)),
                 "sliced_wasserstein": sliced_wasserstein(first, second, DIRECTIONS),
                 "precision": (drawn > 0).double().mean().item(),
                 "recall": again(recalled).double().mean().item(),

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from diffusion.data.dataset import Pictures, as_floats
 from diffusion.files import asset
 from diffusion.rng import seeds
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError, amount, check_integer
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
@@ -124,7 +124,7 @@ def open_features(name: str | Features, device: torch.device, inception: Path | 
         return FeatureExtractor(path.name, sha256, lambda images: module(_rgb(images)))
     if path.suffix == ".safetensors":
         if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a classifier of python -m cli.features")
+            raise InputError(f"{path}: no such file; expected a classifier of beyond-blur features")
         return _of_classifier(path.name, path.read_bytes(), device)
     raise InputError(f"features {name!r}: expected {EXPECTED}")
 
@@ -220,7 +220,7 @@ def train_classifier(dataset: Pictures, held_out: int = 2, *, epochs: int, seed:
     corners = images[:, :, :: height - 1, :: width - 1].median().item()
     steps = epochs * (len(images) // BATCH)
     if not steps or not held.any():
-        raise InputError(f"{dataset.name}: {len(dataset)} pictures are too few; expected at least {BATCH} to learn and one to keep")
+        raise InputError(f"{dataset.name}: {amount(len(dataset), 'picture')}; expected at least {BATCH} to learn and one to keep")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds(seed, "digit features")))
         classifier = Classifier(dataset.channels, height, len(classes))
@@ -269,7 +269,7 @@ def _of_classifier(name: str, archive: bytes, device: torch.device) -> FeatureEx
     try:
         classifier = Classifier.of_weights(load(archive)).to(device)
     except (SafetensorError, InputError) as error:
-        raise InputError(f"{name}: {error}; expected a classifier of python -m cli.features") from None
+        raise InputError(f"{name}: {error}; expected a classifier of beyond-blur features") from None
     return FeatureExtractor(name, _sha256(archive), lambda images: classifier.features(images / 255.0))
 
 

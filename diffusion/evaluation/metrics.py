@@ -12,7 +12,7 @@ Everything is computed in float64, on the device that the features are on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,15 @@ MOST_FEATURES = 2**14  # a covariance of 2 GiB
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean, float64 [D], and covariance, float64 [D, D]."""
+    """Mean, float64 [D], and a root R of the covariance R^T R, float64 [r, D], r at most D."""
 
     mean: torch.Tensor
-    covariance: torch.Tensor
+    root: torch.Tensor
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """float64 [D, D]."""
+        return self.root.T @ self.root
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
     Raises:
         InputError: if a set has k images or fewer, features that are not finite, or features of another dimension.
     """
-    fitted = [fit_gaussian(measured.features.split(FIT_BATCH)) for measured in (samples, reference)]
+    fitted = [fit_gaussian(measured.features) for measured in (samples, reference)]
     equal = min(len(samples), len(reference))
     pictures, made = (measured[evenly_spaced(len(measured), equal)].features for measured in (reference, samples))
     precision, recall, density, coverage = precision_recall_density_coverage(pictures, made, k)
@@ -123,50 +128,42 @@ def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
     )
 
 
-def fit_gaussian(batches: Iterable[torch.Tensor]) -> Gaussian:
-    """Mean and covariance (divided by N - 1) of features that come in batches, each floating-point [n, D].
+def fit_gaussian(features: torch.Tensor) -> Gaussian:
+    """Mean and covariance (divided by N - 1) of features, floating-point [N, D].
 
-    Batches are joined by the update of Chan, Golub and LeVeque (1979), which never subtracts large sums.
+    Of no more images than features the root is the centred features themselves, so that no covariance [D, D] is made.
 
     Raises:
-        InputError: if there are fewer than two features in all, or a batch has the wrong shape or values that are not finite.
+        InputError: if there are fewer than two images, or the features have the wrong shape or are not finite.
     """
-    count, mean, scatter = 0, torch.empty(0), torch.empty(0)
-    for batch in batches:
-        check_features(batch, 0)
-        batch = batch.double()
-        if not count:
-            mean, scatter = batch.new_zeros(batch.shape[1]), batch.new_zeros(batch.shape[1], batch.shape[1])
-        _check_same_dimension(batch.shape[1], len(mean))
-        shift = batch.mean(dim=0) - mean
-        centred = batch - (mean + shift)
-        total = count + len(batch)
-        scatter += centred.T @ centred + torch.outer(shift, shift) * (count * len(batch) / total)
-        mean = mean + shift * (len(batch) / total)
-        count = total
+    check_features(features, 0)
+    count, dimension = features.shape
     if count < 2:
-        raise InputError(f"a covariance needs at least 2 features, got {count}")
-    return Gaussian(mean, scatter / (count - 1))
+        raise InputError(f"a covariance needs at least 2 images, got {count}")
+    mean = features.mean(dim=0, dtype=torch.float64)
+    if count <= dimension:
+        return Gaussian(mean, (features - mean).div_((count - 1) ** 0.5))
+    scatter = mean.new_zeros((dimension, dimension))
+    for part in features.split(FIT_BATCH):
+        centred = part.double() - mean
+        scatter.addmm_(centred.T, centred)
+    eigenvalues, directions = torch.linalg.eigh(scatter / (count - 1))
+    return Gaussian(mean, eigenvalues.clamp_min(0.0).sqrt()[:, None] * directions.T)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}), at least 0 (Dowson and Landau 1982).
 
-    The trace of the root is the sum of the singular values of S_a^{1/2} S_b^{1/2}. It is not taken from the eigenvalues of
+    With S = R^T R the trace of the root is the sum of the singular values of R_a R_b^T. It is not taken from the eigenvalues of
     S_a^{1/2} S_b S_a^{1/2}, their squares: where the covariances have less than full rank (fewer images than features), rounding
     leaves eigenvalues of 1e-16 there whose roots are 1e-8.
 
     Raises:
-        InputError: if the statistics are not finite or of different dimensions.
+        InputError: if the Gaussians are of different dimensions.
     """
     _check_same_dimension(len(a.mean), len(b.mean))
-    for gaussian in (a, b):
-        if not (gaussian.mean.isfinite().all() and gaussian.covariance.isfinite().all()):
-            raise InputError("the statistics of the features are not finite (NaN or infinite); look for broken images or weights")
-    (root_a, basis_a), (root_b, basis_b) = _root(a.covariance), _root(b.covariance)
-    overlap = root_a[:, None] * (basis_a.T @ basis_b) * root_b
-    root_trace = torch.linalg.svdvals(overlap).sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2.0 * root_trace
+    root_trace = torch.linalg.svdvals(a.root @ b.root.T).sum()
+    distance = (a.mean - b.mean).square().sum() + a.root.square().sum() + b.root.square().sum() - 2.0 * root_trace
     return max(distance.item(), 0.0)
 
 
@@ -194,9 +191,10 @@ def sliced_wasserstein(samples: torch.Tensor, reference: torch.Tensor, direction
     widths = torch.diff(places, prepend=places.new_zeros(1))
     middles = places - 0.5 * widths
     total = 0.0
+    samples, reference = samples.double(), reference.double()
     for part in axes.split(SLICES, dim=1):
         first, second = (
-            (features.double() @ part).sort(dim=0).values[torch.searchsorted(end, middles)]
+            (features @ part).sort(dim=0).values[torch.searchsorted(end, middles)]
             for features, end in zip((samples, reference), ends, strict=True)
         )
         total += ((first - second).square() * widths[:, None]).sum().item()
@@ -291,13 +289,6 @@ def check_features(features: torch.Tensor, least: int) -> None:
 def _check_same_dimension(have: int, want: int) -> None:
     if have != want:
         raise InputError(f"features of dimension {have} cannot be compared with features of dimension {want}")
-
-
-def _root(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Root of a covariance as the roots [r] and directions [D, r] of its eigenvalues above rounding, r its rank."""
-    eigenvalues, directions = torch.linalg.eigh(covariance)
-    kept = eigenvalues > len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1]
-    return eigenvalues[kept].sqrt(), directions[:, kept]
 
 
 def _neighbourhood(features: torch.Tensor, k: int) -> torch.Tensor:

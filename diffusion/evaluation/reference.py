@@ -22,7 +22,7 @@ from diffusion.evaluation.metrics import Measurement
 from diffusion.evaluation.sources import ImageSource
 from diffusion.files import load_tensors, save_tensors
 from lbm_warp.caches import cache_folder
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, amount
 
 log = logging.getLogger("lbm_warp")
 
@@ -64,7 +64,7 @@ class Reference:
 
     def numbers(self, split: Split | None = None) -> np.ndarray:
         """Numbers of the pictures that samples are compared with, or of those of another split, int64."""
-        count, families = self.pictures.count, self.pictures.families
+        count, families = self.pictures.count, self.pictures.data.families if self.pictures.data else None
         return numbers_of(split or self.config.split or "all", count if families is None else families)
 
     @property
@@ -85,7 +85,7 @@ class Reference:
         k = self.config.k
         for name, have in ((f"each half of {self.pictures.name}", self.pictures.count // 2), (samples, count)):
             if have <= k:
-                raise InputError(f"{name} has {have} images, too few for k = {k}: at least {k + 1} are needed")
+                raise InputError(f"{name} has {amount(have, 'image')}, too few for k = {k}: at least {k + 1} are needed")
 
     def measured(self) -> Measurement | None:
         """Features and colours of all pictures, from the cache if they are there, else measured and kept there.

@@ -71,7 +71,7 @@ def score_restoration(
         methods[name] = scored([method(p, best) for p in degraded[test]], clean[test]) | {"parameter": best}
     means, singles = [], []
     for number in tqdm(range(len(x))[test], desc=f"level {level}", unit="picture", leave=False):
-        found = estimator(z[number]).quantile(0.5)
+        found = max(1, estimator(z[number]).quantile(0.5))
         errors.append(abs(float(widths[found]) / sigma - 1.0))
         restored = restore(pipeline, z[number], found, SAMPLES, int(own[number]))
         means.append(restored.mean(dim=0).permute(1, 2, 0).double().numpy())

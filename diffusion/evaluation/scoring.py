@@ -21,11 +21,11 @@ from diffusion.evaluation.likelihood import check_density, likelihood
 from diffusion.evaluation.metrics import Measurement, Scores, fit_gaussian, frechet_distance, memorisation, score
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.restoration import check_blurs, score_restoration
-from diffusion.evaluation.sources import open_pictures, open_run, open_sources
+from diffusion.evaluation.sources import Share, open_pictures, open_run, open_sources
 from diffusion.evaluation.variance import analysis_of_variance
 from diffusion.launcher import launch
 from diffusion.sampling.pipeline import Pipeline
-from lbm_warp.checks import InputError, as_device, check_object
+from lbm_warp.checks import InputError, amount, as_device, check_object
 
 RESTORED = 256  # pictures that calibration restores
 DEGRADED = 64  # pictures that are degraded and restored, half of them for the free numbers of other methods
@@ -60,7 +60,8 @@ def evaluate(
 
     Returns:
         On rank 0 what metrics.json holds, on the others None. ``scores`` and ``floor`` have the entries of
-        :class:`diffusion.evaluation.Scores`; the floor is one half of the real pictures as samples of the other half.
+        :class:`diffusion.evaluation.Scores`; the floor is one half of the real pictures as samples of the other half. ``learned``
+        says how many of the pictures a run was trained on: all, half or none; None if that is not known.
 
     Raises:
         InputError: if a value is out of its range, or samples, pictures or features are missing, damaged or too few.
@@ -72,11 +73,12 @@ def evaluate(
     launch()  # refuses half an environment, in which processes would wait for each other
     state = PartialState(cpu=device.type == "cpu")
     device = state.device if state.num_processes > 1 else device
-    source, pictures, config = open_sources(samples, data, config, device, types)
-    reference, run = Reference(pictures, config, device, features), source.pipeline
+    source, pictures, config, share = open_sources(samples, data, config, device, types)
+    reference, model = Reference(pictures, config, device, features), source.pipeline
+    run = model if model is None or config.sampling_noise is None else model.with_sampling_noise(config.sampling_noise)
     index = np.arange(reference.num) if run else evenly_spaced(source.count, config.num or source.count)
     if len(index) < (config.num or 0):
-        raise InputError(f"{source.name} has {len(index)} images, fewer than num = {config.num}")
+        raise InputError(f"{source.name} has {amount(len(index), 'image')}, fewer than num = {config.num}")
     reference.check_enough(source.name, len(index))
     if (config.likelihood or config.calibration or config.variance or config.restoration) and run is None:
         raise InputError(f"{source.name}: not a run; leave out likelihood, calibration, variance and restoration")
@@ -92,10 +94,10 @@ def evaluate(
         return None
     compared = generated.to(device), real[reference.numbers()].to(device)
     scores = score(*compared, config.k)
-    made = {"seed": config.seed, "steps": config.steps, "sampling_noise": config.sampling_noise} if run is not None else {}
+    made = {name: getattr(config, name) for name in ("seed", "steps", "sampling_noise")} if run is not None else {}
     dimension = real.features.shape[1]
     report: dict[str, Any] = {
-        "samples": {"source": source.name} | made,
+        "samples": {"source": source.name, **made},
         "reference": reference.facts(),
         "size": source.size.to_json(),
         "channels": source.channels,
@@ -107,8 +109,9 @@ def evaluate(
     resamples = (100 if dimension <= FEW_FEATURES else 0) if config.bootstrap is None else config.bootstrap
     if resamples:
         report["intervals"] = intervals(scores, *compared, config.k, resamples)
-    if run is not None and kept is not None:
-        report |= _of_run(run, reference, real, generated)
+    if run is not None and model is not None and kept is not None:
+        report["samples"]["model"] = model.fingerprint
+        report |= {"learned": share} | _of_run(run, reference, real, generated, share)
         kept.remove()
     return report
 
@@ -121,8 +124,9 @@ def _floor(real: Measurement, reference: Reference, count: int) -> Scores:
     return score(shown.to(reference.device), kept.to(reference.device), reference.config.k)
 
 
-def _of_run(run: Pipeline, reference: Reference, real: Measurement, generated: Measurement) -> dict[str, Any]:
-    """What is found out about a run beside its samples: all that the configuration asks for, by name."""
+def _of_run(run: Pipeline, reference: Reference, real: Measurement, generated: Measurement, share: Share | None) -> dict[str, Any]:
+    """What is found out about a run, which learned a share of the pictures, beside its samples: all that the configuration asks
+    for, by name."""
     config, read, last = reference.config, reference.read, run.forward.levels
     numbers, learned, seed = reference.numbers(), reference.numbers(OTHER_HALF[config.split or "all"]), config.seed
     found: dict[str, Any] = {}
@@ -132,8 +136,8 @@ def _of_run(run: Pipeline, reference: Reference, real: Measurement, generated: M
 
     if config.likelihood:
         bound = likelihood(run, read, spread(numbers, reference.num), spread(learned, LEARNED), seed, config.steps)
-        found["likelihood"] = asdict(bound)
-    if config.split != "all":
+        found["likelihood"] = asdict(bound) | {"learned": share}
+    if share == "none":
         found["memorisation"] = memorisation(generated.features, real[learned].features, real[numbers].features)
     if config.calibration:
         levels, chosen = sorted({max(1, last * quarter // 4) for quarter in (1, 2, 3)}), spread(numbers, RESTORED)
@@ -170,11 +174,11 @@ def frechet_scorer(
     reference = Reference(open_pictures(data, config), config, device, features)
     reference.check_enough("a set of samples", reference.num)
     real = reference.measured()
-    fitted = fit_gaussian([real[reference.numbers()].features]) if real is not None and PartialState().is_main_process else None
+    fitted = fit_gaussian(real[reference.numbers()].features) if real is not None and PartialState().is_main_process else None
 
     def distance(pipeline: Pipeline) -> float | None:
         source = open_run("score", pipeline, config)
         samples = source.measure(np.arange(reference.num), reference.extractor, config.batch, device)
-        return None if fitted is None else frechet_distance(fit_gaussian([samples.features]), fitted)
+        return None if fitted is None else frechet_distance(fit_gaussian(samples.features), fitted)
 
     return distance

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from diffusion.sampling.pipeline import BUNDLED, Pipeline, is_model_id
 from diffusion.size import Size
 from lbm_warp.checks import InputError
 
+# How many of some pictures a run learned.
+Share = Literal["all", "half", "none"]
+
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -38,10 +42,10 @@ class ImageSource:
     """Number of images; 0 for a run, which makes any number."""
     read: Callable[[np.ndarray], torch.Tensor]
     """Called as ``read(index)``: the images of these numbers, uint8 [len(index), channels, height, width]."""
-    families: np.ndarray | None = None
-    """As in :class:`Pictures`."""
+    data: Pictures | None = None
+    """The data set; None for a run."""
     pipeline: Pipeline | None = None
-    """The run."""
+    """The run, with its own sampling noise."""
 
     def measure(self, index: np.ndarray, extractor: FeatureExtractor, batch: int, device: torch.device) -> Measurement:
         """Features and colours of the images number ``index``, on the CPU, in this order whatever the number of ranks.
@@ -71,12 +75,14 @@ class ImageSource:
 
 def open_sources(
     samples: Any, data: Any, config: EvaluationConfig, device: torch.device, types: Sequence[type] = ()
-) -> tuple[ImageSource, ImageSource, EvaluationConfig]:
-    """The samples and the pictures, of one size and number of channels, and the configuration with its split.
+) -> tuple[ImageSource, ImageSource, EvaluationConfig, Share | None]:
+    """The samples and the pictures, of one size and number of channels; the configuration with its split; and how many of the
+    pictures a run was trained on, None if that is not known.
 
     Arguments and errors are those of :func:`diffusion.evaluate`.
     """
     learned: Identity | None = None
+    trained_on, trained_half, own = "", "all", data is None
     source, path = None, Path(samples) if isinstance(samples, (str, Path)) else None
     split: Split = "all"
     name = str(samples) if path else "pipeline" if isinstance(samples, Pipeline) else type(samples).__name__
@@ -106,11 +112,24 @@ def open_sources(
     try:
         pictures = open_pictures(data, config, source.channels if source else None)
     except DataError as error:
-        if learned is None or data != learned.data:
-            raise
+        if learned is None or data != learned.data or os.path.exists(str(learned.location)):
+            raise  # the pictures are where they were
         raise InputError(f"{error}; {name} was trained on {learned.where()}: say where they are now with --data") from None
     source = source or open_pictures(name, replace(config, size=str(pictures.size)), pictures.channels, samples=True)
-    return source, pictures, config
+    share: Share | None = None
+    if source.pipeline and pictures.data and (own or _are_learned(pictures.data, trained_on, learned)):
+        compared = config.split if pictures.data.split == "all" else pictures.data.split
+        share = "all" if trained_half in ("all", compared) else "half" if compared == "all" else "none"
+    return source, pictures, config, share
+
+
+def _are_learned(pictures: Pictures, name: str, learned: Identity | None) -> bool:
+    """Whether these are known to be the pictures that a run learned, or half of them: by its record of them, else by their name."""
+    origin = pictures.origin
+    if origin is None or learned is None or learned.location is None:
+        return origin is not None and origin.data == name in NAMES
+    same_files = learned.names is not None and (learned.names, learned.bytes) == (origin.names, origin.bytes)
+    return same_files or learned.location == origin.location
 
 
 def _learned(name: str, data: str, learned: Identity | None) -> str:
@@ -130,10 +149,9 @@ def is_run(samples: Path | str) -> bool:
 
 def open_run(name: str, pipeline: Pipeline, how: EvaluationConfig) -> ImageSource:
     """The images that a run makes from a seed, in a number of steps, with its sampling noise or another."""
-    pipeline = pipeline if how.sampling_noise is None else pipeline.with_sampling_noise(how.sampling_noise)
 
     def read(index: np.ndarray) -> torch.Tensor:
-        return to_uint8(pipeline.sample(index, how.seed, steps=how.steps))
+        return to_uint8(pipeline.sample(index, how.seed, steps=how.steps, sampling_noise=how.sampling_noise))
 
     return ImageSource(name, pipeline.config.size, pipeline.config.channels, 0, read, pipeline=pipeline)
 
@@ -170,7 +188,7 @@ def open_pictures(
             images = np.stack([with_channels(fit(image, size), shape[0]) for image in images])
         return to_uint8(torch.from_numpy(images))
 
-    return ImageSource(name or pictures.name, size, shape[0], len(pictures), read, pictures.families)
+    return ImageSource(name or pictures.name, size, shape[0], len(pictures), read, pictures)
 
 
 def read_npz(path: Path) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from lbm_warp.heat import from_modes, to_modes
 from lbm_warp.random import normal
 
 Level = int | torch.Tensor
+Table = TypeVar("Table")
 # Noise of unit variance for a level, in the shape of the images.
 UnitNoise = Callable[[int], torch.Tensor]
 
@@ -87,6 +89,32 @@ class ForwardProcess:
     def measured(self, statistics: Statistics | None) -> ForwardProcess:
         """The process with these moments of the training pictures."""
         return replace(self, statistics=statistics)
+
+    @cached_property
+    def _placed(self) -> dict[tuple[Any, ...], Any]:
+        """Tables on the devices where they are needed: they go there once."""
+        return {}
+
+    def _once(self, name: str, like: torch.Tensor, table: Callable[[], Table]) -> Table:
+        key = name, like.device, like.dtype, like.shape[2:]
+        if key not in self._placed:
+            with torch.inference_mode(False):  # sampling makes them, and a gradient may need them later
+                self._placed[key] = table()
+        return self._placed[key]
+
+    def statistics_like(self, u: torch.Tensor) -> Statistics | None:
+        """The moments on the device of images, in their dtype."""
+        return self._once("statistics", u, lambda: self.statistics and self.statistics.to(u))
+
+    def noise_power_like(self, u: torch.Tensor, exponent: float = 1.0) -> torch.Tensor | None:
+        """Variance of every cosine mode of the unit noise of images, or a power of it, [H, W] on their device, in their dtype; None
+        for white noise."""
+
+        def table() -> torch.Tensor | None:
+            variance = self.scales.noise_power(Size(*u.shape[2:]))
+            return None if variance is None else variance.pow(exponent).to(u)
+
+        return self._once(f"noise power {exponent}", u, table)
 
     def mean(self, u0: torch.Tensor, level: Level, seed: torch.Tensor) -> torch.Tensor:
         """Level k without its noise, m + s_k (A_k(u_0) - m).
@@ -155,17 +183,13 @@ class ForwardProcess:
 
     def coloured(self, white: torch.Tensor) -> torch.Tensor:
         """White noise [N, C, H, W] with the spectrum of the process's noise."""
-        power = self.scales.noise_power(Size(*white.shape[2:]))
-        if power is None:
-            return white
-        return from_modes(power.sqrt().to(white) * to_modes(white))
+        amplitude = self.noise_power_like(white, 0.5)
+        return white if amplitude is None else from_modes(amplitude * to_modes(white))
 
     def whitened(self, noise: torch.Tensor) -> torch.Tensor:
         """Cosine modes of noise [N, C, H, W] in units of their standard deviation; white noise as it is, pixel by pixel."""
-        power = self.scales.noise_power(Size(*noise.shape[2:]))
-        if power is None:
-            return noise
-        return to_modes(noise) / power.sqrt().to(noise)
+        amplitude = self.noise_power_like(noise, 0.5)
+        return noise if amplitude is None else to_modes(noise) / amplitude
 
     def seeded_noise(self, seed: torch.Tensor, like: torch.Tensor) -> UnitNoise:
         """Noise of unit variance in the shape of ``like`` [N, C, H, W] for all levels, from one seed a sample, int64 [N].

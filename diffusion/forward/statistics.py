@@ -64,16 +64,18 @@ class Statistics:
         chosen = evenly_spaced(len(dataset), MOST)
         knots = min(KNOTS, operator.levels + 1)
         levels = np.linspace(0, operator.levels, knots).round().astype(int).tolist()
-        first = second = cross = torch.zeros((), dtype=torch.float64, device=device)
-        for numbers in tqdm(np.array_split(chosen, -(-len(chosen) // BATCH)), desc="statistics", unit="batch", leave=False):
+        first, second, cross = torch.zeros((3, knots, *dataset[0].shape), dtype=torch.float64, device=device)
+        batches = np.array_split(chosen, -(-len(chosen) // BATCH))
+        for numbers in tqdm(batches, desc="statistics", unit="batch", delay=1, leave=False):
             x = torch.stack([torch.from_numpy(dataset[i]) for i in numbers.tolist()]).to(device)
             flow, of_all = seeds(numbers, "statistics"), [torch.full((len(x),), level) for level in levels]
-            # [L, N, C, H, W]; level 0 is the clean picture.
-            y = torch.stack(operator.at(x, of_all, flow)).double()
-            modes = to_modes(y)
-            first = first + modes.sum(dim=1)
-            second = second + modes.square().sum(dim=1)
-            cross = cross + (modes * modes[:1]).sum(dim=1)
+            clean = to_modes(x.double())
+            # Level by level: all at once are too many for a processor's cache.
+            for knot, y in enumerate(operator.at(x, of_all, flow)):
+                modes = to_modes(y.double())
+                first[knot] += modes.sum(dim=0)
+                second[knot] += modes.square().sum(dim=0)
+                cross[knot] += (modes * clean).sum(dim=0)
         mean = first / len(chosen)
         variance = second / len(chosen) - mean.square()
         covariance = cross / len(chosen) - mean * mean[0]
@@ -84,19 +86,24 @@ class Statistics:
         moments = (pictures[0], variance[0], pictures, variance, covariance)
         return cls(*(moment.float().cpu() for moment in moments))
 
-    def interpolated(self, moment: torch.Tensor, level: int | torch.Tensor, levels: int, like: torch.Tensor) -> torch.Tensor:
-        """A moment [L, C, H, W] between the levels at which it was measured, [N, C, H, W] or, for one level, [1, C, H, W].
+    def to(self, like: torch.Tensor) -> Statistics:
+        """The moments on the device of a tensor, in its dtype."""
+        return Statistics(**{name: moment.to(like) for name, moment in vars(self).items()})
+
+    def interpolated(self, level: int | torch.Tensor, levels: int) -> tuple[torch.Tensor, ...]:
+        """Mean, variance and covariance of corrupted pictures between the levels at which they were measured, each [N, C, H, W] or,
+        for one level, [1, C, H, W].
 
         Args:
             level: one for all images, or int64 [N] on the CPU, 0 to ``levels``.
             levels: K.
-            like: gives device and dtype.
         """
-        place = torch.as_tensor(level).reshape(-1).double() * ((len(moment) - 1) / levels)
-        lower = place.floor().long().clamp(max=len(moment) - 2)
-        weight = (place - lower).to(like.dtype)[:, None, None, None].to(like.device)
-        moment = moment.to(like)
-        return torch.lerp(moment[lower], moment[lower + 1], weight)
+        moments = self.corrupted_mean, self.corrupted_variance, self.covariance
+        place = torch.as_tensor(level).reshape(-1).double() * ((len(self.covariance) - 1) / levels)
+        lower = place.floor().long().clamp(max=len(self.covariance) - 2)
+        weight = (place - lower)[:, None, None, None].to(self.mean.dtype).to(self.mean.device, non_blocking=True)
+        lower = lower.to(self.mean.device, non_blocking=True)
+        return tuple(torch.lerp(moment[lower], moment[lower + 1], weight) for moment in moments)
 
     def at_size(self, size: Size) -> Statistics:
         """The moments for images of another size whose pixels show as much: mode m of W is mode m W' / W of W'."""

@@ -25,7 +25,7 @@ from diffusion.rng import seeds
 from diffusion.samplers.base import Callback
 from diffusion.sampling.pipeline import Pipeline
 from lbm_warp import Operator
-from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.checks import MOST, InputError, as_tensor, check_integer, check_number
 
 ITERATIONS, TOLERANCE = 50, 1e-5
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -192,7 +192,7 @@ def solve(
     """
     check_number("noise", noise, 1e-6)
     check_number("trust", trust, 1e-6)
-    check_integer("images", images, 1)
+    check_integer("images", images, 1, MOST)
     method = pipeline.method
     if not method.denoiser.gives_clean(pipeline.forward) or method.sampler.needs_step:
         raise InputError(f"{pipeline.config.process_name}: a measurement needs a run whose sampler goes by the clean image")
@@ -200,7 +200,7 @@ def solve(
         check(pipeline.forward, f"{pipeline.config.process_name}: a measurement")
     measurement = Measurement.of(measurement)
     expected = measurement.check(pipeline.config.shape, pipeline.device)
-    y = torch.as_tensor(y)
+    y = as_tensor("the measurement", y)
     if tuple(y.shape) != expected:
         raise InputError(f"a measurement of images {list(pipeline.config.shape)} has shape {list(expected)}, got {list(y.shape)}")
     if not y.is_floating_point() or not y.isfinite().all():

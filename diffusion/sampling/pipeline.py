@@ -17,13 +17,14 @@ from diffusion.files import asset, load_tensors, read_json, save_tensors, write_
 from diffusion.forward.process import UnitNoise
 from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.methods import Method
+from diffusion.network import for_sampling
 from diffusion.rng import seeds
 from diffusion.run import RunConfig, differing, fingerprint, load_config, save_config
 from diffusion.samplers.base import Callback, Sampler, circular, noise_of_parts, spherical
 from diffusion.sampling.card import PAPER, card_text
 from diffusion.sampling.prior import Prior, load_prior
 from diffusion.size import Size
-from lbm_warp.checks import InputError, as_batch, as_device, check_integer, check_number
+from lbm_warp.checks import MOST, InputError, as_batch, as_device, as_integers, as_tensor, check_integer, check_number
 
 # Models in assets, by name.
 BUNDLED = {name: asset(f"{name}-model") for name in ("digits", "fashion", "emoji")}
@@ -31,6 +32,9 @@ FILES = ("config.json", "ema.safetensors", "best.safetensors", "prior.safetensor
 # Memory for a batch: on a CPU, where larger batches are no faster, and as a share of a GPU's free memory.
 CPU_BYTES = 2**30
 CUDA_SHARE = 0.5
+# What images are named by.
+NUMBERS = "a number of images or a list of their numbers, each at least 0"
+PAIRS = "pairs of image numbers, such as [(0, 1), (2, 3)]"
 
 
 class Pipeline(
@@ -125,6 +129,8 @@ class Pipeline(
             InputError: if there is no such run, or if a file of it is missing, damaged, or does not fit the configuration.
         """
         # The mixin's own method would read config.json first and pass parts of it to the constructor, unchecked.
+        if not isinstance(folder_or_id, (str, Path)):
+            raise InputError(f"a run is named by its folder, or as owner/name, got {type(folder_or_id).__name__}")
         folder = Path(folder_or_id)
         if not folder.is_dir():
             folder = BUNDLED.get(str(folder_or_id), folder)
@@ -248,7 +254,7 @@ class Pipeline(
         Raises:
             InputError: if an argument is out of its range.
         """
-        numbers = np.arange(images) if isinstance(images, (int, np.integer)) else np.asarray(images)
+        numbers = _numbers(images)
         own, common = _sample_seeds(numbers, seed), _sample_seeds(np.zeros_like(numbers), seed)
         start, noise, method = common if same_init else own, common if share_noise else own, self._sampled(sampling_noise, sampler)
 
@@ -286,10 +292,11 @@ class Pipeline(
         Raises:
             InputError: if an argument is out of its range.
         """
-        check_integer("points", points, 2)
-        if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
-            raise InputError(f"pairs must be pairs of image numbers, such as [(0, 1), (2, 3)], got shape {list(np.shape(pairs))}")
-        numbers = np.asarray(pairs).reshape(-1, 2).repeat(points, axis=0)
+        ends = _integers("pairs", pairs, PAIRS)
+        if ends.ndim != 2 or ends.shape[1] != 2:
+            raise InputError(f"pairs must be {PAIRS}, got shape {list(ends.shape)}")
+        check_integer("points", points, 2, MOST // max(len(ends), 1))
+        numbers = ends.repeat(points, axis=0)
         first, second = (_sample_seeds(column, seed) for column in numbers.T)
         places = torch.linspace(0.0, 1.0, points).repeat(len(numbers) // points)[:, None, None, None]
         method = self._sampled(sampling_noise)
@@ -320,7 +327,7 @@ class Pipeline(
         Raises:
             InputError: if an argument has the wrong shape or range.
         """
-        image = self._pictures(torch.as_tensor(image)[None])[0]
+        image = self._pictures(as_tensor("image", image)[None])[0]
         check_integer("level", level, 0, self.forward.levels)
         flow = _sample_seeds(np.zeros(1, dtype=np.int64), seed)
         return self.forward.mean(image[None].to(self.device, torch.float32), level, flow)[0].cpu()
@@ -352,6 +359,7 @@ class Pipeline(
         Raises:
             InputError: if an argument has the wrong shape or range.
         """
+        check_integer("images", images, 1, MOST)
         method, noise_seed = self._sampled(sampling_noise), _sample_seeds(np.arange(images), seed)
         method.sampler.visited(self.forward, level, steps)
         corrupted, flow = self.corrupt(image, level, seed).to(self.device), _sample_seeds(np.zeros(images, dtype=np.int64), seed)
@@ -424,13 +432,16 @@ class Pipeline(
                 :meth:`generate_model_card`.
 
         Raises:
-            InputError: if the folder is a run folder of a training.
+            InputError: if the folder is a run folder of a training, or cannot be written.
         """
         if (Path(save_directory) / "metrics.jsonl").exists():
             raise InputError(f"{save_directory}: a run is trained in this folder; choose another one")
         if (config := Path(save_directory) / "config.json").is_file() and differing(self.config.to_json(), read_json(config)):
             (Path(save_directory) / "README.md").unlink(missing_ok=True)
-        return super().save_pretrained(save_directory, **options)
+        try:
+            return super().save_pretrained(save_directory, **options)
+        except OSError as error:
+            raise InputError(f"{save_directory}: cannot be written ({error.strerror}); choose another folder") from None
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the files that :meth:`save_pretrained` writes to the Hugging Face Hub; returns the address of the commit.
@@ -457,7 +468,7 @@ class Pipeline(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_tensors(save_directory / "ema.safetensors", self.network.state_dict())
-        save_tensors(save_directory / "prior.safetensors", {"thumbnails": self.prior.thumbnails})
+        self.prior.save(save_directory)
         # What this model lacks, and another one may have left there.
         stale = {"best.safetensors", "statistics.safetensors", "metrics.json"}
         if self.statistics:
@@ -481,7 +492,7 @@ class Pipeline(
         Raises:
             InputError: if they are not such images.
         """
-        images = torch.as_tensor(images)
+        images = as_tensor("images", images)
         if tuple(images.shape[1:]) != self.config.shape:
             raise InputError(f"images must have shape {list(self.config.shape)}, got {list(images.shape[1:])}")
         low, high = (float(end) for end in images.double().aminmax())
@@ -537,9 +548,7 @@ class Pipeline(
         if guidance != 1.0 and label is None:
             raise InputError(f"guidance {guidance:g} needs a label")
 
-        def network(u: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(u.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                return self.network(u, *conditions).float()
+        network = for_sampling(self.network, self.precision, self.batch * self.config.size.height * self.config.size.width)
 
         def labels_of(level: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(number, device=level.device).expand(len(level))
@@ -562,7 +571,7 @@ class Pipeline(
         Raises:
             InputError: if a single image does not fit, or one that is made is not finite.
         """
-        check_integer("number of images", count, 1)
+        check_integer("number of images", count, 1, MOST)
         done: list[torch.Tensor] = []
         first = 0
         while first < count:
@@ -615,8 +624,26 @@ def is_model_id(name: str) -> bool:
     return bool(slash) and "/" not in rest and rest not in ("", ".", "..") and not Path(owner).is_dir()
 
 
+def _numbers(images: int | Sequence[int] | np.ndarray) -> np.ndarray:
+    """Numbers of images, int64: those from 0 on, for so many, or those of a list."""
+    if isinstance(images, (int, np.integer)):
+        check_integer("images", images, 1, MOST)
+        return np.arange(images)
+    if hasattr(images, "__len__") and getattr(images, "ndim", True):
+        check_integer("the number of images", len(images), 1, MOST)
+    return _integers("images", images, NUMBERS)
+
+
+def _integers(name: str, values: Any, form: str) -> np.ndarray:
+    """Integers of Python, numpy or torch; an error names the form that they must have."""
+    try:
+        return as_integers(name, values).numpy()
+    except InputError:
+        raise InputError(f"{name} must be {form}, got {values!r}"[:200]) from None
+
+
 def _sample_seeds(numbers: np.ndarray, seed: int) -> torch.Tensor:
     check_integer("seed", seed, 0, 2**63 - 1)
     if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer) or (numbers < 0).any():
-        raise InputError(f"images must be a number of images or a list of their numbers, each at least 0, got {numbers.tolist()}")
+        raise InputError(f"images must be {NUMBERS}, got {numbers.tolist()}"[:200])
     return seeds(seed, "sample", numbers)

@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusion.data.dataset import evenly_spaced
-from diffusion.files import load_tensors
+from diffusion.files import load_tensors, save_tensors
 from diffusion.methods import Method
 from diffusion.rng import below, seeds
 from diffusion.size import Size
@@ -23,6 +23,7 @@ from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
 from lbm_warp.random import normal
 
+FILE = "prior.safetensors"
 PROBES = 32
 MOST = 10_000
 # The quantization step of eight-bit pictures.
@@ -73,8 +74,12 @@ class Prior:
             small = _thumbnail_size(size, side)
             if hidden(_resized(_resized(probe, small), size)):
                 break
-        bar = tqdm(kept, desc="prior", unit="img", leave=False)
+        bar = tqdm(kept, desc="prior", unit="img", delay=1, leave=False)
         return cls(torch.cat([_resized(torch.from_numpy(dataset[i])[None], small) for i in bar]))
+
+    def save(self, folder: Path) -> None:
+        """Write prior.safetensors."""
+        save_tensors(folder / FILE, {"thumbnails": self.thumbnails})
 
     def describe(self) -> str:
         """What of the training pictures it holds, in a sentence for people who publish a run."""
@@ -127,7 +132,7 @@ def load_prior(folder: Path, shape: tuple[int, int, int]) -> Prior:
     Raises:
         InputError: if it is missing, damaged, or holds thumbnails of other images.
     """
-    path = folder / "prior.safetensors"
+    path = folder / FILE
     thumbnails = load_tensors(path).get("thumbnails")
     if thumbnails is None or thumbnails.ndim != 4 or thumbnails.shape[1] != shape[0] or not thumbnails.numel():
         channels, height, width = shape

@@ -3,7 +3,12 @@
 The picture z is taken for level k in units of the signal, z = m + (u_k - m) / s_k = A_k(x) + (sigma_k / s_k) eps, as a file holds
 it: cut to [0, 1] and rounded to eight bits. Its level is found by a synthetic likelihood (Wood 2010). Pictures of the run are
 degraded to every level; a few numbers of each (powers in bands of its spectrum, shares of cut pixels) are Gaussian, with a mean
-and a covariance for every level; Bayes' rule with equal prior probabilities gives those of the levels.
+and a covariance for every level; Bayes' rule gives the probabilities of the levels. Before the picture is seen, that it is clean
+(level 0) is as probable as that it is degraded, and all other levels are equally probable: so a picture is called degraded only if
+that explains it better.
+
+Whether it looks like what the run knows is asked at the level that is found: by those numbers (the squared Mahalanobis distance,
+which is one per number on average), and by how far its thumbnail is from the mean one, in units of the variance of each pixel.
 """
 
 from __future__ import annotations
@@ -12,16 +17,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from diffusion.data.dataset import evenly_spaced
 from diffusion.rng import seeds
 from diffusion.samplers.base import Callback, noise_of_parts
 from diffusion.sampling.pipeline import Pipeline
+from lbm_warp import checks
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.heat import cosines, to_modes
 
 # Bands of the spectrum, and levels that are compared at most.
 BANDS, MOST = 8, 200
+# What the run knows is at most so many standard deviations from what it draws; the shorter side of thumbnails; and what is added to
+# the standard deviation of their pixels, which may never change.
+UNLIKE, THUMBNAIL, LEAST = 4.0, 8, 0.02
 # Times that the pixels which were cut are drawn anew, given what the network makes of the others.
 ROUNDS = 3
 
@@ -31,16 +41,36 @@ class LevelEstimate:
     """What is known of a picture's level.
 
     Attributes:
-        level: levels that were compared, int64 [L], rising.
+        level: levels that were compared, int64 [L], rising from 0, which is a clean picture.
         probability: of these, float64 [L].
         sigma: their blur widths [pixels].
         noise: their noise in units of the signal, sigma_k / s_k.
+        deviation: how far the picture is from those of the run at each level: root mean square, in standard deviations, of the
+            numbers that are compared, float64 [L].
+        distance: the same of the thumbnail, in units of the farthest one that the run has drawn, float64 [L]. Of a picture that is
+            larger than the run's it is that of the nearest of its parts in their size; 0 for a smaller one.
     """
 
     level: np.ndarray
     probability: np.ndarray
     sigma: np.ndarray
     noise: np.ndarray
+    deviation: np.ndarray
+    distance: np.ndarray
+
+    @property
+    def clean(self) -> float:
+        """The probability that the picture is not degraded."""
+        return float(self.probability[self.level == 0].sum())
+
+    @property
+    def familiar(self) -> bool:
+        """Whether the picture looks like those of the run at the level that is found."""
+        return self.at(self.deviation) <= UNLIKE and self.at(self.distance) <= 1.0
+
+    def at(self, values: np.ndarray) -> float:
+        """A number that every level has, at the level that is found."""
+        return float(values[self.level == self.quantile(0.5)][0])
 
     def quantile(self, share: float) -> int:
         """The level that the picture's own does not exceed with this probability; 0.5 gives the median."""
@@ -60,24 +90,31 @@ class LevelEstimator:
         stored: whether the pictures come from files, and were cut to [0, 1] and rounded there.
         images: number of pictures drawn.
         seed: of these and their degradation.
+        callback: called as ``callback(level, u)`` for every step of the drawing, and for every level of the degradation.
     """
 
-    def __init__(self, pipeline: Pipeline, *, stored: bool = True, images: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, pipeline: Pipeline, *, stored: bool = True, images: int = 64, seed: int = 0, callback: Callback | None = None
+    ) -> None:
         forward = pipeline.forward
         self.stored = stored
-        self.level = 1 + evenly_spaced(forward.levels, MOST)
+        self.level = np.concatenate([[0], 1 + evenly_spaced(forward.levels, MOST)])
         self.sigma, self.noise = forward.operator.widths(pipeline.config.size)[self.level], forward.ratio[self.level]
-        clean = pipeline.sample(images, seed).clamp(0.0, 1.0).to(pipeline.device)
+        clean = pipeline.sample(images, seed, callback=callback).clamp(0.0, 1.0).to(pipeline.device)
         wanted = set(self.level.tolist())
-        means, covariances = [], []
+        means, covariances, self._thumbnails = [], [], []
         for level, u in forward.trajectory(clean, seeds(seed, "degraded", np.arange(images))):
+            if callback is not None:
+                callback(level, u)
             if level in wanted:
                 z = 0.5 + (u - 0.5) / float(forward.signal[level])
-                features = _features(as_stored(z) if stored else z, stored)
+                z = as_stored(z) if stored else z
+                self._thumbnails.append(_Thumbnails.of(_thumbnail(z)))
+                features = _features(z, stored)
                 means.append(features.mean(dim=0))
                 covariances.append(torch.cov(features.T) + 1e-3 * torch.eye(features.shape[1], dtype=features.dtype))
         self._means, self._covariances = torch.stack(means), torch.stack(covariances)
-        self.images = images
+        self.images, self._shape = images, (clean.shape[2], clean.shape[3])
 
     def __call__(self, picture: torch.Tensor) -> LevelEstimate:
         """The level of a picture, float32 [C, H, W] with the shorter side of the run's images; the longer one may differ."""
@@ -87,7 +124,47 @@ class LevelEstimator:
         distance = torch.linalg.solve_triangular(factor, difference[:, both, None], upper=False).square().sum(dim=(1, 2))
         # Student's t: mean and covariance are known from n pictures only (Geisser 1993, section 9.1).
         evidence = -factor.diagonal(dim1=1, dim2=2).log().sum(dim=1) - 0.5 * n * torch.log1p(distance * n / (n**2 - 1))
-        return LevelEstimate(self.level, evidence.softmax(dim=0).numpy(), self.sigma, self.noise)
+        evidence[1:] -= np.log(len(evidence) - 1)  # clean or degraded: one to one
+        parts = _thumbnail(_parts(picture, *self._shape))
+        far = [float(known.distance(parts).amin()) / known.farthest if len(parts) else 0.0 for known in self._thumbnails]
+        deviation = (distance / both.sum()).sqrt().numpy()
+        return LevelEstimate(self.level, evidence.softmax(dim=0).numpy(), self.sigma, self.noise, deviation, np.array(far))
+
+
+@dataclass(frozen=True)
+class _Thumbnails:
+    """Mean and variance of thumbnails [C, h, w], and the distance of the farthest one from the others."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    farthest: float = 0.0
+
+    @classmethod
+    def of(cls, y: torch.Tensor) -> _Thumbnails:
+        """Those of thumbnails [N, C, h, w]."""
+        n = len(y)
+        known = cls(y.mean(dim=0), y.var(dim=0) + LEAST**2)
+        # Every one against all others.
+        mean = (n * known.mean - y) / (n - 1)
+        variance = (y.square().sum(dim=0) - y.square() - (n - 1) * mean.square()) / (n - 2) + LEAST**2
+        return cls(known.mean, known.variance, float(cls(mean, variance).distance(y).amax()))
+
+    def distance(self, y: torch.Tensor) -> torch.Tensor:
+        """Root mean square of thumbnails about the mean, in standard deviations of each pixel, [N]."""
+        return ((y - self.mean).square() / self.variance).flatten(1).mean(dim=1).sqrt()
+
+
+def _parts(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Parts of this size of a picture [C, H, W], a quarter of their sides apart, [N, C, height, width]; none if it is smaller."""
+    if picture.shape[1] < height or picture.shape[2] < width:
+        return picture.new_zeros((0, len(picture), height, width))
+    parts = picture.unfold(1, height, max(1, height // 4)).unfold(2, width, max(1, width // 4))
+    return parts.flatten(1, 2).transpose(0, 1)
+
+
+def _thumbnail(z: torch.Tensor) -> torch.Tensor:
+    """Pictures [N, C, H, W] as means over blocks, float64 [N, C, h, w]."""
+    return functional.adaptive_avg_pool2d(z.double().cpu(), THUMBNAIL)
 
 
 def as_stored(z: torch.Tensor) -> torch.Tensor:
@@ -128,6 +205,7 @@ def restore(
     _check(pipeline, picture)
     forward, sampler = pipeline.forward, pipeline.method.sampler
     check_integer("level", level, 1, forward.levels)
+    check_integer("images", images, 1, checks.MOST)
     sampler.visited(forward, level, steps)
     own = seeds(seed, "restoration", np.arange(images))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import psutil
@@ -21,14 +22,32 @@ from diffusion.network import MixedPrecision, NetworkConfig, UNet
 from diffusion.run import RunConfig
 from diffusion.training.observers import Observer
 from diffusion.training.ranks import Ranks, one_line
-from lbm_warp.checks import InputError
+from lbm_warp.checks import InputError, amount
 
 # Share of the free memory that a step may take; the solver and the libraries need the rest.
 SHARE = 0.8
 # Training keeps at most so many times what sampling is estimated to take.
 KEPT = 16
-# Of a training: time that is long [s], steps that need no estimate, time for which its speed is measured [s].
-LONG, FEW_STEPS, MEASURED = 3 * 86_400.0, 20, 10.0
+# Of a training: time that is long [s], steps that need no estimate, times after which its speed is said [s].
+LONG, FEW_STEPS, MEASURED = 3 * 86_400.0, 20, (10.0, 60.0)
+# A step of fewer operations takes a GPU less time than the host takes to launch its kernels one by one: about a thousand launches
+# of a few microseconds, at 10^14 operations a second.
+SMALL = 5e11
+# Largest speed of matrix products of GPUs in bf16 and in TF32, which cuDNN's convolutions take in fp32, dense [FLOP/s]: NVIDIA's
+# data sheets of each, and for the GeForce cards the white papers of their architectures (Ampere GA102, Ada).
+PEAKS = {
+    "NVIDIA B200": (2250e12, 1125e12),
+    "NVIDIA GH200 480GB": (989e12, 494e12),
+    "NVIDIA H200": (989e12, 494e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 494e12),
+    "NVIDIA H100 PCIe": (756e12, 378e12),
+    "NVIDIA A100": (312e12, 156e12),
+    "NVIDIA L40S": (362e12, 183e12),
+    "NVIDIA L4": (121e12, 60e12),
+    "NVIDIA A10": (125e12, 62e12),
+    "NVIDIA GeForce RTX 4090": (165e12, 83e12),
+    "NVIDIA GeForce RTX 3090": (71e12, 36e12),
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,51 @@ def operations(config: RunConfig) -> int:
     return counter.get_total_flops()
 
 
+def compile_mode(config: RunConfig, ranks: Ranks, images: int) -> str | None:
+    """How torch.compile runs a network in training, ``images`` at a time: as a CUDA graph where its steps are small.
+
+    Only where one backward pass makes a step's gradients: those of a graph lie where its next pass puts them.
+    """
+    with suppress(InputError):
+        whole = ranks.count == 1 and images == config.training.batch
+        if ranks.device.type == "cuda" and whole and 3 * images * operations(config) < SMALL:
+            return "reduce-overhead"
+    return None
+
+
+def peak(device: torch.device, precision: str) -> float | None:
+    """Largest speed of matrix products of a known GPU [FLOP/s]; None for others and for CPUs."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    known = next((known for known in PEAKS if re.match(rf"{known}\b", name)), None)
+    return None if known is None else PEAKS[known][precision == "fp32"]
+
+
+@dataclass
+class Work:
+    """What a training does beside its images/s: operations a second, and their share of what the devices can do.
+
+    Counted are the network's matrix products and convolutions, for an image three forward passes: the backward pass is two.
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    precision: str
+
+    @cached_property
+    def _known(self) -> tuple[int, float | None]:
+        """Operations for an image, and the most of all ranks in a second."""
+        with suppress(InputError):
+            most = peak(self.ranks.device, self.precision)
+            return 3 * operations(self.config), most and most * self.ranks.count
+        return 0, None
+
+    def at(self, images_per_second: float) -> dict[str, float]:
+        """Numbers for the log; none where the operations cannot be counted."""
+        each, most = self._known
+        done = {"flop_per_second": each * images_per_second} if each else {}
+        return done | ({"share_of_peak": round(each * images_per_second / most, 4)} if most else {})
+
+
 def seconds_per_image(config: RunConfig, device: torch.device) -> float:
     """Rough time of a training for each image, after half a second of measuring how fast a small network is here.
 
@@ -99,7 +163,7 @@ def accumulation(config: RunConfig, ranks: Ranks, precision: str) -> int:
 
     1 where a step is small, or its memory cannot be estimated; one image at a time where even that does not fit.
     """
-    images, steps, device = config.training.batch // ranks.count, 1, ranks.device
+    images, steps, device = -(-config.training.batch // ranks.count), 1, ranks.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     # The estimate takes a second, which a small run need not wait for.
     if images * KEPT * config.network.activation_bytes(config.size) > SHARE * free / 2:
@@ -176,7 +240,7 @@ def _operations_per_second(device: torch.device) -> float:
 
 
 class TimeLeft(Observer):
-    """Says how long a training takes here: roughly before its first step, and as measured after ten seconds.
+    """Says how long a training takes here: roughly before its first step, and as measured after ten seconds and after a minute.
 
     Args:
         device: where it is trained.
@@ -187,22 +251,23 @@ class TimeLeft(Observer):
 
     def __init__(self, device: torch.device, ranks: int = 1, hours: float | None = None, shorter: str = "") -> None:
         self.device, self.ranks, self.hours, self.shorter = device, ranks, hours, shorter
-        self.start: float | None = None
 
     def started(self, folder: Path, config: RunConfig, images: int) -> None:
         self.length, self.steps, left = config.training.images, 0, config.training.images - images
+        self.times = list(MEASURED)
         if self.hours is None and left >= FEW_STEPS * config.training.batch:
             with suppress(InputError):
                 seconds = left * seconds_per_image(config, self.device) / self.ranks
-                self._say(f"very roughly {in_words(seconds)} for {left:,} images here", seconds)
+                self._say(f"very roughly {in_words(seconds)} for {amount(left, 'image')} here", seconds)
 
     def stepped(self, images: int) -> None:
         self.steps += 1
         if self.steps == 2:  # the steps before set up the libraries
             self.start, self.first = time.perf_counter(), images
-        if self.steps < 3 or self.start is None or (seconds := time.perf_counter() - self.start) < MEASURED:
+        if self.steps < 3 or not self.times or (seconds := time.perf_counter() - self.start) < self.times[0]:
             return
-        self.start, speed = None, (images - self.first) / seconds
+        self.times = [time for time in self.times if time > seconds]
+        speed = (images - self.first) / seconds
         if self.hours is not None:
             tqdm.write(f"{speed:.3g} images/s; an hour is enough for {float(f'{3600.0 * speed:.2g}'):,.0f} images")
             return
@@ -217,7 +282,7 @@ def in_words(seconds: float) -> str:
     """A time in words, such as 3 h 20 min, rounded."""
     minutes = round(seconds / 60)
     if minutes < 120:
-        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+        return f"{minutes} min" if minutes else f"{seconds:.0f} s" if seconds >= 1.0 else "less than a second"
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     days = minutes / 1440

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffusion.training.estimate import FEW_STEPS, Work
 from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError
 
@@ -21,11 +22,13 @@ class StepLog:
     Args:
         images: images seen before the first step.
         ranks: the processes of the run.
+        work: gives the operations a second of a line.
     """
 
-    def __init__(self, images: int, ranks: Ranks) -> None:
+    def __init__(self, images: int, ranks: Ranks, work: Work | None = None) -> None:
         self.images = images
         self.ranks = ranks
+        self.work = work
         self.watch = Stopwatch(ranks.device)
         self.restart()
 
@@ -66,15 +69,17 @@ class StepLog:
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
                 raise InputError(f"the {what} in step {step}, at image {images}: try a smaller learning rate")
         step, images = self.steps[-1]
-        elapsed = time.perf_counter() - self.start
+        speed = (images - self.images) / (time.perf_counter() - self.start)
         line = {
             "images": images,
             "step": step,
             "loss": losses.mean().item(),
             "gradient_norm": norms.mean().item(),
             "learning_rate": learning_rate,
-            "images_per_second": round((images - self.images) / elapsed, 2),
+            "images_per_second": round(speed, 2),
         }
+        if self.work is not None and len(self.steps) >= FEW_STEPS:  # a short run need not count its operations
+            line |= self.work.at(speed)
         line |= {f"{name}_ms": round(spent / len(self.steps), 3) for name, spent in self.watch.read().items()}
         self.images = images
         self.restart()

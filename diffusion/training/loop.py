@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusion.data.adapters import OwnPictures, as_dataset
 from diffusion.data.dataset import whole_and_half
 from diffusion.data.identity import Identity, check_pictures, load_identity
 from diffusion.data.loader import Mirrored, batches, default_workers, labels_of
-from diffusion.files import owned, read_json, save_tensors, write_json
+from diffusion.files import owned, read_json, write_json
 from diffusion.forward.statistics import Statistics, load_statistics
 from diffusion.network import MixedPrecision
 from diffusion.rng import seeds, uniform
@@ -27,13 +28,13 @@ from diffusion.sampling.prior import Prior, load_prior
 from diffusion.specs import classes
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.dry_step import check_step
-from diffusion.training.estimate import accumulation
+from diffusion.training.estimate import Work, accumulation, compile_mode
 from diffusion.training.interrupts import uninterrupted
 from diffusion.training.log import StepLog, Stopwatch
 from diffusion.training.observers import SCORE, MetricsFile, Observer, Progress
 from diffusion.training.ranks import Ranks, one_line
 from diffusion.training.state import TrainingState
-from lbm_warp.checks import InputError, check_integer, check_number, check_object
+from lbm_warp.checks import InputError, amount, check_integer, check_number, check_object
 
 if TYPE_CHECKING:
     from diffusion.sampling.pipeline import Pipeline
@@ -55,12 +56,17 @@ class ExecutionConfig:
     accumulate: int | None = None
     """Gradient accumulation steps: a batch is processed in this many parts, with less memory and the same result (but for the masks
     of dropout). By default as few as fit into the free memory, by an estimate."""
-    compile: bool = False
-    """Compile the network with torch.compile: faster steps after minutes of compilation. Needs a C++ compiler."""
+    bf16_gradients: bool = False
+    """Average the gradients over several GPUs in bfloat16: half the traffic between them, at eight bits of accuracy."""
+    compile: bool | None = None
+    """Compile the network with torch.compile, by default on CUDA: faster steps after a longer first one. Where that does not work,
+    it is said, and the network is trained as it is. On a CPU it needs a C++ compiler."""
     workers: int | None = None
     """Processes that read the pictures; 0 reads in the training process. By default a number that suits the machine."""
     checkpoint_every: int = 32_000
     """Images between checkpoints."""
+    checkpoint_minutes: float | None = None
+    """Minutes between checkpoints, in place of --checkpoint-every."""
     hours: float | None = None
     """Length of the training by the clock, in place of its number of images: the learning rate falls with the time, and a run that
     was killed goes on with what is left of it. The result depends on the speed of the machine."""
@@ -77,6 +83,8 @@ class ExecutionConfig:
             raise InputError(f"precision must be fp32 or bf16, got {self.precision!r}")
         if self.hours is not None:
             check_number("hours", self.hours, 1e-4, 1e5)
+        if self.checkpoint_minutes is not None:
+            check_number("checkpoint_minutes", self.checkpoint_minutes, 0.0, 1e5)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.workers is not None:
             check_integer("workers", self.workers, 0, 1024)
@@ -99,7 +107,8 @@ def train(
     """Train a run, or resume it from its last checkpoint.
 
     Call it in one process, or in each process that torchrun or accelerate launch started: they share every batch, and the result
-    is the same up to rounding (except for dropout, whose masks differ).
+    is the same up to the rounding of sums (except for dropout, whose masks differ), whatever their number. They need not share it
+    evenly. Checkpoints are read by rank 0 alone, and written by it beside the training.
 
     Before anything is written a new run makes one step, which is not kept, on two pictures: parts that do not fit are named. A
     network that is given as a module is copied, and the module is left as it is. torch's global generator is seeded anew, from the
@@ -126,9 +135,10 @@ def train(
         Whether the training is complete.
 
     Raises:
-        InputError: if an option is out of its range, the batch cannot be shared out evenly, network or labels do not fit the run,
-            the folder holds another run, a run on other pictures or no readable checkpoint, another process works in it, a picture
-            cannot be read, a file cannot be written, or the loss is no longer finite. All ranks raise it, with the same message.
+        InputError: if an option is out of its range, network or labels do not fit the run, the folder holds another run, a run on
+            other pictures or no readable checkpoint, another process works in it, a picture cannot be read, a file cannot be
+            written, the loss is no longer finite, or another rank has ended. All ranks raise it, with the same message, to which
+            rank 0 adds the last good checkpoint.
     """
     execution = execution or ExecutionConfig()
     check_object("config", config, RunConfig)
@@ -140,7 +150,7 @@ def train(
     if unfit:
         raise InputError(f"observers must be a list of objects that subclass diffusion.training.Observer, got {unfit[0]!r}")
     ranks, folder = Ranks(device), Path(folder)
-    with ExitStack() as stack:
+    with ExitStack() as stack, ranks.connected():
         with ranks.together():
             if ranks.main:
                 stack.enter_context(owned(folder))
@@ -152,37 +162,36 @@ def train(
 
 def _carry_out(run: _Run, score: Callable[[Pipeline], SupportsFloat | None] | None) -> bool:
     """The steps of a training, from where it is; returns whether it is complete."""
-    config, ranks, execution, state, log, complete = run.config, run.ranks, run.execution, run.state, run.log, False
+    config, execution, state, log, complete = run.config, run.execution, run.state, run.log, False
+    every = None if execution.checkpoint_minutes is not None else execution.checkpoint_every
     try:
-        run.tell(lambda observer: observer.started(run.folder, config, state.images))
-        if run.checkpoints.good is not None:
-            run.tell(lambda observer: observer.resumed(state.images, run.pipeline))
-        log.restart()
-        with run.reading() as queue:
-            stop, length = run.should_stop(), run.length()
-            while state.images < length and not stop:
+        with run.ranks.connected(), run.reading() as queue:
+            run.tell(lambda observer: observer.started(run.folder, config, state.images))
+            if state.images:
+                run.tell(lambda observer: observer.resumed(state.images, run.pipeline))
+            log.restart()
+            u0, stop = run.meet(queue)
+            while state.images < (length := run.length()) and not stop:
                 before = state.images
-                with ranks.together():
-                    u0 = next(queue)
                 run.trainer.step(u0, log, length)
-                run.tell(lambda observer: observer.stepped(state.images))
-                length = run.length()
-                due = state.images >= length or _passed(execution.checkpoint_every, before, state.images) or run.late()
+                run.stepped()
+                due = run.late or _passed(every, before, state.images)
                 score_due = score is not None and _passed(execution.score_every, before, state.images)
                 if due or score_due or len(log.steps) == LOG_STEPS:
                     run.write_log()
                 # Before the checkpoint: a run that is killed here scores again.
                 if score is not None and score_due:
                     run.write_score(score(run.pipeline))
-                stop = run.should_stop()
-                if due or stop:
-                    run.write_log()  # checks the loss: no checkpoint holds weights that are not finite
+                if due:
                     run.write_checkpoint()
-        complete = state.images >= length
-        if complete:
-            run.save_length()
+                u0, stop = run.meet(queue)
+            complete = state.images >= length
+            if state.images > run.saved:
+                run.write_log()  # checks the loss: no checkpoint holds weights that are not finite
+                run.write_checkpoint()
+            run.finish(complete)
     except (InputError, OSError) as error:
-        raise InputError(f"{one_line(error)}; {run.checkpoints.last()}") from error
+        raise InputError(f"{one_line(error)}{run.last_checkpoint()}") from error
     except KeyboardInterrupt:
         run.rescue()
         raise
@@ -217,6 +226,10 @@ class _Run:
 
         self.config, self.folder, self.ranks, self.execution, self.observers = config, folder, ranks, execution, observers
         _parts(config, ranks, execution)
+        if not ranks.agree(json.dumps(config.to_json())):
+            raise InputError(
+                f"{folder}: the processes have different options; start all by one command, where they see this folder"
+            )
         with ranks.together():
             self.dataset = as_dataset(dataset, channels=config.channels, size=config.size)
             if config.classes:
@@ -224,15 +237,22 @@ class _Run:
             self.state = TrainingState.initial(config, ranks.device)
         self.checkpoints = Checkpoints(folder, execution.keep_every)
         self._begin_or_resume(init)
+        measured: Any = None
         with ranks.together():
-            prior = load_prior(folder, config.shape)
-            statistics = load_statistics(folder, config.shape) if config.method.denoiser.needs_statistics else None
+            if ranks.main:
+                needed = config.method.denoiser.needs_statistics
+                measured = load_prior(folder, config.shape), load_statistics(folder, config.shape) if needed else None
+        prior, statistics = ranks.broadcast(measured)
         labels = partial(labels_of, self.dataset, config.training.seed) if config.classes else None
-        self.log = StepLog(self.state.images, ranks)
         self.trainer = Trainer(config, self.state, ranks, execution, statistics, labels)
+        self.log = StepLog(self.state.images, ranks, Work(config, ranks, self.trainer.precision))
+        if self.trainer.compiled and ranks.main:
+            print("torch.compile compiles the network: the first step takes longer (--no-compile leaves that out)")
         average, precision = self.state.average.network, self.trainer.precision
         self.pipeline = Pipeline(config, average, prior, statistics=statistics, precision=precision)
-        self.saved, self.start = self.state.seconds, time.monotonic() - self.state.seconds
+        # Images at the last checkpoint, its time, and whether another one is due by the clock.
+        self.saved, self.saved_at, self.late = self.state.images, time.monotonic(), False
+        self.start = time.monotonic() - self.state.seconds
 
     def _begin_or_resume(self, init: str | Path | Pipeline | None) -> None:
         """Begin the run, or bring the state to its last good checkpoint."""
@@ -240,15 +260,13 @@ class _Run:
         with ranks.together():
             if ranks.main:
                 pictures, said = self._identify()
-            problems = self.checkpoints.resume(self.state.load)
-            if self.checkpoints.good is None and (folder / "ema.safetensors").exists():
-                raise InputError(f"{folder} holds a model, and no checkpoints to go on from; choose another folder (--out)")
-            if self.checkpoints.good is None and ranks.main:
-                check_step(config, self.state.network, self.dataset, ranks.device)
-            if self.checkpoints.good is None and init is not None:
-                note = _begin_from(init, config, self.state)
-        if not ranks.agree(self.state.images):
-            raise InputError(f"{folder}: the processes see different checkpoints; put it where all machines see the same files")
+                problems = self.checkpoints.resume(self.state.load)
+                if self.checkpoints.good is None:
+                    if (folder / "ema.safetensors").exists():
+                        raise InputError(f"{folder} holds a model, and no checkpoints to go on from; choose another folder (--out)")
+                    check_step(config, self.state.network, self.dataset, ranks.device)
+                    note = None if init is None else _begin_from(init, config, self.state)
+        self.state.share(ranks)
         with ranks.together():
             if ranks.main:
                 self.checkpoints.tidy()
@@ -263,7 +281,8 @@ class _Run:
                     before = read_json(folder / INIT)["init"] if (folder / INIT).is_file() else "random weights"
                     if init is not None and _name(init) != before:
                         print(f"{folder} began from {before} and goes on; {_name(init)} is left aside")
-                    self._save_weights()
+                    self._measure_lost(pictures.original)
+                    self.checkpoints.save_weights(self.state.tensors())
                 save_config(folder, config)
 
     def _identify(self) -> tuple[Identity, str | None]:
@@ -275,15 +294,34 @@ class _Run:
         # The same pictures may have another name now.
         same_half = before is not None and whole_and_half(before.name)[1] == whole_and_half(config.data)[1]
         check_same_run(folder, replace(config, data=before.name) if before is not None and same_half else config)
-        return pictures, check_pictures(folder, self.dataset, pictures, self.execution.allow_new_pictures)
+        return check_pictures(folder, self.dataset, pictures, self.execution.allow_new_pictures)
+
+    def _measured(self) -> Iterator[tuple[Callable[..., object], Callable[[], Prior | Statistics]]]:
+        """What sampling needs beside the weights: how it is loaded, and how it is measured on the pictures."""
+        dataset, method, device = self.dataset, self.config.method, self.ranks.device
+        yield load_prior, partial(Prior.build, dataset, method, device)
+        if method.denoiser.needs_statistics:
+            pictures = Mirrored(dataset) if self.config.training.flip else dataset
+            yield load_statistics, partial(method.denoiser.measure, pictures, method.forward, device)
+
+    def _measure_lost(self, original: bool) -> None:
+        """Measure again what is missing or damaged: the same numbers, if these are the pictures that the run began with."""
+        for load, measure in self._measured():
+            try:
+                load(self.folder, self.config.shape)
+            except InputError as error:
+                problem = str(error).partition(";")[0]
+                if not original:
+                    why = "it was measured on pictures that have changed since"
+                    raise InputError(f"{problem}; {why}: get a copy of it, or begin anew in another folder (--out)") from None
+                measure().save(self.folder)
+                print(f"{problem}; made again from the pictures")
 
     def _begin(self, note: dict[str, Any] | None) -> None:
         """Write what sampling needs beside the weights, and what the weights are from."""
-        dataset, method, folder, device = self.dataset, self.config.method, self.folder, self.ranks.device
-        save_tensors(folder / "prior.safetensors", {"thumbnails": Prior.build(dataset, method, device).thumbnails})
-        if method.denoiser.needs_statistics:
-            pictures = Mirrored(dataset) if self.config.training.flip else dataset
-            method.denoiser.measure(pictures, method.forward, device).save(folder)
+        dataset, folder = self.dataset, self.folder
+        for _, measure in self._measured():
+            measure().save(folder)
         if self.config.classes:
             print(dataset.describe_classes(self.config.classes))
         if isinstance(dataset, OwnPictures) and dataset.labelled and not self.config.classes:
@@ -307,30 +345,42 @@ class _Run:
             training.images if self.execution.hours is None else ENDLESS,
             training.batch,
             part=(self.ranks.rank, self.ranks.count),
+            scatter=self.ranks.scatter if self.ranks.count > 1 else None,
             workers=default_workers(self.dataset, self.ranks.count) if workers is None else workers,
             flip=training.flip,
+            device=self.ranks.device,
         )
+
+    def meet(self, queue: Iterator[torch.Tensor]) -> tuple[torch.Tensor, bool]:
+        """This rank's pictures of the next step, and whether an observer on any rank asks to stop.
+
+        The ranks meet here once a step: what went wrong on any of them, and what the clock of rank 0 says, is in one reduction.
+        """
+        with self.ranks.together(said := [0, 0, 0]):
+            u0 = next(queue, torch.empty(0))
+            said[0] = any([observer.should_stop() for observer in self.observers])
+            if self.ranks.main:
+                self.checkpoints.check()
+                now = time.monotonic()
+                said[1:] = now - self.saved_at > self._patience(), round(1e3 * (now - self.start))
+        stop, late, milliseconds = said
+        self.late = bool(late)
+        if self.execution.hours is not None:
+            self.state.seconds = milliseconds / 1e3
+        return u0, bool(stop)
+
+    def _patience(self) -> float:
+        """Seconds between checkpoints by the clock; an eighth of a training by the clock, at most."""
+        minutes, hours = self.execution.checkpoint_minutes, self.execution.hours
+        return min(ENDLESS if minutes is None else 60.0 * minutes, ENDLESS if hours is None else 3600.0 * hours / 8.0)
 
     def length(self) -> int:
         """Images of the whole training; by the clock as many as it reaches in its time if it goes on as until now."""
         seen, hours = self.state.images, self.execution.hours
         if hours is None:
             return self.config.training.images
-        # In milliseconds, the same on all ranks.
-        self.state.seconds = self.ranks.broadcast(round(1e3 * (time.monotonic() - self.start))) / 1e3
         share = self.state.seconds / (3600.0 * hours)
         return seen if share >= 1.0 else max(seen + self.config.training.batch, round(seen / max(share, 1e-9)))
-
-    def late(self) -> bool:
-        """Whether a checkpoint is due by the clock: an eighth of the time has passed since the last one."""
-        return self.execution.hours is not None and self.state.seconds - self.saved > 3600.0 * self.execution.hours / 8.0
-
-    def save_length(self) -> None:
-        """Write into config.json what the length of a training by the clock has become."""
-        training = replace(self.config.training, images=self.state.images)
-        with self.ranks.together():
-            if self.ranks.main and self.execution.hours is not None:
-                save_config(self.folder, replace(self.config, training=training))
 
     def tell(self, what: Callable[[Observer], None]) -> None:
         """Tell every observer, on rank 0."""
@@ -338,14 +388,25 @@ class _Run:
             for observer in self.observers if self.ranks.main else ():
                 what(observer)
 
-    def should_stop(self) -> bool:
-        """Whether an observer on any rank asks to stop."""
+    def stepped(self) -> None:
+        """Tell every observer of a step, on rank 0, which the other ranks do not wait for."""
+        with self.ranks.later():
+            for observer in self.observers if self.ranks.main else ():
+                observer.stepped(self.state.images)
+
+    def finish(self, complete: bool) -> None:
+        """Wait for the last checkpoint. Of a training by the clock, write into config.json what its length has become."""
+        training = replace(self.config.training, images=self.state.images)
         with self.ranks.together():
-            stop = any([observer.should_stop() for observer in self.observers])
-        return self.ranks.any(stop)
+            if self.ranks.main:
+                self.checkpoints.finish()
+                if complete and self.execution.hours is not None:
+                    save_config(self.folder, replace(self.config, training=training))
 
     def end(self, complete: bool) -> None:
         """Tell every observer that the training ends; after an error of one rank the others cannot be waited for."""
+        with suppress(Exception):  # nothing is written any more when the folder is left, and an error was raised before
+            self.checkpoints.finish()
         for observer in self.observers if self.ranks.main else ():
             observer.ended(complete)
 
@@ -371,30 +432,30 @@ class _Run:
         self.log.restart()
 
     def write_checkpoint(self) -> None:
-        """A checkpoint, and the weights for sampling."""
+        """Begin to write a checkpoint, and the weights for sampling."""
         with self.ranks.together():
             if self.ranks.main:
                 self.state.save(self.checkpoints)
-        self.checkpoints.good, self.saved = self.checkpoints.path(self.state.images), self.state.seconds
-        with self.ranks.together():
-            if self.ranks.main:
-                self._save_weights()
+        self.saved, self.saved_at = self.state.images, time.monotonic()
         self.tell(lambda observer: observer.checkpointed(self.state.images, self.pipeline))
         self.log.restart()
 
+    def last_checkpoint(self) -> str:
+        """The last good checkpoint, in words behind an error, on rank 0."""
+        with suppress(Exception):
+            self.checkpoints.finish()
+        return f"; {self.checkpoints.last()}" if self.ranks.main else ""
+
     def rescue(self) -> None:
         """Save the last whole step after Ctrl-C, on rank 0 alone: no rank waits for another any more."""
+        if not self.ranks.main or not self.state.images:
+            return
+        self.checkpoints.finish()
         path = self.checkpoints.path(self.state.images)
-        if self.ranks.main and self.state.images and path != self.checkpoints.good and self.log.finite():
+        if path != self.checkpoints.good and self.log.finite():
             self.state.save(self.checkpoints)
-            self._save_weights()
-            self.checkpoints.good = path
+            self.checkpoints.finish()
             print(f"interrupted; saved as {path}")
-
-    def _save_weights(self) -> None:
-        """Write the weights, and the averaged ones that sampling reads."""
-        save_tensors(self.folder / "model.safetensors", self.state.network.state_dict())
-        save_tensors(self.folder / "ema.safetensors", self.state.average.network.state_dict())
 
 
 def _begin_from(init: str | Path | Pipeline, config: RunConfig, state: TrainingState) -> dict[str, Any]:
@@ -433,7 +494,7 @@ class Trainer:
         labels: called with numbers of images in the run, int64 [n]; gives their classes, int64 [n], where the run has classes.
 
     Raises:
-        InputError: if the batch does not divide into equal parts.
+        InputError: if the launcher asks for another precision, or the network is to be compiled for a CPU in bf16.
     """
 
     def __init__(
@@ -451,13 +512,19 @@ class Trainer:
         self.state = state
         self.ranks = ranks
         self.part, self.precision = _parts(config, ranks, execution)
-        if execution.compile:
+        on_cuda = ranks.device.type == "cuda"
+        torch.backends.cudnn.benchmark |= on_cuda  # sizes stay the same, so it pays to try its algorithms
+        self.compiled = on_cuda if execution.compile is None else execution.compile
+        # Whether it is not known yet if compiling works: before the first gradients.
+        self.unproven = self.compiled
+        if self.compiled:
             # In place, so the names in the state dict stay the same.
-            state.network.compile()
-        self.model = ranks.prepare(MixedPrecision(state.network) if self.precision == "bf16" else state.network)
+            state.network.compile(mode=compile_mode(config, ranks, self.part))
+        model = MixedPrecision(state.network) if self.precision == "bf16" else state.network
+        self.model = ranks.prepare(model, execution.bf16_gradients)
 
     def step(self, u0: torch.Tensor, log: StepLog, images: int | None = None) -> None:
-        """One step on this rank's share of a batch, float32 [n, C, H, W] on the CPU; n may be 0 in the last batch of a run.
+        """One step on this rank's share of a batch, float32 [n, C, H, W]; n may be 0 in the last batch of a run.
 
         ``images`` is the length of the training, by default that of the configuration.
         """
@@ -473,18 +540,21 @@ class Trainer:
             # A rank without images still takes part in the averaging of gradients, with one image of weight zero.
             parts = [(0.0, u0.new_zeros((1, *u0.shape[1:])))]
         losses = []
-        for number, (weight, part) in enumerate(parts):
-            with nullcontext() if number == len(parts) - 1 else self.ranks.no_sync(self.model):
-                losses.append(self._accumulate(part, first + number * self.part, weight, log.watch))
+        # The last batch, if it is smaller, is not worth compiling for.
+        eager = self.compiled and batch < training.batch
+        with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+            for number, (weight, part) in enumerate(parts):
+                with nullcontext() if number == len(parts) - 1 else self.ranks.no_sync(self.model):
+                    losses.append(self._accumulate(part, first + number * self.part, weight, log.watch))
         with log.watch.part("network"):
             norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
-            rate = float(training.schedule.at(state.images, state.images + batch, images))
+            rate = training.rate(state.images, state.images + batch, images)
             with uninterrupted():
                 for group in state.optimiser.param_groups:
                     group["lr"] = rate
                 state.images += batch
                 state.optimiser.step()
-                state.average.update()
+                state.average.update(training.ema_decay(state.images - batch, state.images))
                 log.add(state.average.updates, state.images, sum(losses[1:], losses[0]), norm.detach())
 
     def _accumulate(self, part: torch.Tensor, first: int, weight: float, watch: Stopwatch) -> torch.Tensor:
@@ -506,16 +576,27 @@ class Trainer:
                 loss = weight * denoiser.loss(forward, prediction, target, level, sample)
                 # The backward pass averages gradients over the ranks; their sum is wanted.
                 (self.ranks.count * loss).backward()
-        # Named here, where torch loads it on demand: to import it above takes as long as to import torch.
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise InputError(f"torch.compile does not work here ({one_line(error)[:200]}); leave --compile out") from error
         except torch.OutOfMemoryError as error:
             if self.ranks.count > 1:
                 # The other ranks wait in this step and cannot be told. The launcher ends them and shows this traceback.
                 raise
             advice = "use more accumulation steps (--accumulate), or --precision bf16"
-            raise InputError(f"{device} has not enough memory for {len(part)} images at a time: {advice}") from error
+            raise InputError(f"{device} has not enough memory for {amount(len(part), 'image')} at a time: {advice}") from error
+        except Exception as error:
+            if isinstance(error, InputError) or not self.unproven:
+                raise
+            self._leave_compiling(error)
+            return self._accumulate(part, first, weight, watch)
+        self.unproven = False
         return loss.detach()
+
+    def _leave_compiling(self, error: Exception) -> None:
+        """Train the network as it is: torch.compile failed."""
+        if self.ranks.main:
+            print(f"torch.compile does not work here ({one_line(error)[:200]}); the network is trained without it")
+        self.compiled = self.unproven = False
+        self.state.network._compiled_call_impl = None
+        self.state.optimiser.zero_grad(set_to_none=True)
 
     def _label(self, first: int, sample: torch.Tensor) -> torch.Tensor:
         """Classes of the images from number ``first`` on; a tenth of them dropped, for guidance (Ho and Salimans 2022)."""
@@ -530,34 +611,28 @@ def _with_accumulation(config: RunConfig, ranks: Ranks, execution: ExecutionConf
         return execution
     steps = accumulation(config, ranks, execution.precision or ranks.precision)
     if steps > 1 and ranks.main:
-        images = config.training.batch // ranks.count
-        print(f"a batch is processed in {steps} parts: {images} images at a time need more memory than is free (--accumulate)")
+        images = -(-config.training.batch // ranks.count)
+        why = f"{amount(images, 'image')} at a time would not fit into the memory"
+        print(f"a batch is processed in {steps} parts: {why} (--accumulate)")
     return replace(execution, accumulate=steps)
 
 
 def _parts(config: RunConfig, ranks: Ranks, execution: ExecutionConfig) -> tuple[int, Literal["fp32", "bf16"]]:
-    """Images that a rank processes at a time, and the precision.
+    """Images that a rank processes at a time, at most, and the precision.
 
     Raises:
-        InputError: if the batch does not divide into equal parts, the launcher asks for another precision, or the network is to be
-            compiled for a CPU in bf16.
+        InputError: as :class:`Trainer`.
     """
-    accumulate, batch = execution.accumulate or 1, config.training.batch
-    parts = ranks.count * accumulate
-    if batch % parts:
-        raise InputError(
-            f"a batch of {batch} images does not divide into {ranks.count} processes x {accumulate} "
-            f"accumulation steps; --batch must be a multiple of {parts}"
-        )
+    parts = ranks.count * (execution.accumulate or 1)
     precision = execution.precision or ranks.precision
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
     if execution.compile and precision == "bf16" and ranks.device.type == "cpu":
         # Seen with torch 2.13: the gradients of the last blocks are zero. Either alone is right.
         raise InputError("--compile with bf16 gives wrong gradients on a CPU (torch 2.13); leave one of the two out")
-    return batch // parts, "bf16" if precision == "bf16" else "fp32"
+    return -(-config.training.batch // parts), "bf16" if precision == "bf16" else "fp32"
 
 
 def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the device, queued without waiting."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return (tensor.pin_memory() if device.type == "cuda" and tensor.is_cpu else tensor).to(device, non_blocking=True)

@@ -60,7 +60,7 @@ class Observer:
         """The averaged weights have a score, the smaller the better."""
 
     def checkpointed(self, images: int, pipeline: Pipeline) -> None:
-        """A checkpoint is written; the pipeline has its averaged weights."""
+        """A checkpoint is made, and written beside the training; the pipeline has its averaged weights."""
 
     def ended(self, complete: bool) -> None:
         """The training ends, complete or not, also by an error."""
@@ -85,7 +85,12 @@ class Progress(Observer):
 
     def logged(self, line: dict[str, float]) -> None:
         self.bar.total = line.get("length", self.bar.total)
-        self.bar.set_postfix(loss=f"{line['loss']:.4g}")
+        said = {"loss": f"{line['loss']:.4g}"}
+        if "flop_per_second" in line:
+            said["FLOP/s"] = f"{line['flop_per_second']:.2g}"
+        if "share_of_peak" in line:
+            said["of peak"] = f"{line['share_of_peak']:.0%}"
+        self.bar.set_postfix(said)
 
     def ended(self, complete: bool) -> None:
         self.bar.close()

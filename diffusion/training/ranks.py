@@ -2,21 +2,24 @@
 
 Training is data-parallel. Every rank holds the network, corrupts its share of every batch and trains on it on its own device; the
 gradients are averaged over the ranks. All ranks make the same calls in the same order. Events that only one rank sees, such as a
-signal or an unreadable file, are shared through a process group between hosts (gloo), which does not wait for a device.
+signal or an unreadable file, are shared through a process group between hosts (gloo), which does not wait for a device: in one
+reduction a step (:meth:`Ranks.together`).
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from diffusion.launcher import launch
 from lbm_warp.checks import InputError, as_device
@@ -24,6 +27,7 @@ from lbm_warp.checks import InputError, as_device
 # Ranks wait while rank 0 builds the prior or draws samples, which may take longer than NCCL's default of ten minutes.
 PATIENCE = timedelta(hours=6)
 _KINDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+T = TypeVar("T")
 
 
 class Ranks:
@@ -56,12 +60,17 @@ class Ranks:
             mixed_precision="no",
             cpu=launched and kind == "cpu",
             device_placement=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
+                # Gradients lie where they are averaged. Not static_graph: a user's network may leave out layers in some steps.
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
         )
         if self._accelerator.distributed_type not in _KINDS:
             raise InputError(f"the launcher asks for {self._accelerator.distributed_type.value}; training is data-parallel only")
         self.rank = self._accelerator.process_index
         self.count = self._accelerator.num_processes
+        self._held: Exception | None = None
         said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         self.precision = "fp32" if said == "no" else said
         self.device = self._accelerator.device if launched else torch.device(kind) if device is None else device
@@ -75,9 +84,13 @@ class Ranks:
         """This rank's indices in a batch of this many images: contiguous shares, in the order of the ranks."""
         return range(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
 
-    def prepare(self, network: nn.Module) -> nn.Module:
-        """The network with gradients averaged over the ranks in the backward pass; unchanged where there is one rank."""
-        return self._accelerator.prepare_model(network, device_placement=False)
+    def prepare(self, network: nn.Module, bf16_gradients: bool = False) -> nn.Module:
+        """The network with gradients averaged over the ranks in the backward pass, also in bfloat16; unchanged for one rank."""
+        prepared = self._accelerator.prepare_model(network, device_placement=False)
+        if bf16_gradients and isinstance(prepared, nn.parallel.DistributedDataParallel):
+            # By its own name torch refuses it without NCCL, although gloo can sum bfloat16.
+            prepared.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
+        return prepared
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
         """A block in which gradients of the prepared network accumulate on this rank without averaging."""
@@ -93,45 +106,89 @@ class Ranks:
 
     def largest(self, value: int) -> int:
         """The largest value of any rank; all ranks get the same answer."""
-        if self.count == 1:
-            return value
-        votes = torch.tensor([value])
-        distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=_hosts(distributed.group.WORLD))
-        return int(votes)
+        return self._largest([value])[0]
 
-    def agree(self, value: int) -> bool:
+    def agree(self, value: object) -> bool:
         """Whether all ranks have the same value."""
         return not self.any(value != self.broadcast(value))
 
-    def broadcast(self, value: int) -> int:
-        """Rank 0's value, on every rank."""
-        if self.count == 1:
-            return value
-        number = torch.tensor([value])
-        distributed.broadcast(number, src=0, group=_hosts(distributed.group.WORLD))
-        return int(number)
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, a Python object, on every rank."""
+        values = [value]
+        if self.count > 1:
+            distributed.broadcast_object_list(values, src=0, group=_hosts(distributed.group.WORLD))
+        return values[0]
+
+    def scatter(self, parts: list[T] | None) -> T:
+        """One of rank 0's ``parts``, Python objects, for each rank; None on the others."""
+        mine: list[Any] = [None]
+        distributed.scatter_object_list(mine, parts, src=0, group=_hosts(distributed.group.WORLD))
+        return mine[0]
+
+    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors on the devices of the ranks, of the same shapes on all of them, with the values of rank 0."""
+        for tensor in tensors if self.count > 1 else ():
+            values = tensor.detach().contiguous()
+            distributed.broadcast(values, src=0)
+            tensor.detach().copy_(values)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, numbers: list[int] | None = None) -> Iterator[None]:
         """A block that fails on all ranks if it fails on one, so no rank waits for another that has ended.
+
+        Args:
+            numbers: set in the block, at least 0; behind it they are the largest of any rank. The same reduction tells both.
 
         Raises:
             InputError: with the message of the first rank that failed. A rank with a programming error raises that error itself.
         """
-        error = None
+        error, numbers = None, [] if numbers is None else numbers
         try:
             yield
         except Exception as caught:
             error = caught
+        error, self._held = self._held or error, None
         if self.count == 1:
             if error is not None:
                 raise error
-        elif self.any(error is not None):
+            return
+        failed, *numbers[:] = self._largest([int(error is not None), *numbers])
+        if failed:
             messages: list[str | None] = [None] * self.count
             distributed.all_gather_object(messages, error and one_line(error), group=_hosts(distributed.group.WORLD))
             if error is not None and not isinstance(error, (InputError, OSError)):
                 raise error
             raise InputError(next(message for message in messages if message is not None)) from error
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """A block whose error is raised behind the next :meth:`together`, where the ranks meet anyway."""
+        try:
+            yield
+        except Exception as error:
+            self._held = error
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """A block in which the end of another rank, seen as a connection that breaks, is one line.
+
+        Raises:
+            InputError: if another rank has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # What gloo raises has no class of its own.
+            if self.count == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+                raise
+            raise InputError("another process of this training has ended; the same command goes on with it") from error
+
+    def _largest(self, values: list[int]) -> list[int]:
+        if self.count == 1:
+            return values
+        votes = torch.tensor(values)
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=_hosts(distributed.group.WORLD))
+        return votes.tolist()
 
     def close(self) -> None:
         """Leave the process group, at the end of a program."""

@@ -14,6 +14,7 @@ from diffusion.rng import seeds
 from diffusion.run import RunConfig
 from diffusion.training.checkpoint import Checkpoints, load_checkpoint
 from diffusion.training.dry_step import called
+from diffusion.training.ranks import Ranks
 from lbm_warp.checks import InputError
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -22,8 +23,9 @@ ADAM = ("step", "exp_avg", "exp_avg_sq")
 class EMA:
     """Exponential moving average of a network's weights: w <- d w + (1 - d) w_network.
 
-    The decay d warms up as min(decay, (1 + n) / (10 + n)) over the updates n, so early averages forget the initialisation.
-    ``torch.optim.swa_utils.AveragedModel`` keeps n on the device, where this warm-up would wait for it in every step.
+    The decay d warms up as min(decay, (1 + n) / (10 + n)) over the updates n, so early averages forget the initialisation. An
+    update may have a limit of its own. ``torch.optim.swa_utils.AveragedModel`` keeps n on the device, where this warm-up would wait
+    for it in every step.
 
     Args:
         network: the network to follow.
@@ -45,9 +47,9 @@ class EMA:
         self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, limit: float | None = None) -> None:
         """Take one step towards the present weights of the network."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay if limit is None else limit, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
         for average, weight in self._counts:
@@ -105,12 +107,8 @@ class TrainingState:
         there = {name: str(list(weights[name].shape)) if name in weights else "missing" for name in own.keys() - fitting.keys()}
         return [f"{name} ({there[name]} there, {list(own[name].shape)} here)" for name in own if name in there]
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Write the state as one file, so a run that is killed never mixes two moments.
-
-        Raises:
-            InputError: if it cannot be written.
-        """
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Weights, averages and moments, under the names that they have in a checkpoint."""
         moments = {
             f"adam.{name}.{key}": self.optimiser.state[parameter][key]
             for name, parameter in self.network.named_parameters()
@@ -119,11 +117,26 @@ class TrainingState:
         }
         weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         averages = {f"average.{name}": tensor for name, tensor in self.average.network.state_dict().items()}
+        return moments | weights | averages
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Begin to write the state as one file, so a run that is killed never mixes two moments; as :meth:`Checkpoints.save`."""
         clock = {"seconds": str(self.seconds)} if self.seconds else {}
-        checkpoints.save(self.images, moments | weights | averages, {"updates": str(self.average.updates)} | clock)
+        checkpoints.save(self.images, self.tensors(), {"updates": str(self.average.updates)} | clock)
+
+    def share(self, ranks: Ranks) -> None:
+        """Take over the state of rank 0, which alone has read a checkpoint, on all ranks."""
+        trained = [name for name, parameter in self.network.named_parameters() if parameter in self.optimiser.state]
+        numbers = self.images, self.average.updates, self.seconds, trained
+        self.images, self.average.updates, self.seconds, trained = ranks.broadcast(numbers)
+        for name, parameter in self.network.named_parameters():
+            if name in trained and not ranks.main:
+                moments = {key: torch.zeros_like(parameter) for key in ADAM[1:]}
+                self.optimiser.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | moments
+        ranks.copy_from_main(self.tensors().values())
 
     def load(self, path: Path) -> None:
-        """Take over what :meth:`save` wrote.
+        """Take over what :meth:`save` wrote, on this rank.
 
         Raises:
             InputError: if the file is damaged or belongs to another network.

@@ -2,66 +2,165 @@
 
 import { Compare } from "./compare.js";
 import { Corrupt } from "./corrupt.js";
+import { enlarged } from "./draw.js";
 import { Generate } from "./generate.js";
 import { Player } from "./player.js";
 import { Restore } from "./restore.js";
+import { Stir } from "./stir.js";
+import { keep, kept } from "./store.js";
+import { Story } from "./story.js";
+import { messages } from "./stream.js";
 
 const USUAL = {
-  view: "corrupt", picture: "chelsea", size: "256", process: "", peclet: "400", sigma: "4", octaves: "4", turbulence: "curl-noise",
-  time: "0", seed: "0", strokes: "", t: "0.3", model: "fashion", num: "36", gseed: "0", steps: "0", label: "", guidance: "1",
-  mode: "new", rpicture: "degraded", rmodel: "emoji", rlevel: "", rsamples: "4", rseed: "0",
+  view: "story", step: "1", picture: "chelsea", size: "256", process: "", peclet: "400", sigma: "4", octaves: "4",
+  turbulence: "curl-noise", time: "0", seed: "0", strokes: "", brush: "6", strokes_on: "turbulence", flow: "", speclet: "600",
+  sprocess: "beyond-blur", model: "fashion", num: "36", gseed: "0", steps: "0", label: "", guidance: "1", mode: "new",
+  rpicture: "degraded", rmodel: "emoji", rclean: "", rdegrade: "300", rlevel: "", rsamples: "4", rseed: "0",
+  st: "0.7000", t: "0.3000", ct: "0.3000", gt: "1.0000", rt: "1.0000",
 };
-const NAMES = { chelsea: "the cat", degraded: "two emoji" };
+const TIME = { story: "st", corrupt: "t", compare: "ct", generate: "gt", restore: "rt", live: "t" };
+const SEED = { corrupt: "seed", compare: "seed", generate: "gseed", restore: "rseed" };
+// With a change of these the browser's Back comes back to what was before.
+const PLACES = ["view", "step", "picture", "rpicture", "process", "sprocess", "model", "rmodel", "rclean"];
+const NAMES = { chelsea: "the cat", degraded: "two emoji", emoji: "an emoji" };
+// Files that are no pictures of pixels that Pillow reads.
+const OTHERS = [
+  [/\.(heic|heif)$/i, "HEIC pictures are not read here: save it as JPEG or PNG, and drop that."],
+  [/\.svgz?$/i, "An SVG is a drawing, without pixels: export it as PNG, and drop that."],
+  [/\.pdf$/i, "A PDF is a document: save its picture as PNG, and drop that."],
+  [/\.(mp4|mov|webm|mkv|avi)$/i, "This is a film. The command beyond-blur corrupt takes films; the page takes pictures."],
+];
 const anotherSeed = () => String(Math.floor(1e6 * Math.random()));
 const $ = (id) => document.getElementById(id);
 const all = (selector) => document.querySelectorAll(selector);
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 class App {
   constructor() {
-    this.state = { ...USUAL, ...Object.fromEntries(new URLSearchParams(location.search)) };
+    this.state = this.read();
     this.files = {};
+    this.waiting = [];
     this.player = new Player((number, share) => {
-      this.state.t = share.toFixed(4);
+      this.state[TIME[this.state.view]] = share.toFixed(4);
       this.keepAddress();
-      this.views[this.state.view].show(number);
+      this.stage.show(number);
     });
-    this.views = { corrupt: new Corrupt(this), compare: new Compare(this), generate: new Generate(this), restore: new Restore(this) };
+    this.views = {
+      story: new Story(this), corrupt: new Corrupt(this), compare: new Compare(this), generate: new Generate(this),
+      restore: new Restore(this), live: new Stir(this),
+    };
+    this.dragAndDrop();
+    this.begun = this.start();
+    this.begun.catch((error) => this.fail(error));
+  }
+
+  // The state that the address says.
+  read() {
+    const known = [...new URLSearchParams(location.search)].filter(([key]) => key in USUAL);
+    return { ...USUAL, ...Object.fromEntries(known) };
+  }
+
+  // The view whose stage is seen, and its name.
+  get stageName() {
+    return this.state.view === "story" ? this.views.story.step.stage : this.state.view;
+  }
+
+  get stage() {
+    return this.views[this.stageName];
+  }
+
+  // What the stage shows: the state, and over it what a step of the story says.
+  get values() {
+    return this.state.view === "story" ? { ...this.state, ...this.views.story.values() } : this.state;
   }
 
   async start() {
-    if (!(this.state.view in this.views)) this.state.view = USUAL.view;
     const answer = await fetch("/api/choices");
     this.choices = await answer.json();
     const option = (name) => new Option(name, name);
     document.querySelector("[data-key=process]")
       .append(new Option("flow and blur", ""), ...Object.keys(this.choices.processes).map(option));
     for (const select of all(".models")) select.append(...this.choices.models.map(option));
-    for (const control of all("[data-key]"))
-      control.addEventListener("input", () => this.set(this.following(control.dataset.key, control.value)));
-    for (const button of all("[data-random]"))
-      button.addEventListener("click", () => this.set({ [button.dataset.random]: anotherSeed() }));
-    for (const tab of all("[data-view]")) tab.addEventListener("click", () => this.set({ view: tab.dataset.view }));
-    $("cat").addEventListener("click", () => this.set({ picture: "chelsea" }));
-    $("example").addEventListener("click", () => this.set({ rpicture: "degraded" }));
-    $("share").addEventListener("click", () => this.copy(location.href, "The address is in the clipboard."));
-    $("copy").addEventListener("click", () => this.copy($("command").textContent, "The command is in the clipboard."));
-    $("help").addEventListener("click", () => $("keys").showModal());
-    $("png").addEventListener("click", () => this.views[this.state.view].png().toBlob((blob) => this.save(blob, "png")));
-    $("mp4").addEventListener("click", () => this.film());
-    $("file").addEventListener("change", (event) => this.add(event.target.files[0]));
-    this.dragAndDrop();
-    addEventListener("keydown", (event) => this.key(event));
-    addEventListener("resize", () => this.views[this.state.view].show(this.player.number));
-    const dark = matchMedia("(prefers-color-scheme: dark)");
-    dark.addEventListener("change", () => this.views[this.state.view].show(this.player.number));
-    const share = Number(this.state.t) || 0;
-    this.arrange();
-    this.player.go(share);
-    this.views[this.state.view].load();
-    if (!location.search && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
+    this.listen();
+    this.links();
+    const first = !location.search && !still.matches;
+    await this.enter();
+    if (first) {
       this.player.go(0);
       this.player.play(1);
     }
+  }
+
+  listen() {
+    for (const control of all("[data-key]"))
+      control.addEventListener("input", () => {
+        const value = control.type === "checkbox" ? (control.checked ? "1" : "") : control.value;
+        this.set(this.following(control.dataset.key, value));
+      });
+    for (const button of all("[data-random]"))
+      button.addEventListener("click", () => this.set({ [button.dataset.random]: anotherSeed() }));
+    const tabs = [...all("[role=tab]")];
+    for (const tab of tabs) tab.addEventListener("click", () => this.set({ view: tab.dataset.view }));
+    document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
+      const at = tabs.indexOf(event.target), last = tabs.length - 1;
+      const to = { ArrowRight: at < last ? at + 1 : 0, ArrowLeft: at > 0 ? at - 1 : last }[event.key];
+      if (at < 0 || to === undefined) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.set({ view: tabs[to].dataset.view });
+      tabs[to].focus();
+    });
+    for (const button of all("[data-picture], [data-rpicture]"))
+      button.addEventListener("click", () => this.set({ ...button.dataset }));
+    $("share").addEventListener("click", () => {
+      this.writeAddress();
+      this.copy(location.href, "The address is in the clipboard.");
+    });
+    $("copy").addEventListener("click", () => this.copy($("command").textContent, "The command is in the clipboard."));
+    $("help").addEventListener("click", () => $("keys").showModal());
+    $("png").addEventListener("click", () => this.picture());
+    $("mp4").addEventListener("click", () => this.film());
+    $("cancel").addEventListener("click", () => this.filming?.abort());
+    $("drawer").addEventListener("click", () => {
+      const closed = document.body.classList.toggle("closed");
+      $("drawer").setAttribute("aria-expanded", !closed);
+    });
+    $("file").addEventListener("change", (event) => this.add(event.target.files));
+    addEventListener("keydown", (event) => this.key(event));
+    addEventListener("popstate", () => {
+      this.stage.stop?.();
+      this.player.stop();
+      this.state = this.read();
+      this.enter();
+    });
+    addEventListener("pagehide", () => this.writeAddress());
+    const again = () => (this.stage.redraw ?? this.stage.show).call(this.stage, this.player.number);
+    new ResizeObserver(again).observe(document.querySelector(".stage"));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  }
+
+  links() {
+    for (const place of all(".links"))
+      for (const [name, address] of Object.entries(this.choices.links ?? {})) {
+        const link = { href: address, textContent: name, target: "_blank", rel: "noopener" };
+        place.append(Object.assign(document.createElement("a"), link));
+      }
+  }
+
+  // Show what the state says.
+  async enter() {
+    const { state } = this;
+    if (!(state.view in this.views)) state.view = USUAL.view;
+    if (!(state.sprocess in this.choices.processes)) state.sprocess = USUAL.sprocess;
+    if (state.view === "story" && !new URLSearchParams(location.search).has("st")) state.st = this.views.story.step.at.toFixed(4);
+    this.arrange();
+    this.player.go(Number(state[TIME[state.view]]) || 0);
+    await this.bring();
+    if (state === this.state) this.load();
+  }
+
+  load() {
+    this.stage.load();
   }
 
   // A change, and what follows from it: another process has a Peclet number of its own, another model other classes.
@@ -73,62 +172,126 @@ class App {
   // Change the state; what depends on it follows.
   set(changes) {
     const changed = Object.keys(changes).filter((key) => this.state[key] !== changes[key]);
+    if (!changed.length) return;
+    const place = changed.some((key) => PLACES.includes(key)), view = this.state.view;
+    if (place) {
+      this.writeAddress();
+      this.stage.stop?.();
+    }
     Object.assign(this.state, changes);
+    if (place) history.pushState(null, "", this.address);
+    else this.keepAddress();
     this.arrange();
-    this.keepAddress();
-    if (changed.includes("view") || changed.some((key) => this.views[this.state.view].keys.includes(key)))
-      this.views[this.state.view].load();
+    const time = TIME[this.state.view];
+    if (view !== this.state.view) this.player.stop();
+    if (view !== this.state.view || time in changes) this.player.go(Number(this.state[time]) || 0);
+    if (view !== this.state.view || changed.some((key) => this.views[this.state.view].keys.includes(key))) this.load();
   }
 
   // Controls and views as the state says.
   arrange() {
-    const { state } = this, process = this.choices?.processes[state.process];
-    // Four times the process's own number, which may be a tenth.
-    const peclet = document.querySelector("[data-key=peclet]"), most = process ? 4 * process.peclet : 1000;
-    Object.assign(peclet, { max: most, step: most / 1000 || 1 });
+    const { state } = this, idle = this.stage.idle?.(this.values) ?? {};
+    Object.assign(document.body.dataset, { view: state.view, stage: this.stageName });
     for (const element of all("[data-views]")) element.hidden = !element.dataset.views.split(" ").includes(state.view);
-    for (const tab of all("[data-view]")) tab.setAttribute("aria-selected", tab.dataset.view === state.view);
+    for (const element of all("[data-stages]")) element.hidden = !element.dataset.stages.split(" ").includes(this.stageName);
+    for (const tab of all("[role=tab]")) {
+      const chosen = tab.dataset.view === state.view;
+      tab.setAttribute("aria-selected", chosen);
+      tab.tabIndex = chosen ? 0 : -1;
+    }
+    $("panel").setAttribute("aria-labelledby", `tab-${state.view}`);
+    for (const view of new Set([this.stage, this.views[state.view]])) view.arrange?.(idle);
     for (const control of all("[data-key]")) {
-      control.value = state[control.dataset.key];
-      const output = control.closest("label")?.querySelector("output");
-      if (output) output.textContent = Number(control.value).toPrecision(4).replace(/\.?0+$/, "");
+      const { key } = control.dataset, value = control.closest("label")?.querySelector(".value");
+      if (control.type === "checkbox") control.checked = Boolean(state[key]);
+      else control.value = state[key];
+      if (value) value.textContent = Number(Number(control.value).toPrecision(4));
+      control.disabled = key in idle;
+      control.title = idle[key] ?? "";
     }
-    $("process-about").textContent = process?.about ?? "The flow and the blur of your choice";
-    $("own-flow").hidden = Boolean(process);
-    $("painting").hidden = Boolean(process);
-    peclet.closest("label").hidden = process?.peclet === 0;
-    $("undo").disabled = $("clear").disabled = !state.strokes;
-    $("picture-name").textContent = this.files[state.picture] ?? NAMES[state.picture] ?? "a picture";
-    $("restored-name").textContent = this.files[state.rpicture] ?? NAMES[state.rpicture] ?? "a picture";
+    for (const button of all("[data-random]")) button.disabled = button.dataset.random in idle;
+    for (const reason of all(".reason")) {
+      const keys = [...reason.closest("fieldset").querySelectorAll("[data-key]")].map((control) => control.dataset.key);
+      reason.textContent = [...new Set(keys.map((key) => idle[key]).filter(Boolean))].join(" ");
+    }
+    $("drawer").querySelector("b").textContent = state.view === "story" ? "Story" : "Settings";
+    $("picture-name").textContent = this.nameOf(state.picture);
+    $("restored-name").textContent = this.nameOf(state.rpicture);
   }
 
-  // At most ten times a second, as browsers ask for.
+  nameOf(picture) {
+    return this.files[picture] ?? NAMES[picture] ?? "a picture that is not here: drop it again";
+  }
+
+  get pictureName() {
+    return this.nameOf(this.state.picture);
+  }
+
+  get address() {
+    const differing = Object.entries(this.state).filter(([key, value]) => value !== USUAL[key]);
+    return differing.length ? `?${new URLSearchParams(differing)}` : location.pathname;
+  }
+
+  // Seldom enough for browsers that count how often this is done.
   keepAddress() {
-    if (this.pending) return;
-    this.pending = setTimeout(() => {
-      this.pending = null;
-      const differing = Object.entries(this.state).filter(([key, value]) => value !== USUAL[key]);
-      history.replaceState(null, "", differing.length ? `?${new URLSearchParams(differing)}` : location.pathname);
-    }, 100);
+    this.pending ??= setTimeout(() => this.writeAddress(), 350);
   }
 
-  async add(file) {
-    if (!file) return;
-    try {
-      const answer = await fetch("/api/pictures", {
-        method: "POST",
-        body: file,
-        headers: { "content-type": "application/octet-stream" },
-      });
-      const found = await answer.json();
-      if (!answer.ok) throw new Error(found.error);
-      this.files[found.name] = file.name;
-      this.set(this.state.view === "restore" ? { rpicture: found.name } : { picture: found.name });
-      if (this.state.view === "generate") this.set({ view: "corrupt" });
-    } catch (error) {
-      this.fail(error);
+  writeAddress() {
+    clearTimeout(this.pending);
+    this.pending = undefined;
+    history.replaceState(null, "", this.address);
+  }
+
+  // The server may have been started anew; this browser still has what was dropped.
+  async bring() {
+    for (const name of new Set([this.state.picture, this.state.rpicture])) {
+      if (name in NAMES || name in this.files) continue;
+      const found = await kept(name);
+      if (!found) continue;
+      this.files[name] = found.title;
+      await this.send(found.file).catch((error) => this.say(words(error)));
     }
-    $("file").value = "";
+    this.arrange();
+  }
+
+  async send(file) {
+    const answer = await fetch("/api/pictures", {
+      method: "POST",
+      body: file,
+      headers: { "content-type": "application/octet-stream" },
+    });
+    const found = await answer.json();
+    if (!answer.ok) throw new Error(found.error);
+    return found.name;
+  }
+
+  async add([file, ...others]) {
+    if (!file) return this.say("That is no file. Save the picture first, and drop the file.");
+    const other = OTHERS.find(([pattern]) => pattern.test(file.name));
+    if (other) return this.say(other[1]);
+    const sign = $("drop").querySelector("span"), usual = sign.textContent;
+    try {
+      sign.textContent = `Reading ${file.name} …`;
+      $("drop").classList.add("reading");
+      await this.begun;
+      const name = await this.send(file), key = this.state.view === "restore" ? "rpicture" : "picture";
+      this.files[name] = file.name;
+      await keep(name, file);
+      if (others.length) this.say(`The first of ${others.length + 1} files is taken.`);
+      const view = this.state.view === "generate" ? "corrupt" : this.state.view;
+      if (this.state[key] !== name || this.state.view !== view) this.set({ view, [key]: name });
+      else {
+        this.arrange();
+        this.load();
+      }
+    } catch (error) {
+      this.say(words(error));
+    } finally {
+      sign.textContent = usual;
+      $("drop").classList.remove("reading");
+      $("file").value = "";
+    }
   }
 
   dragAndDrop() {
@@ -139,30 +302,37 @@ class App {
     for (const end of ["dragleave", "drop"]) addEventListener(end, () => document.body.classList.remove("dragging"));
     addEventListener("drop", (event) => {
       event.preventDefault();
-      if (event.dataTransfer.files.length) this.add(event.dataTransfer.files[0]);
+      this.add(event.dataTransfer.files);
     });
-    addEventListener("paste", (event) => this.add(event.clipboardData.files[0]));
+    addEventListener("paste", (event) => event.clipboardData.files.length && this.add(event.clipboardData.files));
     $("drop").addEventListener("keydown", (event) => event.key === "Enter" && $("file").click());
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
-    const { target } = event;
-    if (target.matches?.("input:not([type=range]), select")) return;
-    if (event.key === " " && target.matches?.("button")) return;
-    const range = target.matches?.("input[type=range]") && target !== this.player.slider;
-    const seed = { corrupt: "seed", compare: "seed", generate: "gseed", restore: "rseed" }[this.state.view];
+    const { target } = event, { paint } = this.views.corrupt, corrupt = this.state.view === "corrupt";
+    if ($("keys").open || target.matches?.("input:not([type=range], [type=checkbox]), select")) return;
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && corrupt && !$("undo").disabled) {
+      event.preventDefault();
+      return paint.undo();
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape" && paint.escape()) return event.preventDefault();
+    if (event.key === " " && target.matches?.("button, input")) return;
+    const range = target.matches?.("input[type=range]") && !("time" in target.dataset);
+    const seed = document.querySelector(`[data-random=${SEED[this.state.view]}]`);
     const actions = {
-      " ": () => this.player.toggle(),
-      r: () => this.set({ [seed]: anotherSeed() }),
-      p: () => this.state.view === "corrupt" && this.views.corrupt.togglePainting(),
+      r: () => seed?.disabled || this.set({ [SEED[this.state.view]]: anotherSeed() }),
+      p: () => corrupt && !$("painting").hidden && !$("paint").disabled && $("paint").click(),
       "?": () => $("keys").showModal(),
     };
-    if (!range) {
-      actions.ArrowLeft = () => this.player.step(-1);
-      actions.ArrowRight = () => this.player.step(1);
-      actions.Home = () => this.player.go(0);
-      actions.End = () => this.player.go(1);
+    if (!(this.stage instanceof Stir)) {
+      actions[" "] = () => this.player.toggle();
+      if (!range) {
+        actions.ArrowLeft = () => this.player.step(-1);
+        actions.ArrowRight = () => this.player.step(1);
+        actions.Home = () => this.player.go(0);
+        actions.End = () => this.player.go(1);
+      }
     }
     Object.keys(this.views).forEach((view, number) => (actions[number + 1] = () => this.set({ view })));
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
@@ -171,35 +341,49 @@ class App {
     action();
   }
 
+  // What is seen as a file, as soon as it is as fine as it gets.
+  async picture() {
+    const { stage } = this;
+    if (stage.redraw) await this.quiet();
+    enlarged(stage.png(), !stage.pixelated).toBlob((blob) => this.save(blob, "png"));
+  }
+
   async film() {
-    const view = this.views[this.state.view];
-    this.say("The film is made; this takes some seconds.");
+    const { stage } = this, { signal } = (this.filming = new AbortController());
+    $("film").hidden = false;
+    $("film").querySelector("progress").removeAttribute("value");
+    $("mp4").disabled = true;
     try {
-      const answer = await fetch(`${view.filmPath}?${new URLSearchParams(view.query())}`);
-      if (!answer.ok) throw new Error((await answer.json()).error);
-      this.save(await answer.blob(), "mp4");
+      for await (const message of messages(stage.filmPath, { ...stage.query(), progress: 1, slot: "film" }, signal)) {
+        if (message.kind === "film") this.save(new Blob([message.body], { type: "video/mp4" }), "mp4");
+        else if (message.of) $("film").querySelector("progress").value = message.done / message.of;
+      }
     } catch (error) {
-      this.fail(error);
+      if (!signal.aborted) this.say(words(error));
+    } finally {
+      $("film").hidden = true;
+      $("mp4").disabled = false;
     }
   }
 
+  // Files are named by picture, process and time.
   save(blob, type) {
+    const { view } = this.state, picture = view === "restore" ? this.state.rpicture : this.state.picture;
+    const name = view === "generate" ? [] : [(this.files[picture] ?? picture).replace(/\.[^.]*$/, "")];
+    const time = type === "png" && view !== "restore" ? [`t${this.player.share.toFixed(2)}`] : [];
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = `${(this.files[this.state.picture] ?? this.state.view).replace(/\.[^.]*$/, "")}-${this.state.view}.${type}`;
+    link.download = `${[...name, this.stage.title, ...time].join("-")}.${type}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
   // A command names a picture that was added by its checksum; the visitor knows it by its file.
-  commandOf(text) {
-    for (const [name, file] of Object.entries(this.files))
-      text = text.replace(name, /^[\w.-]+$/.test(file) ? file : `'${file.replaceAll("'", "'\\''")}'`);
-    return text;
-  }
-
   command(text) {
-    $("command").textContent = this.commandOf(text);
+    $("command").textContent = text.replace(/\b[0-9a-f]{24}\b/, (name) => {
+      const file = (this.files[name] ?? "picture.png").replace(/^-/, "./-");
+      return /^[\w./-]+$/.test(file) ? file : `'${file.replaceAll("'", "'\\''")}'`;
+    });
   }
 
   numbers(values) {
@@ -210,6 +394,7 @@ class App {
       return part;
     });
     $("numbers").replaceChildren(...parts);
+    for (const slider of this.player.sliders) slider.setAttribute("aria-valuetext", $("numbers").textContent || "not yet");
   }
 
   // Only the last thing that was asked for is worked on.
@@ -219,7 +404,7 @@ class App {
     this.busy(true);
     try {
       await task(signal);
-      this.busy(false);
+      if (!signal.aborted) this.busy(false);
     } catch (error) {
       if (!signal.aborted) this.fail(error);
     }
@@ -231,11 +416,23 @@ class App {
 
   busy(is) {
     document.body.classList.toggle("busy", is);
+    document.querySelector(".stage").setAttribute("aria-busy", is);
+    if (!is) for (const resolve of this.waiting.splice(0)) resolve();
   }
 
+  quiet() {
+    return document.body.classList.contains("busy") ? new Promise((resolve) => this.waiting.push(resolve)) : Promise.resolve();
+  }
+
+  // What was asked for is not there, and stays so until something else is asked for.
   fail(error) {
     this.busy(false);
-    this.say(error instanceof TypeError ? "The server does not answer; is it still running?" : error.message);
+    $("notice").textContent = words(error);
+    $("notice").hidden = false;
+  }
+
+  welcome() {
+    $("notice").hidden = true;
   }
 
   say(text) {
@@ -255,5 +452,12 @@ class App {
   }
 }
 
+// What browsers say of a server that is gone; any other TypeError is a fault of this page.
+function words(error) {
+  if (!(error instanceof TypeError)) return error.message;
+  if (/fetch|network|load failed/i.test(error.message)) return "The server does not answer; is it still running?";
+  reportError(error);
+  return `This page failed: ${error.message}`;
+}
+
 window.explorer = new App();
-window.explorer.start().catch((error) => window.explorer.fail(error));

@@ -16,6 +16,7 @@ export class Compare {
   load() {
     const { picture, seed } = this.app.state;
     const options = [picture === "chelsea" ? "" : ` ${picture}`, seed === "0" ? "" : ` --seed ${seed}`];
+    this.app.welcome();
     this.app.player.frames = FRAMES;
     this.app.command(`python -m cli.compare${options[0]} --size 128 --levels ${FRAMES - 1}${options[1]} --video`);
     const processes = Object.entries(this.app.choices.processes).filter(([, { control }]) => !control);
@@ -27,7 +28,8 @@ export class Compare {
         const query = { picture, seed, process: card.name, size: 128, frames: FRAMES };
         for await (const message of messages("/api/trajectory", query, signal)) {
           if (message.kind === "scene") card.about = message;
-          else card.frames[message.number] = message.body.subarray(0, 3 * card.about.height * card.about.width);
+          else if (message.kind === "frame")
+            card.frames[message.number] = message.body.subarray(0, 3 * card.about.height * card.about.width);
           if (message.number === this.app.player.number || message.number === 0) this.draw(card);
         }
         this.draw(card);
@@ -41,9 +43,16 @@ export class Compare {
       caption = document.createElement("figcaption");
     const title = document.createElement("strong");
     title.textContent = name;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `${this.app.pictureName} by the process ${name}`);
     caption.append(title, about);
     figure.append(canvas, caption);
     return { name, figure, canvas, frames: [] };
+  }
+
+  stop() {
+    this.cards = [];
+    this.place.replaceChildren();
   }
 
   draw(card) {
@@ -72,5 +81,9 @@ export class Compare {
       pen.drawImage(card.canvas, x, y + 19);
     });
     return sheet;
+  }
+
+  get title() {
+    return "compared";
   }
 }

@@ -34,10 +34,36 @@ export function showSheet(canvas, rgb, width, height, count, columns) {
   }
 }
 
-// A velocity field [2, height, width] as colours of its speed, and as particles that it carries.
-export class Field {
-  constructor(place) {
-    [this.speed, this.streaks] = place.querySelectorAll("canvas");
+// The same on a canvas of its own.
+export function pictureCanvas(rgb, width, height) {
+  const canvas = document.createElement("canvas");
+  showPixels(canvas, rgb.subarray(0, 3 * width * height), width, height);
+  return canvas;
+}
+
+// A canvas enlarged by a whole factor, to a longer side of at least 1024 pixels.
+export function enlarged(canvas, smooth) {
+  const factor = Math.ceil(1024 / Math.max(canvas.width, canvas.height)), large = document.createElement("canvas");
+  Object.assign(large, { width: factor * canvas.width, height: factor * canvas.height });
+  const pen = large.getContext("2d");
+  Object.assign(pen, { imageSmoothingEnabled: smooth, imageSmoothingQuality: "high" });
+  pen.drawImage(canvas, 0, 0, large.width, large.height);
+  return large;
+}
+
+// The speed of a velocity field [2, height, width] as colours.
+export function showSpeed(canvas, velocity, height, width) {
+  const cells = height * width, rgb = new Uint8Array(3 * cells);
+  let largest = 1e-9;
+  for (let i = 0; i < cells; i++) largest = Math.max(largest, Math.hypot(velocity[i], velocity[cells + i]));
+  for (let i = 0; i < cells; i++) rgb.set(magma(Math.hypot(velocity[i], velocity[cells + i]) / largest), 3 * i);
+  showPixels(canvas, rgb, width, height);
+}
+
+// Particles that a velocity field carries.
+export class Streaks {
+  constructor(canvas) {
+    this.canvas = canvas;
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     this.particles = Float32Array.from({ length: 1800 }, Math.random);
     this.ages = Float32Array.from({ length: 900 }, () => 60 * Math.random());
@@ -47,43 +73,32 @@ export class Field {
   show(velocity, height, width) {
     this.velocity = velocity;
     [this.height, this.width] = [height, width];
-    if (!velocity) {
-      this.speed.getContext("2d").clearRect(0, 0, this.speed.width, this.speed.height);
-      this.clear();
-      return;
-    }
-    const cells = height * width, rgb = new Uint8Array(3 * cells);
-    let largest = 1e-9;
-    for (let i = 0; i < cells; i++) largest = Math.max(largest, Math.hypot(velocity[i], velocity[cells + i]));
-    for (let i = 0; i < cells; i++) rgb.set(magma(Math.hypot(velocity[i], velocity[cells + i]) / largest), 3 * i);
-    showPixels(this.speed, rgb, width, height);
-    if (this.still.matches) {
-      this.clear();
-      for (let step = 0; step < 40; step++) this.advance(0.8);
-    }
+    if (velocity && !this.still.matches) return;
+    this.clear();
+    for (let step = 0; velocity && step < 40; step++) this.advance(0.8);
   }
 
   clear() {
-    const { offsetWidth: width, offsetHeight: height } = this.streaks, scale = devicePixelRatio;
-    Object.assign(this.streaks, { width: Math.max(1, width * scale), height: Math.max(1, height * scale) });
+    const { offsetWidth: width, offsetHeight: height } = this.canvas, scale = devicePixelRatio;
+    Object.assign(this.canvas, { width: Math.max(1, width * scale), height: Math.max(1, height * scale) });
   }
 
   move() {
     requestAnimationFrame(() => this.move());
-    if (!this.velocity || this.still.matches || !this.streaks.offsetParent) return;
-    if (Math.abs(this.streaks.width - this.streaks.offsetWidth * devicePixelRatio) > 1) this.clear();
-    const pen = this.streaks.getContext("2d");
+    if (!this.velocity || this.still.matches || !this.canvas.offsetParent) return;
+    if (Math.abs(this.canvas.width - this.canvas.offsetWidth * devicePixelRatio) > 1) this.clear();
+    const pen = this.canvas.getContext("2d");
     pen.globalCompositeOperation = "destination-out";
     pen.fillStyle = "rgb(0 0 0 / 8%)";
-    pen.fillRect(0, 0, this.streaks.width, this.streaks.height);
+    pen.fillRect(0, 0, this.canvas.width, this.canvas.height);
     pen.globalCompositeOperation = "source-over";
     this.advance(0.55);
   }
 
   // Particles go on by the velocity at the nearest cell; a step is about so many thousandths of the shorter side times V.
   advance(thousandths) {
-    const { velocity, height, width, particles, ages } = this, pen = this.streaks.getContext("2d"), cells = height * width;
-    const [wide, high] = [this.streaks.width, this.streaks.height], shorter = Math.min(width, height);
+    const { velocity, height, width, particles, ages } = this, pen = this.canvas.getContext("2d"), cells = height * width;
+    const [wide, high] = [this.canvas.width, this.canvas.height], shorter = Math.min(width, height);
     pen.strokeStyle = "rgb(255 255 255 / 45%)";
     pen.lineWidth = devicePixelRatio;
     pen.beginPath();

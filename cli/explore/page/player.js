@@ -1,19 +1,20 @@
-// The time: a slider over frames that may still be on their way, played there and back.
+// The time: sliders over frames that may still be on their way, played there and back.
 
 export class Player {
   // show(frame number, share of the way) is called whenever another frame is to be seen.
   constructor(show) {
-    this.slider = document.getElementById("time");
+    this.sliders = document.querySelectorAll("[data-time]");
     this.button = document.getElementById("play");
     this.show = show;
     this.share = 0;
     this.frames = 2;
     this.seconds = 6;
     this.direction = 1;
-    this.slider.addEventListener("input", () => {
-      this.stop();
-      this.go(Number(this.slider.value));
-    });
+    for (const slider of this.sliders)
+      slider.addEventListener("input", () => {
+        this.stop();
+        this.go(Number(slider.value));
+      });
     this.button.addEventListener("click", () => this.toggle());
   }
 
@@ -23,8 +24,13 @@ export class Player {
 
   go(share) {
     this.share = Math.min(Math.max(share, 0), 1);
-    this.slider.value = this.share;
+    this.place(this.share);
     this.show(this.number, this.share);
+  }
+
+  // Where the sliders stand, while frames come in.
+  place(share) {
+    for (const slider of this.sliders) slider.value = share;
   }
 
   step(count) {

@@ -1,16 +1,19 @@
 // Messages of the server: the length of a JSON header (uint32, little-endian), the header, the bytes it announces.
 
+// The server ends what this page no longer wants, and is fair between pages.
+const client = Array.from(crypto.getRandomValues(new Uint32Array(2)), (part) => part.toString(36)).join("");
+
 export async function* messages(path, query, signal) {
-  const answer = await fetch(`${path}?${new URLSearchParams(query)}`, { signal });
+  const answer = await fetch(`${path}?${new URLSearchParams({ ...query, client })}`, { signal });
   if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
   const reader = answer.body.getReader();
   const parts = [];
-  let have = 0;
+  let have = 0, ended = false;
 
   async function take(count) {
     while (have < count) {
       const { done, value } = await reader.read();
-      if (done) return null;
+      if ((ended = done)) return null;
       parts.push(value);
       have += value.length;
     }
@@ -26,13 +29,17 @@ export async function* messages(path, query, signal) {
     return taken;
   }
 
-  for (;;) {
-    const length = await take(4);
-    if (!length) return;
-    const header = JSON.parse(new TextDecoder().decode(await take(new DataView(length.buffer).getUint32(0, true))));
-    if (header.kind === "error") throw new Error(header.text);
-    header.body = await take(header.bytes);
-    if (!header.body) throw new Error("the server ended in the middle; is it still running?");
-    yield header;
+  try {
+    for (;;) {
+      const length = await take(4);
+      if (!length) return;
+      const header = JSON.parse(new TextDecoder().decode(await take(new DataView(length.buffer).getUint32(0, true))));
+      if (header.kind === "error" || header.kind === "cancelled") throw new Error(header.text);
+      header.body = await take(header.bytes);
+      if (!header.body) throw new Error("the server ended in the middle; is it still running?");
+      yield header;
+    }
+  } finally {
+    if (!ended) reader.cancel().catch(() => {}); // whoever has seen enough leaves
   }
 }
