@@ -323,7 +323,7 @@ def test_steps_go_on_only_while_they_are_asked_for() -> None:
             raise
 
     iterator = steps(work)
-    assert next(iterator) == 0 and done == [0]
+    assert [next(iterator), next(iterator)] == [0, stream.REST] and done == [0]
     assert next(iterator) == 1 and done == [0, 1]
     iterator.close()
     for _ in range(100):
@@ -331,17 +331,40 @@ def test_steps_go_on_only_while_they_are_asked_for() -> None:
             break
         threading.Event().wait(0.01)
     assert done == [0, 1, "gone"]
-    assert list(steps(lambda emit: [emit(n) for n in "ab"])) == ["a", "b"]
+    assert list(steps(lambda emit: [emit(n) for n in "ab"])) == ["a", stream.REST, "b", stream.REST]
 
     def wrong(emit) -> None:
         emit(1)
         raise InputError("no more")
 
     async def all_of_it() -> list[bytes]:
-        return [one async for one in told(Turns().add("a", "b", (bytes([n]) for n in steps(wrong))))]
+        return [one async for one in told(Turns().add("a", "b", (n if n is stream.REST else bytes([n]) for n in steps(wrong))))]
 
     found = asyncio.run(all_of_it())
     assert found[0] == b"\1" and b'"text": "no more"' in found[1] and len(found) == 2
+
+
+def test_one_network_works_at_a_time() -> None:
+    """The activations of several would need several times the memory."""
+    inside: list[str] = []
+
+    def work(name: str) -> Iterator[object]:
+        def step(emit) -> None:
+            stream.enter()
+            inside.append(name)
+            emit(stream.PAUSE)
+            inside.remove(name)
+            stream.leave()
+
+        return steps(step)
+
+    one, other, third = work("one"), work("other"), work("third")
+    assert next(one) is stream.PAUSE and next(other) is stream.REST and inside == ["one"]
+    assert list(one) == [] and next(other) is stream.PAUSE and next(third) is stream.REST and inside == ["other"]
+    other.close()  # who leaves in the middle gives the place away
+    while (made := next(third)) is stream.REST:
+        pass
+    assert made is stream.PAUSE and list(third) == []
 
 
 def test_clients_take_turns_and_so_do_the_works_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

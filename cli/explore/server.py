@@ -228,8 +228,8 @@ class Desk:
         how = {"degrade": number(query, "degrade", None, int), "samples": number(query, "samples", Restore.samples)}
         wanted = Restore(picture, run, level, **how, seed=number(query, "seed", 0))
         wanted.validate()
-        of_files = await self.read(self.studio.degraded, str(picture), run)
-        return Stream(self.work(request, self.studio.restored(*of_files, wanted=wanted)))
+        pipeline, read, own = await self.read(self.studio.degraded, str(picture), run)
+        return Stream(self.work(request, self.studio.restored(pipeline, read, own, wanted)))
 
     async def cancel(self, request: Request) -> Response:
         client, slot = request.query_params.get("client", ""), request.query_params.get("slot")

@@ -1,8 +1,9 @@
 """What the server sends piece by piece, and the turns in which it is made.
 
-A work is an iterator for one reader. What it gives is a message, or ``PAUSE`` where a turn may end. One thread makes all works, a
-turn at a time: the clients stand in a circle, and so do the works of one client. A work whose reader has not taken what is made
-has no turn, so a slow reader costs a few messages of memory and no time. The state of the circle is the event loop's alone.
+A work is an iterator for one reader. What it gives is a message, ``PAUSE`` where a turn may end, or ``REST`` where it ends. One
+thread makes all works, a turn at a time: the clients stand in a circle, and so do the works of one client. A work whose reader has
+not taken what is made has no turn, so a slow reader costs a few messages of memory and no time. The state of the circle is the
+event loop's alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from lbm_warp.checks import InputError
 
 log = logging.getLogger(__name__)
-PAUSE, END = object(), object()
+PAUSE, REST, END = object(), object(), object()
 FAILED = "this failed; the terminal of the server says why"
 # A turn takes this long and the piece that is under way then [s]; pieces are made to take about as long.
 TURN = 0.05
@@ -87,9 +88,10 @@ class Work:
         end, thing = time.perf_counter() + TURN, None
         try:
             while self.error is None and thing is not END:
-                if (thing := next(self._things, END)) is not PAUSE:
+                thing = next(self._things, END)
+                if thing is not PAUSE and thing is not REST:
                     self._made.append(thing)
-                if len(self._made) >= AHEAD or time.perf_counter() >= end:
+                if thing is REST or len(self._made) >= AHEAD or time.perf_counter() >= end:
                     return
         except BaseException as error:
             self.error = self.error or error
@@ -285,6 +287,8 @@ async def film(
 
 
 _here = threading.local()
+# Whose network is in the middle of its work: its activations are large, and two are not kept at a time.
+_inside: list[Callable[[Any], None]] = []
 
 
 def pause(*_: object) -> None:
@@ -293,8 +297,22 @@ def pause(*_: object) -> None:
         emit(PAUSE)
 
 
+def enter(*_: object) -> None:
+    """Wait, if this is within a work of :func:`steps`, until no other is inside a network; a hook before a network's forward."""
+    if emit := getattr(_here, "emit", None):
+        while _inside and emit not in _inside:
+            emit(REST)
+        _inside[:] = [emit]
+
+
+def leave(*_: object) -> None:
+    """The hook after it."""
+    _inside.clear()
+
+
 def steps(work: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
-    """What ``work(emit)`` emits, as an iterator: the work goes on only while the next thing is asked for.
+    """What ``work(emit)`` emits, as an iterator: the work goes on only while the next thing is asked for. After a thing its turn
+    ends, so that it is not inside a network while its reader is waited for.
 
     It runs in a thread of its own. If the iterator is closed early, ``emit`` raises :class:`Gone` there.
     """
@@ -320,6 +338,9 @@ def steps(work: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
             pass
         except BaseException as error:
             made.put((END, error))
+        finally:
+            if emit in _inside:
+                leave()
 
     threading.Thread(target=run, daemon=True).start()
     try:
@@ -331,5 +352,7 @@ def steps(work: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
             if thing is END:
                 return
             yield thing
+            if thing is not PAUSE and thing is not REST:
+                yield REST
     finally:
         wanted.put(False)

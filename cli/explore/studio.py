@@ -20,7 +20,7 @@ from cli import render
 from cli.compare import describe, power_spectrum
 from cli.corrupt import Corrupt
 from cli.explore.pictures import Pictures, shrink
-from cli.explore.stream import PAUSE, TURN, message, pause, steps
+from cli.explore.stream import PAUSE, REST, TURN, enter, leave, message, pause, steps
 from cli.film import VIDEO_SIZE
 from cli.restore import EXAMPLE, MOST_OWN, Restore, degraded, fitted, in_own_size, remarks
 from cli.sample import Film, Results
@@ -235,8 +235,8 @@ class Studio:
             draw(callback=lambda level, u: emit((level, u)))
 
         for made in steps(work):
-            if made is PAUSE:
-                yield PAUSE
+            if made in (PAUSE, REST):
+                yield made
                 continue
             level, u = made
             about = {"kind": "frame", "level": level, "noise": float(pipeline.forward.noise[level])}
@@ -307,8 +307,8 @@ class Studio:
             emit((None, restore(pipeline, picture, level, wanted.samples, wanted.seed, callback=lambda level, u: emit((level, u)))))
 
         for made in steps(work):
-            if made is PAUSE:
-                yield PAUSE
+            if made in (PAUSE, REST):
+                yield made
                 continue
             at, u = made
             about = {"kind": "frame", "level": at} if at is not None else {"kind": "result"}
@@ -328,6 +328,8 @@ class Studio:
             self._models[name] = pipeline = Pipeline.from_pretrained(models[name], device=self.device)
             for module in pipeline.network.modules():
                 module.register_forward_hook(pause)
+            pipeline.network.register_forward_pre_hook(enter)
+            pipeline.network.register_forward_hook(leave)
         self._models.move_to_end(name)
         shrink(self._models, MOST_MODELS, lambda pipeline: sum(p.nbytes for p in pipeline.network.parameters()))
         return self._models[name]
