@@ -64,7 +64,10 @@ def test_a_notebook_shows_what_is_kept_in_it(path: Path) -> None:
         numbers, numbers_now = ([float(found) for found in re.findall(number, said)] for said in (text, text_now))
         assert numbers_now == pytest.approx(numbers, rel=0.2, abs=1e-4)
         for image, image_now in zip(images, images_now, strict=True):
-            assert image.shape == image_now.shape and np.abs(image - image_now).mean() < 25.0
+            # A label of another length may move a border by some pixels.
+            assert np.abs(np.subtract(image.shape, image_now.shape)).max() <= 4
+            rows, columns = np.minimum(image.shape[:2], image_now.shape[:2])
+            assert np.abs(image[:rows, :columns] - image_now[:rows, :columns]).mean() < 25.0
 
 
 def shown(cell: dict[str, Any]) -> tuple[str, list[np.ndarray]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import sys
 import webbrowser
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +63,7 @@ def explore(options: Explore) -> None:
         ) from None
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # the system closes connections that nobody reads from
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD)
+    give_memory_back()
     app.state.studio.warm_up()
     address = f"http://{options.host}:{listening.getsockname()[1]}/"
     print(f"listening at {address} (Ctrl-C ends it)", flush=True)
@@ -68,6 +71,13 @@ def explore(options: Explore) -> None:
         webbrowser.open(address)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def give_memory_back() -> None:
+    """Let the C library of Linux give large pieces back to the system at once: it would keep them, and more for every thread."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-8, 2)  # M_ARENA_MAX
+        mallopt(-3, 2**24)  # M_MMAP_THRESHOLD [bytes]
 
 
 main = partial(console.run, "explore", explore, partial(tyro.cli, Explore))
