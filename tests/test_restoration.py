@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cli.restore import main
+from cli.restore import fitted, in_own_size, main
 from diffusion import Pipeline, open_dataset
-from diffusion.data.images import read_image
+from diffusion.data.images import fit, read_image, resize_shorter
 from diffusion.evaluation.restoration import score_restoration
+from diffusion.files import asset
 from diffusion.rng import seeds
 from diffusion.sampling.restoration import LevelEstimate, LevelEstimator, as_stored, best, restore
 from diffusion.size import Size
@@ -53,6 +54,27 @@ def test_the_level_of_pictures_is_found(digits: Pipeline, pictures: torch.Tensor
             assert np.median(errors) < 0.05 and np.quantile(errors, 0.9) < 0.1
             inside = np.mean([estimate.quantile(0.05) <= level <= estimate.quantile(0.95) for estimate in found])
             assert inside > 0.6, "16 pictures: 0.9 is expected, and less than 0.6 in one of 3,000 trials"
+
+
+@pytest.mark.slow
+def test_what_is_clean_what_is_strange_and_at_which_size(digits: Pipeline, pictures: torch.Tensor) -> None:
+    estimator = LevelEstimator(digits)
+    assert np.mean([estimator(one).quantile(0.5) == 0 for one in pictures]) > 0.9
+    assert np.mean([estimator(one).familiar for one in pictures]) > 0.9
+    noisy = as_stored(degraded(digits, pictures, 300))  # noise of 0.03
+    assert all(estimator(one).quantile(0.5) > 200 for one in noisy) and np.mean([estimator(one).familiar for one in noisy]) > 0.9
+    photograph = torch.from_numpy(fit(read_image(asset("chelsea.png"), "L"), 16))
+    for strange in (photograph, 1.0 - pictures[0], torch.full((1, 16, 16), 0.5), torch.rand(1, 16, 16)):
+        assert not estimator(strange).familiar
+
+    # Four digits on one sheet are like digits in their own size only; one that fills the sheet is like them at their size.
+    sheet = torch.cat([torch.cat(list(pictures[i : i + 2]), dim=2) for i in (0, 2)], dim=1)
+    sheet = as_stored(degraded(digits.at_size(Size(32, 32)), sheet[None], 400))[0].numpy()
+    at_runs_size = estimator(fitted(digits, sheet)[0])
+    picture, size, estimate = in_own_size(digits, sheet, estimator, at_runs_size)
+    assert size == Size(32, 32) and np.array_equal(picture, sheet) and abs(estimate.quantile(0.5) - 400) < 60
+    large = resize_shorter(pictures[0].numpy(), 64)
+    assert in_own_size(digits, large, estimator, estimator(fitted(digits, large)[0])) is None
 
 
 def test_the_level_is_found_where_a_wider_picture_has_modes_that_those_of_the_run_have_not(
