@@ -68,7 +68,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser_arguments() -> list[str]:
+    """More arguments for Chromium, for the tests of a file that need some."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def browser(browser_arguments: list[str]) -> Iterator[Browser]:
     """The system's Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -76,6 +82,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("there is no Chromium here; install the system's package chromium")
     with playwright.sync_playwright() as started:
         # A container's root may have no sandbox.
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = started.chromium.launch(executable_path=chromium, args=[*browser_arguments, *sandbox])
         yield opened
         opened.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,6 @@ from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule, Str
 from lbm_warp.checks import InputError
 from lbm_warp.planner import Plan
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-browsing = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; install the system's package chromium"),
-]
 ITERATIONS = 100
 Opener = Callable[..., browsers.Page]
 
@@ -39,13 +32,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[browsers.Browser]:
-    with browsers.sync_playwright() as playwright:
-        # A container's root may have no sandbox, and no graphics card.
-        arguments = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield opened
-        opened.close()
+def browser_arguments() -> list[str]:
+    """A container has no graphics card."""
+    return ["--enable-unsafe-swiftshader"]
 
 
 @pytest.fixture
@@ -92,7 +81,7 @@ def operator(iterations: int, peclet: float, height: int, width: int, **options:
 
 
 class TestNumbers:
-    pytestmark = browsing
+    pytestmark = pytest.mark.slow
 
     @pytest.mark.parametrize("boundary", ["wall", "periodic"])
     def test_a_picture_in_a_given_velocity_field(self, opens: Opener, boundary: str) -> None:
@@ -185,7 +174,7 @@ def run_for(page: browsers.Page, iterations: int) -> None:
 
 
 class TestPage:
-    pytestmark = browsing
+    pytestmark = pytest.mark.slow
 
     def test_stir_pause_and_scrub_back(self, opens: Opener) -> None:
         page = opens("size=64&picture=Bands&turbulence=0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
@@ -31,11 +30,7 @@ from diffusion.sampling.restoration import restore
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow
 from tests.explorer import serving
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; install the system's package chromium"),
-]
+pytestmark = pytest.mark.slow
 # Read back what a canvas shows, as red, green, blue of every pixel.
 PIXELS = """id => { const c = document.getElementById(id), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
                     return [c.height, c.width, Array.from(d).filter((_, i) => i % 4 < 3)]; }"""
@@ -45,15 +40,6 @@ PIXELS = """id => { const c = document.getElementById(id), d = c.getContext('2d'
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("runs")) as place:
         yield place
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[browsers.Browser]:
-    with browsers.sync_playwright() as playwright:
-        # A container's root may have no sandbox.
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ class Operator(measure.Benchmark):
 
 
 def in_torch(u: torch.Tensor, velocity: torch.Tensor, iterations: int) -> torch.Tensor:
-    """The operator's scheme (theta = 1/3, walls) in torch operations: nine weights, and nine shifted products a step."""
+    """The textbook scheme (theta = 1/3, walls) in torch operations: nine weights, and nine shifted products a step."""
     theta = 1.0 / 3.0
     x, y = ([(theta + v * v - v) / 2, 1 - theta - v * v, (theta + v * v + v) / 2] for v in velocity[:, :, None].unbind(dim=1))
     weights = [[along_x * along_y for along_x in x] for along_y in y]

@@ -21,6 +21,7 @@ from lbm_warp.kernels.rules import (
     scaled,
     weights,
 )
+from lbm_warp.kernels.stencil import send_function
 
 # Cells of a piece of a row. Long ones are faster; short ones leave less to compute twice.
 LONG, SHORT = 32, 16
@@ -123,16 +124,7 @@ def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
 
     @wp.func
     def update_cell(on: Weights, height: wp.int32, row: Neighbours, column: Neighbours):
-        m = scaled(moments(on.vx, on.vy, row, column), on.scale)
-        sent = fractions(m, on.theta)
-        for k in range(9):
-            if wp.static(adjoint):
-                on.planes[k * height + row.here, column.here] = sent[k]
-            else:
-                dy = k // 3 - 1
-                dx = k % 3 - 1
-                plane = 4 + 3 * returned(row, dy) + returned(column, dx)
-                on.planes[plane * height + beside(row, dy), beside(column, dx)] = sent[k]
+        send(on.vx, on.vy, row, column, on.scale, on.theta, height, on.planes)
 
     def piece_of(length: int) -> Callable:
         @wp.func
@@ -158,7 +150,7 @@ def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
 
         return update_piece
 
-    from_before = arrays_from_before(dtype)
+    send, from_before = send_function(dtype, adjoint), arrays_from_before(dtype)
     update_row = along_a_row(Weights, update_cell, piece_of)
 
     @wp.kernel(module="unique", enable_backward=False, module_options={"max_unroll": 9})

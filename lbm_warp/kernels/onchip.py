@@ -54,19 +54,6 @@ def write(memory: wp.uint64, i: wp.int32, value: wp.float32):
     ...
 
 
-@wp.func_native(
-    snippet="""
-#if defined(__CUDA_ARCH__)
-    asm volatile("" : "+r"(i));
-#endif
-    return i;
-"""
-)
-def hidden(i: wp.int32) -> wp.int32:
-    """The number itself, unknown to the compiler, which would compute all addresses before a loop and spill them."""
-    ...
-
-
 @wp.func
 def wrapped(i: wp.int32, size: wp.int32) -> wp.int32:
     """A cell of a periodic axis by a number that may lie up to ``size`` cells outside."""
@@ -192,18 +179,14 @@ def advance_kernel(background: bool) -> wp.Kernel:
         )
 
         value = cells_of_thread()
+        weights = weights_of_thread()
+        extra = cells_of_thread()
         for r in range(ROWS):
             y = wrapped(y0 + top + r, height)
             if launches_left % 2 == 0:
                 value[r] = a[n, c, y, here]
             else:
                 value[r] = b[n, c, y, here]
-
-        weights = weights_of_thread()
-        extra = cells_of_thread()
-        first_row = hidden(y0 + top)
-        for r in range(ROWS):
-            y = wrapped(first_row + r, height)
             for k in range(9):
                 weights[9 * r + k] = stencil[n, k, y, here]
             if wp.static(background):

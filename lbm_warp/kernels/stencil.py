@@ -8,12 +8,45 @@ import functools
 
 import warp as wp
 
-from lbm_warp.kernels.rules import beside, excess, fractions, moments, neighbours, returned, scaled
+from lbm_warp.kernels.rules import Neighbours, beside, excess, fractions, moments, neighbours, returned, scaled
+
+
+@functools.cache
+def send_function(dtype: type, adjoint: bool) -> wp.Function:
+    """A function that writes the weights which a cell gives: forward those of the cells that it sends to, else its own.
+
+    Its ``planes`` are the weights of an image, one below the other, ``height`` rows each.
+    """
+
+    @wp.func
+    def send(
+        vx: wp.array2d[dtype],
+        vy: wp.array2d[dtype],
+        row: Neighbours,
+        column: Neighbours,
+        scale: dtype,
+        theta: dtype,
+        height: wp.int32,
+        # outputs
+        planes: wp.array2d[dtype],
+    ):
+        sent = fractions(scaled(moments(vx, vy, row, column), scale), theta)
+        for k in range(9):
+            if wp.static(adjoint):
+                planes[k * height + row.here, column.here] = sent[k]
+            else:
+                dy = k // 3 - 1
+                dx = k % 3 - 1
+                plane = 4 + 3 * returned(row, dy) + returned(column, dx)
+                planes[plane * height + beside(row, dy), beside(column, dx)] = sent[k]
+
+    return send
 
 
 @functools.cache
 def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
-    """The nine weights; one thread a cell. Forward it writes what it sends, in the adjoint what it would get back."""
+    """The nine weights; one thread a cell."""
+    send = send_function(dtype, adjoint)
 
     @wp.kernel(module="unique", enable_backward=False)
     def weights(
@@ -26,18 +59,12 @@ def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
     ):
         """The velocity is ``velocity_per_theta`` theta[n] times ``velocity`` [cells per iteration]."""
         n, y, x = wp.tid()
-        row = neighbours(y, velocity.shape[2], periodic)
-        column = neighbours(x, velocity.shape[3], periodic)
-        m = scaled(moments(velocity[n, 0], velocity[n, 1], row, column), velocity_per_theta * theta[n])
-        sent = fractions(m, theta[n])
-        for k in range(9):
-            if wp.static(adjoint):
-                stencil[n, k, y, x] = sent[k]
-            else:
-                dy = k // 3 - 1
-                dx = k % 3 - 1
-                plane = 4 + 3 * returned(row, dy) + returned(column, dx)
-                stencil[n, plane, beside(row, dy), beside(column, dx)] = sent[k]
+        height = velocity.shape[2]
+        width = velocity.shape[3]
+        planes = wp.array(ptr=stencil[n].ptr, shape=(stencil.shape[1] * height, width), dtype=dtype)
+        row = neighbours(y, height, periodic)
+        column = neighbours(x, width, periodic)
+        send(velocity[n, 0], velocity[n, 1], row, column, velocity_per_theta * theta[n], theta[n], height, planes)
 
     return weights
 
