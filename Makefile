@@ -49,6 +49,8 @@ figures: $(VENV)/.installed
 	$(PY) -m cli.sample --model emoji --label all --num 36 --guidance 1.5 --out outputs/figures/emoji
 	$(PY) -m cli.restore --out outputs/figures/restore
 	$(PY) -m cli.benchmark operator --sizes 64 128 256 512 --batches 1 --no-slow --plot outputs/figures/cost.png
+	$(PY) examples/medium.py --out $(FIGURES)/medium.jpg
+	$(PY) -m tools.optics --out $(FIGURES)
 	BEYOND_BLUR_FIGURES=$(abspath $(FIGURES)) $(PY) -m pytest tests/test_explore_page.py -k figure
 	cp outputs/figures/corrupt/strip.png $(FIGURES)/corruption.png
 	cp outputs/figures/corrupt/velocity.png outputs/figures/cost.png $(FIGURES)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cli import streams
 
-COMMANDS = ("corrupt", "compare", "explore", "train", "sample", "restore", "evaluate", "features", "sweep", "benchmark")
+COMMANDS = ("corrupt", "compare", "explore", "train", "sample", "restore", "evaluate", "features", "dataset", "sweep", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

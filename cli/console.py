@@ -172,7 +172,7 @@ def short_help(parse: Callable[[], object], common: Sequence[str]) -> None:
     shown = [name for name in options if not name.startswith("-")] + [name for name in common if name in options]
     for usage, about in (options[name] for name in shown):
         about, _, default = about.partition(" (default: ")
-        about = re.split(r"(?<=\.) |; ", about)[0] + (f" ({default}" if default not in ("None)", "False)") else "")
+        about = re.split(r"(?<=\.) |; ", about)[0] + (f" ({default}" if default not in ("", "None)", "False)") else "")
         lines = textwrap.wrap(about, max(shutil.get_terminal_size().columns - 27, 40))
         print(f"  {usage:<23} " + ("\n" + " " * 26).join([""] * (len(usage) > 23) + lines).rstrip())
     print("", f"--help-all says more, with {amount(len(options) - len(shown) - 1, 'more option')}.", sep="\n")

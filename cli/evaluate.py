@@ -131,13 +131,16 @@ def distance_name(features: str, other: str) -> str:
 def table(rows: Mapping[str, Mapping[str, Any]], distance: str) -> str:
     """Scores side by side for a terminal, a row for each of ``rows``."""
     columns = {"images": ("samples", "d"), "reference": ("reference", "d"), distance: ("frechet_distance", ".4g")}
-    columns |= {"sliced W": ("sliced_wasserstein", ".4g")}
+    columns |= {"KID": ("kernel_distance", ".3g"), "sliced W": ("sliced_wasserstein", ".4g")}
     columns |= {share: (share, ".3f") for share in ("precision", "recall", "density", "coverage")}
     columns |= {"drift": ("colour_drift", ".2f"), "spread": ("colour_spread", ".3f")}
     lines = [["", *columns]]
     for name, scores in rows.items():
-        lines.append([name, *("-" if scores[score] is None else f"{scores[score]:{form}}" for score, form in columns.values())])
-    return "\n".join(f"{line[0]:<8}" + "".join(f"{cell:>11}" for cell in line[1:]) for line in lines)
+        cells = {score: "-" if scores[score] is None else f"{scores[score]:{form}}" for score, form in columns.values()}
+        cells["kernel_distance"] += f" +- {scores['kernel_distance_error']:.1g}"
+        lines.append([name, *cells.values()])
+    widths = [max(11, 2 + max(map(len, cells))) for cells in list(zip(*lines, strict=True))[1:]]
+    return "\n".join(f"{name:<8}" + "".join(map(str.rjust, cells, widths)) for name, *cells in lines)
 
 
 # What --help shows; --help-all shows the rest.

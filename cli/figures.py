@@ -163,12 +163,13 @@ class SweepPanel(NamedTuple):
 
 
 def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str, against: str) -> Figure:
-    """Six scores against a number, a line for every process: mean, standard deviation, single seeds, and the floor."""
-    figure = Figure(figsize=(11.0, 7.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-    grid = figure.subplots(2, 3)
+    """Scores against a number, a line for every process: mean, standard deviation, single seeds, and the floor."""
+    columns = -(-len(panels) // 2)
+    figure = Figure(figsize=(3.6 * columns, 7.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    grid = figure.subplots(2, columns)
     values = sorted({value for curve in panels[0].curves.values() for value in curve})
     colours = matplotlib.colormaps["Dark2"](np.arange(8))
-    for panel, axes in zip(panels, grid.flat, strict=True):
+    for panel, axes in zip(panels, grid.flat, strict=False):
         # Side by side, so that no bar hides another.
         sides = min(0.12, 0.6 / len(panel.curves)) * (np.arange(len(panel.curves)) - (len(panel.curves) - 1) / 2)
         for (process, curve), colour, side in zip(panel.curves.items(), colours, sides, strict=False):
@@ -184,11 +185,12 @@ def sweep_curves(panels: Sequence[SweepPanel], title: str, about: str, against: 
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.set_xlim(-0.4, len(values) - 0.6)
         axes.set_title(f"{panel.name} {'↑' if panel.more_is_better else '↓'}", size=10.5)
-    for axes in grid[-1]:
         axes.set_xlabel(against)
-    curves = axes.get_legend_handles_labels()
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    curves = grid[0, 0].get_legend_handles_labels()
     figure.legend(*curves, loc="outside upper left", ncols=len(curves[0]), title=title, title_fontsize=12, alignment="left")
-    figure.supxlabel(textwrap.fill(about, 165), x=0.0045, ha="left", size=8.5, linespacing=1.4)
+    figure.supxlabel(textwrap.fill(about, 55 * columns), x=0.0045, ha="left", size=8.5, linespacing=1.4)
     return figure
 
 

@@ -1,9 +1,13 @@
-"""Restore a degraded picture with a trained run: estimate how degraded it is, and undo that."""
+"""Restore a degraded picture: estimate how degraded it is, and undo that.
+
+A photograph of any size is restored by the bundled model of photographs in one pass, in tiles; a picture of the kind that a run has
+learned by the reverse process of that run.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +15,17 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from PIL import Image, ImageOps
 
 from cli import console, render
 from cli.video import read_still
-from diffusion.data.images import fit, read_image
+from diffusion.data.images import data_errors, fit, open_image, read_image
+from diffusion.data.pair_files import png, tiff
+from diffusion.data.products import mark, save_image
 from diffusion.files import asset, owned, products, write_json
 from diffusion.rng import seeds
 from diffusion.sampling.pipeline import Pipeline
+from diffusion.sampling import tiles
 from diffusion.sampling.restoration import LevelEstimate, LevelEstimator, as_stored, best, restore
 from diffusion.size import Size
 from lbm_warp.checks import InputError, amount, check_integer
@@ -36,10 +44,16 @@ class Restore:
     """Options of ``python -m cli.restore``."""
 
     picture: Annotated[Path, tyro.conf.Positional] = EXAMPLE
-    """The degraded picture; by default two emoji, included. It is resized so that its shorter side is that of the run's images, but
-    for a larger one that looks more like these in its own size; its shape stays."""
-    run: str = "emoji"
-    """Run folder of cli.train, owner/name on the Hugging Face Hub, or a bundled model: digits, fashion or emoji."""
+    """The degraded picture; by default two emoji, included, and the model emoji. A photograph keeps its size, its bits and its
+    transparency. For a run a picture is resized so that its shorter side is that of the run's images, but for a larger one that looks
+    more like these in its own size; its shape stays."""
+    run: str = ""
+    """By default the bundled model of photographs. Else a run folder of cli.train, owner/name on the Hugging Face Hub, or digits,
+    fashion or emoji, for pictures of that kind."""
+    blur: float | None = None
+    """Of a photograph: standard deviation of its blur, a Gaussian, 0 to 4 pixels, if you know it; else it is estimated."""
+    noise: float | None = None
+    """Of a photograph: standard deviation of its noise, 0 to 0.25 of the range, if you know it; else it is estimated."""
     level: str = "auto"
     """Level of the run's process that the picture is like, 1 to K; auto: estimated from its spectrum."""
     degrade: int | None = None
@@ -63,19 +77,95 @@ class Restore:
         check_integer("--seed", self.seed, 0, 2**63 - 1)
         if not re.fullmatch(r"auto|[1-9]\d{0,8}", self.level, re.ASCII):
             raise InputError(f"--level takes auto or a number from 1, got {self.level!r}")
+        if self.run and (self.blur is not None or self.noise is not None):
+            raise InputError("--blur and --noise are for photographs; the level of a run's process has both: --level")
+        if not self.run and (self.level != "auto" or self.degrade is not None or self.best or self.steps is not None):
+            raise InputError("--level, --degrade, --best and --steps go with --run; photographs have --blur and --noise")
 
 
 def restore_picture(options: Restore) -> None:
     """Read the picture, find its level, restore it, write the results."""
+    if options.picture == EXAMPLE and not options.run:
+        options = replace(options, run="emoji")
     options.validate()
     out = options.out or Path("outputs") / f"{options.picture.resolve().stem}-restored"
-    with owned(out), products(out, RECORD, "sample-*.png", "restored.png", "restoration.png") as folder:
-        restored_into(folder, options)
-    print(f"wrote {out / 'restored.png'}, {amount(options.samples, 'sample')} and {out / RECORD}")
+    names = "sample-*.png", "restored.png", "restored.tif", "spread.png", "restoration.png"
+    with owned(out), products(out, RECORD, *names) as folder:
+        made = restored_into(folder, options) if options.run else photograph_into(folder, options)
+    print(f"wrote {', '.join(str(out / name) for name in made)} and {out / RECORD}")
 
 
-def restored_into(folder: Path, options: Restore) -> None:
-    """Restore the picture; write the samples, what is taken, all of them side by side, and the record."""
+def photograph_into(folder: Path, options: Restore) -> list[str]:
+    """Restore a photograph in tiles; write it with its own bits and transparency, the map of what is not known, and the record.
+
+    Returns:
+        Names of what it wrote.
+    """
+    device = console.pick_device(options.device)
+    read = Photograph.read(options.picture)
+    pipeline, known = Pipeline.from_pretrained(tiles.MODEL, device=device), tiles.DegradationEstimator.load()
+    record: dict[str, object] = {"picture": str(options.picture), "size": list(read.pixels.shape[1:])}
+    found = known(read.pixels).given(options.blur, options.noise)
+    (sigma, sigma_spread), (noise, noise_spread) = found.sigma, found.noises
+    print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
+    restored, spread = np.empty(read.pixels.shape, read.dtype), np.empty(read.pixels.shape[1:], np.uint8)
+    half, inside = tiles.NINETY * known.factor(noise), 0.0
+    for tile in tiles.tiles(pipeline, read.pixels, sigma, noise):
+        restored[:, tile.rows, tile.columns] = np.rint(tile.mean.clip(0.0, 1.0) * np.iinfo(read.dtype).max)
+        width = half * tile.deviation.mean(axis=0)
+        spread[tile.rows, tile.columns] = np.rint(255.0 * (width / WHITE).clip(0.0, 1.0))
+        inside += float(width.sum()) / spread.size
+    name = read.write(folder, restored)
+    save_image(folder / "spread.png", spread[..., None], "figure")
+    print(f"90 % of the pixels lie within +- {inside:.3f} on average (spread.png: white is +- {WHITE:g})")
+    record |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread], "half_width_90_percent": inside, "white": WHITE}
+    write_json(folder / RECORD, record)
+    return [name, "spread.png"]
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture as its file holds it.
+
+    Attributes:
+        pixels: float32 [C, H, W] in [0, 1]; under transparency the colours themselves.
+        alpha: uint8 [H, W], if it has transparency.
+        dtype: uint8 or uint16.
+        tiff: whether the file is a TIFF file.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    dtype: type[np.uint8] | type[np.uint16]
+    tiff: bool
+
+    @classmethod
+    def read(cls, path: Path) -> Photograph:
+        """The first picture of a file."""
+        pixels = read_still(path)
+        with data_errors(str(path)), open(path, "rb") as file:
+            image: Image.Image = open_image(file, str(path))
+            deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+            is_tiff = image.format == "TIFF"
+            if not image.has_transparency_data:
+                return cls(pixels, None, np.uint16 if deep else np.uint8, is_tiff)
+            ImageOps.exif_transpose(image, in_place=True)
+            *colours, alpha = np.asarray(image.convert("LA" if len(pixels) == 1 else "RGBA")).transpose(2, 0, 1)
+        return cls(np.stack(colours).astype(np.float32) / 255.0, alpha, np.uint8, is_tiff)
+
+    def write(self, folder: Path, restored: np.ndarray) -> str:
+        """Write what it became, [C, H, W] of its dtype; returns the name."""
+        pixels, deep = restored.transpose(1, 2, 0), self.dtype is np.uint16
+        name = "restored.tif" if deep and self.tiff else "restored.png"
+        if deep:
+            (folder / name).write_bytes((tiff if self.tiff else png)(pixels, mark("sample")))
+        else:
+            save_image(folder / name, pixels if self.alpha is None else np.dstack([pixels, self.alpha]), "sample")
+        return name
+
+
+def restored_into(folder: Path, options: Restore) -> list[str]:
+    """Restore the picture by a run; write the samples, what is taken, all of them side by side, and the record."""
     device = console.pick_device(options.device)
     read_image(options.picture)  # before the model, which takes longer
     pipeline = Pipeline.from_pretrained(options.run, device=device)
@@ -119,11 +209,12 @@ def restored_into(folder: Path, options: Restore) -> None:
     above = [scale if name == "spread" else np.full_like(scale, 255) for name in names]
     labelled = [np.concatenate(column) for column in zip(above, render.captions(names, width, 36), pixels, strict=True)]
     for number, sample in enumerate(restored):
-        render.save_image(folder / f"sample-{number:02d}.png", render.quantised(sample), "sample")
-    render.save_image(folder / "restored.png", render.quantised(result), "sample")
-    render.save_image(folder / "restoration.png", render.grid(labelled, min(len(labelled), COLUMNS), gap=6), "grid")
+        save_image(folder / f"sample-{number:02d}.png", render.quantised(sample), "sample")
+    save_image(folder / "restored.png", render.quantised(result), "sample")
+    save_image(folder / "restoration.png", render.grid(labelled, min(len(labelled), COLUMNS), gap=6), "grid")
     record |= {"size": size.to_json(), "level": level}
     write_json(folder / RECORD, record | {"samples": len(restored), "best": chosen, "seed": options.seed})
+    return ["restored.png", amount(options.samples, "sample")]
 
 
 def degraded(pipeline: Pipeline, picture: torch.Tensor, size: Size, options: Restore) -> torch.Tensor:
@@ -164,11 +255,15 @@ def remarks(estimate: LevelEstimate, run: str) -> list[str]:
 
 def fitted(pipeline: Pipeline, image: np.ndarray) -> tuple[torch.Tensor, Size]:
     """A picture [C, H, W] in the size nearest to its shape that has the run's shorter side and that the network can take."""
-    height, width = image.shape[1:]
-    shorter, factor = pipeline.config.size.shorter, pipeline.config.network.side_factor
-    longer = max(shorter, factor * round(shorter * max(height, width) / (min(height, width) * factor)))
-    size = Size(longer, shorter) if height > width else Size(shorter, longer)
+    size = fitted_size(pipeline, Size(*image.shape[1:]))
     return torch.from_numpy(fit(image, size)), size
+
+
+def fitted_size(pipeline: Pipeline, own: Size) -> Size:
+    """The size of :func:`fitted` for a picture of a size."""
+    shorter, factor = pipeline.config.size.shorter, pipeline.config.network.side_factor
+    longer = max(shorter, factor * round(shorter * max(own) / (min(own) * factor)))
+    return Size(longer, shorter) if own.height > own.width else Size(shorter, longer)
 
 
 main = partial(console.run, "restore", restore_picture, partial(tyro.cli, Restore))

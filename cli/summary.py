@@ -28,6 +28,7 @@ class Score(NamedTuple):
 
 SCORES = {
     "frechet_distance": Score("Frechet distance", ".2f", False),
+    "kernel_distance": Score("KID", ".3g", False),
     "precision": Score("precision", ".3f", True),
     "recall": Score("recall", ".3f", True),
     "density": Score("density", ".3f", True),

@@ -119,6 +119,7 @@ class Run(NamedTuple):
             # What an earlier evaluation was asked for beyond it stays there.
             scored |= {name: asks and name in report for name, asks in self.asked.items() if name in ("likelihood", "calibration")}
             finished = scored == dict(self.asked) | {"steps": calls} and load_config(self.folder) == self.config
+            finished = finished and report["scores"].keys() >= summary.SCORES.keys()
         except (InputError, FileNotFoundError, KeyError, TypeError):
             return None
         return report if finished and summary.last_grid(self.folder, self.config.training.images).is_file() else None

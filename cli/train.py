@@ -18,6 +18,7 @@ import torch
 import tyro
 
 from cli import console, signals
+from diffusion.augmentation import Augmentation, GeometricAugmentation
 from diffusion.data.dataset import (
     ImageDataset,
     ImageStream,
@@ -36,15 +37,16 @@ from diffusion.forward.operators import TURBULENCE
 from diffusion.learning_rate import WarmUpAndDecay
 from diffusion.methods import METHODS, Method, named_method
 from diffusion.network import NetworkConfig, NetworkSpec
-from diffusion.presets import OWN, PRESETS, is_known, preset_for, with_blur_of, with_decay
+from diffusion.presets import OWN, PRESETS, REAL, is_known, preset_for, with_blur_of, with_decay
 from diffusion.run import RunConfig, TrainingConfig, load_config
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.size import Size
-from diffusion.training.estimate import TimeLeft, Work, accumulation, in_words, memory, seconds_per_image
+from diffusion.training.estimate import TimeLeft, Work, accumulation, in_words, memory, predicted_seconds, seconds_per_image
 from diffusion.training.loop import ExecutionConfig, train
 from diffusion.training.observers import EarlyStop, Observer, SampleGrids, TensorBoard
 from diffusion.training.ranks import Ranks
 from diffusion.training.trial import measured_speed
+from diffusion.weighting import WEIGHTINGS, Weighting
 from lbm_warp import Turbulence
 from lbm_warp.checks import InputError, amount, check_integer
 
@@ -71,6 +73,37 @@ def _turbulence(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.
             next((name for name, known in TURBULENCE.items() if known == value), type(value).__name__)
         ],
         choices=tuple(TURBULENCE),
+    )
+
+
+@registry.primitive_rule
+def _augmentation(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Augmentation] | None:
+    """An augmentation on the command line: its probability, 0 for none."""
+    if not isinstance(info.type, type) or not issubclass(info.type, Augmentation):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="P",
+        instance_from_str=lambda words: GeometricAugmentation(float(words[0])) if float(words[0]) else Augmentation(),
+        is_instance=lambda value: isinstance(value, Augmentation),
+        str_from_instance=lambda value: [f"{getattr(value, 'probability', 0.0):g}"],
+    )
+
+
+@registry.primitive_rule
+def _weighting(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Weighting] | None:
+    """A weighting of levels on the command line: its name in ``WEIGHTINGS``."""
+    if not isinstance(info.type, type) or not issubclass(info.type, Weighting):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(WEIGHTINGS)}}}",
+        instance_from_str=lambda words: WEIGHTINGS[words[0]],
+        is_instance=lambda value: isinstance(value, Weighting),
+        str_from_instance=lambda value: [
+            next((name for name, known in WEIGHTINGS.items() if known == value), type(value).__name__)
+        ],
+        choices=tuple(WEIGHTINGS),
     )
 
 
@@ -234,8 +267,13 @@ def defaults(choice: Choice, found: Found | None = None) -> Train:
         method=method,
         network=config.network,
         training=config.training,
-        execution=Execution(checkpoint_every=every, compile=gpu),
+        execution=Execution(checkpoint_every=every, compile=gpu, precision="bf16" if gpu and has_bf16() and name in REAL else None),
     )
+
+
+def has_bf16() -> bool:
+    """Whether the GPU computes in bfloat16 (from Ampere on), rather than by way of float32."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def as_recorded(config: RunConfig, folder: Path) -> RunConfig:
@@ -295,6 +333,7 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
         here |= Work(config, ranks, precision).at(speed)
     else:
         here = {"very_rough_time_here": in_words(config.training.images * seconds_per_image(config, ranks.device) / ranks.count)}
+    predicted = predicted_seconds(config)
     report = {
         "preset": options.preset,
         "config": config.to_json(),
@@ -303,6 +342,7 @@ def plan(options: Train, ranks: Ranks) -> dict[str, object] | None:
         "images_at_a_time": images,
         "memory_bytes": {"total": need.total(images)} | asdict(need),
         **here,
+        **({} if predicted is None else {"predicted_time_on_one_h200_in_bf16": in_words(predicted)}),
         "corruption_iterations": {
             "mean_per_image": round(float(iterations[1:] @ shares), 1),
             "whole_trajectory": round(float(iterations[-1]), 1),
@@ -331,6 +371,8 @@ def carry_out(options: Train, ranks: Ranks) -> None:
         print(f"{options.process_name}, Pe = {method.operator.peclet:g}, K = {method.levels} levels, on {where} -> {folder}")
         if (meant := config.training.rate_batch) not in (None, batch := config.training.batch):
             print(f"the learning rate is multiplied by sqrt({batch} / {meant}): it is for batches of {meant} (--rate-batch)")
+        if config.training.augment.told:
+            print("pictures are mirrored, shifted, turned and stretched, and the network is told so (--augment 0 leaves that out)")
         if isinstance(denoiser := config.method.denoiser, Remainder) and denoiser.tell_ends:
             print("many pixels are black or white: the network is told how far each is from them (--no-tell-ends)")
         if options.preset in OWN and isinstance(network := config.network, NetworkConfig) and network.dropout:

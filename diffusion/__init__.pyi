@@ -1,6 +1,18 @@
+from .augmentation import Augmentation as Augmentation
+from .augmentation import GeometricAugmentation as GeometricAugmentation
+from .data import Gallery as Gallery
 from .data import ImageDataset as ImageDataset
+from .data import PairOptions as PairOptions
 from .data import as_dataset as as_dataset
 from .data import open_dataset as open_dataset
+from .data import open_gallery as open_gallery
+from .data import write_pairs as write_pairs
+from .degradation import Degrade as Degrade
+from .degradation import Drawn as Drawn
+from .degradation import ProcessOperator as ProcessOperator
+from .degradation import Ranges as Ranges
+from .degradation import Sensor as Sensor
+from .degradation import degrade_again as degrade_again
 from .denoisers import CleanImage as CleanImage
 from .denoisers import Denoiser as Denoiser
 from .denoisers import Noise as Noise
@@ -64,3 +76,5 @@ from .training import Observer as Observer
 from .training import SampleGrids as SampleGrids
 from .training import TensorBoard as TensorBoard
 from .training import train as train
+from .weighting import LearnedWeighting as LearnedWeighting
+from .weighting import Weighting as Weighting

@@ -82,6 +82,10 @@ class Denoiser:
         """Channels of what the network sees of images of so many channels."""
         return channels + (forward.operator.told_channels if self.tell_flow else 0)
 
+    def outputs(self, channels: int) -> int:
+        """Channels of what the network predicts for images of so many channels; as many by default."""
+        return channels
+
     def inputs(self, forward: ForwardProcess, u: torch.Tensor, level: Level) -> torch.Tensor:
         """What the network sees of images u_k, float32 [N, C', H, W]; the images themselves by default."""
         return u
@@ -113,7 +117,7 @@ class Denoiser:
     def loss(
         self, forward: ForwardProcess, prediction: torch.Tensor, target: Any, level: torch.Tensor, seed: torch.Tensor
     ) -> torch.Tensor:
-        """Loss of predictions, summed over pixels, mean over the batch; the squared error by default.
+        """Loss of each image, summed over its pixels, float32 [N]; the squared error by default.
 
         For ``Step`` that is the loss of Rissanen et al. (2023, section 3.3), for ``Noise`` the simple loss of Ho et al. (2020).
 
@@ -149,8 +153,8 @@ def difference(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def summed(error: torch.Tensor) -> torch.Tensor:
-    """Sum over pixels, mean over the batch."""
-    return error.flatten(1).sum(dim=1).mean()
+    """Sum over pixels, [N]."""
+    return error.flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from diffusion import specs
+from diffusion.augmentation import Augmentation, GeometricAugmentation
 from diffusion.denoisers import CleanImage, Denoiser, Noise, Remainder, Step
 from diffusion.density import Density, LogitNormal, LogNormal, Uniform
 from diffusion.flow_matching import FlowMatching
@@ -24,7 +25,9 @@ from diffusion.forward.operators import FlowAndBlur, Geometric, Identity, Operat
 from diffusion.forward.process import ForwardProcess
 from diffusion.forward.scales import ConstantNoise, Cosine, FirstQuarter, LinearBeta, LinearPath, LogSNR, Scales
 from diffusion.learning_rate import InverseSquareRoot, WarmUpAndDecay
+from diffusion.photographs import BlurOfGrid, DensityOfGrid, LocalUNet, NoiseOfGrid, Photographs
 from diffusion.samplers import ODE, MeanColour, Posterior, Resample, Residual, Sampler, Start
+from diffusion.weighting import LearnedWeighting, Weighting
 from lbm_warp import CurlNoise, SpectralTurbulence
 from lbm_warp.checks import InputError, check_integer, check_name
 from lbm_warp.schedule import MOST_LEVELS
@@ -154,6 +157,8 @@ LIBRARY: tuple[type, ...] = (
     *(Method, Step, CleanImage, Noise, Remainder, FlowMatching, Uniform, LogNormal, LogitNormal),
     *(Residual, Resample, Posterior, ODE, Start, MeanColour),
     *(CurlNoise, SpectralTurbulence, WarmUpAndDecay, InverseSquareRoot),
+    *(BlurOfGrid, NoiseOfGrid, DensityOfGrid, Photographs, LocalUNet),
+    *(Augmentation, GeometricAugmentation, Weighting, LearnedWeighting),
 )
 
 

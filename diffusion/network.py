@@ -2,7 +2,9 @@
 
 Any ``nn.Module`` serves that is called as ``network(u, level)``, or ``network(u, level, label)`` in a run with classes: ``u`` is
 float32 [N, inputs, H, W], values around [0, 1], ``level`` int64 [N] from 1 to K, ``label`` int64 [N], the number of classes where
-there is none; it gives float32 [N, outputs, H, W]. A run takes the module itself, or what builds one, a :class:`NetworkSpec`.
+there is none; it gives float32 [N, outputs, H, W]. In a training with an augmentation that tells it something it is also
+called with ``told=``, float32 [N, told]; elsewhere without. A run takes the module itself, or what builds one, a
+:class:`NetworkSpec`.
 
 The family of networks is that of DDPM (Ho et al. 2020) and ADM (Dhariwal and Nichol 2021): group norm, residual blocks modulated by
 the level, self-attention at coarse resolutions.
@@ -44,6 +46,8 @@ class NetworkShape:
     """Number of classes; with 0 it is called without labels."""
     size: Size
     """Height and width of the images [pixels]."""
+    told: int = 0
+    """Numbers that it is told of the augmentation of an image in training; with 0 it is called without."""
 
 
 class NetworkSpec:
@@ -133,7 +137,8 @@ class NetworkConfig(NetworkSpec):
         check_integer("network blocks", self.blocks, 1, 64)
         check_number("network dropout", self.dropout, 0.0, 0.99)
         for depth in self.attention:
-            check_integer("network attention", depth, 0, len(self.multipliers) - 1)
+            most = len(self.multipliers) - 1
+            check_integer(f"network attention (counted in halvings of the resolution, {most} by the multipliers)", depth, 0, most)
 
     @property
     def side_factor(self) -> int:  # type: ignore[override]
@@ -154,12 +159,12 @@ class NetworkConfig(NetworkSpec):
         size, memory = (sum(weight.nbytes for weight in self.build_empty(shape).parameters()), psutil.virtual_memory().total)
         if size > memory:
             raise InputError(f"a network of {size / 2**30:,.0f} GiB; this machine has {memory / 2**30:,.0f}; make it narrower")
-        return UNet(shape.outputs, self, shape.levels, shape.classes, shape.inputs)
+        return UNet(shape.outputs, self, shape.levels, shape.classes, shape.inputs, shape.told)
 
     def build_empty(self, shape: NetworkShape) -> UNet:
         """As :meth:`NetworkSpec.build_empty`: without memory for the weights."""
         with torch.device("meta"):
-            return UNet(shape.outputs, self, shape.levels, shape.classes, shape.inputs)
+            return UNet(shape.outputs, self, shape.levels, shape.classes, shape.inputs, shape.told)
 
     def activation_bytes(self, size: Size) -> int:
         """As :meth:`NetworkSpec.activation_bytes`: the features kept for the way up, and work space."""
@@ -180,10 +185,17 @@ class UNet(nn.Module):
         levels: K, the number of the most corrupted level.
         classes: number of classes; with 0 the network knows none.
         input_channels: channels that it sees; those of the images by default.
+        told: numbers that it is told of an image's augmentation.
     """
 
     def __init__(
-        self, image_channels: int, config: NetworkConfig, levels: int, classes: int = 0, input_channels: int | None = None
+        self,
+        image_channels: int,
+        config: NetworkConfig,
+        levels: int,
+        classes: int = 0,
+        input_channels: int | None = None,
+        told: int = 0,
     ) -> None:
         super().__init__()
         self.levels = levels
@@ -227,16 +239,22 @@ class UNet(nn.Module):
         if classes:
             # One row more stands for no label (Ho and Salimans 2022).
             self.label = nn.Embedding(classes + 1, self.embedding_width)
+        if told:
+            # Without a bias: zeros are told by leaving it out.
+            self.augmentation = nn.Linear(told, self.embedding_width, bias=False)
         # Convolutions are faster with channels last, on CPUs and on tensor cores.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, u: torch.Tensor, level: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, u: torch.Tensor, level: torch.Tensor, label: torch.Tensor | None = None, told: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Predicted correction.
 
         Args:
             u: corrupted images and what else it sees, float [N, input_channels, H, W], values around [0, 1].
             level: their levels, int64 [N], 1 to K.
             label: their classes, int64 [N], the number of classes where there is none; for a network that knows classes.
+            told: how they were augmented, float32 [N, told]; by default zeros.
 
         Returns:
             float [N, C, H, W].
@@ -244,6 +262,8 @@ class UNet(nn.Module):
         embedding = self.embed(_fourier_features(level / self.levels, self.level_width))
         if label is not None:
             embedding = embedding + self.label(label)
+        if told is not None:
+            embedding = embedding + self.augmentation(told)
         x = self.enter((2.0 * u - 1.0).contiguous(memory_format=torch.channels_last))
         skips = [x]
         for layer in self.down:
@@ -267,9 +287,9 @@ class MixedPrecision(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, u: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: torch.Tensor, *conditions: torch.Tensor, **told: torch.Tensor) -> torch.Tensor:
         with torch.autocast(u.device.type, torch.bfloat16):
-            return self.network(u, *conditions).float()
+            return self.network(u, *conditions, **told).float()
 
 
 class GroupNorm(nn.GroupNorm):

@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from diffusion import specs
+from diffusion.augmentation import Augmentation
 from diffusion.files import read_json, write_json
 from diffusion.forward.process import ForwardProcess
 from diffusion.learning_rate import LearningRate, WarmUpAndDecay
 from diffusion.methods import LIBRARY, Method, known_classes
 from diffusion.network import GivenNetwork, NetworkConfig, NetworkShape, NetworkSpec
 from diffusion.size import Size
+from diffusion.weighting import Weighting
 from lbm_warp.checks import InputError, check_integer, check_name, check_number, check_object
 
 FORMAT = 2
@@ -47,6 +49,12 @@ class TrainingConfig:
     """Largest norm of the gradient of the loss (squared error summed over an image, so 1 acts in most steps)."""
     flip: bool = False
     """Mirror pictures left to right, each with probability 1/2."""
+    augment: Augmentation = Augmentation()
+    """Pictures are mirrored, shifted, turned and stretched, each with this probability, and the network is told so: samples look
+    like the pictures themselves (EDM, Karras et al. 2022, arXiv:2206.00364, with 0.12 to 0.15). 0 is none."""
+    weighting: Weighting = Weighting()
+    """How much each level counts: plain, as the denoiser says; learned, by its uncertainty, so that all levels count alike (EDM2,
+    Karras et al. 2024, arXiv:2312.02696)."""
     seed: int = 0
     """Seed of everything random in the run, 0 to 2^63 - 1."""
 
@@ -65,6 +73,10 @@ class TrainingConfig:
         check_number("clip", self.clip, 1e-12)
         if not isinstance(self.flip, bool):
             raise InputError(f"flip must be true or false, got {self.flip!r}")
+        check_object("augment", self.augment, Augmentation)
+        self.augment.validate()
+        check_object("weighting", self.weighting, Weighting)
+        self.weighting.validate()
         check_integer("seed", self.seed, 0, 2**63 - 1)
 
     def ema_decay(self, first: int, last: int) -> float:
@@ -136,8 +148,13 @@ class RunConfig:
 
     def build_network(self, empty: bool = False) -> nn.Module:
         """The network with fresh weights, which depend on torch's global seed; or ``empty``, with weights to be replaced."""
-        shape = NetworkShape(self.input_shape[0], self.channels, self.method.levels, len(self.classes), self.size)
+        told, outputs = self.training.augment.told, self.method.denoiser.outputs(self.channels)
+        shape = NetworkShape(self.input_shape[0], outputs, self.method.levels, len(self.classes), self.size, told)
         return self.network.build_empty(shape) if empty else self.network.build(shape)
+
+    def build_weighting(self) -> nn.Module:
+        """What weights the losses of images by their levels."""
+        return self.training.weighting.build(self.method.levels, math.prod(self.shape))
 
     def means_every_class(self, label: str | int | None) -> bool:
         """Whether a label is ``all``, and not the name of one class."""
@@ -233,7 +250,7 @@ def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
 
 def fingerprint(config: RunConfig, tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of a run's configuration and its tensors (names, shapes and values): equal for equal models only."""
-    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(specs.distinct(config), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

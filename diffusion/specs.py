@@ -54,6 +54,18 @@ def to_json(value: object, place: str = "the run") -> Any:
     )
 
 
+def distinct(value: object) -> Any:
+    """What tells an object of numbers from others, as JSON: without fields that have their default values, so that a field which a
+    class gains later changes nothing."""
+    if isinstance(value, (tuple, list)):
+        return [distinct(item) for item in value]
+    if not is_dataclass(value):
+        return to_json(value)
+    values = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
+    return {CLASS: class_name(type(value))} | {name: distinct(one) for name, one in values.items() if one != defaults[name]}
+
+
 def class_name(kind: type) -> str:
     """What JSON calls a class: the library's by their names, others by theirs after ``types.``."""
     return ("" if kind.__module__.partition(".")[0] in PACKAGES else OWN) + kind.__name__

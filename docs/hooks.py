@@ -28,10 +28,10 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The project's figures, and the pictures of its evidence, under assets/; the notebooks with what they show under examples/;
-    the live view."""
+    """The project's figures and films, and the pictures of its evidence, under assets/; the notebooks with what they show under
+    examples/; the live view."""
     for folder in ("figures", "evidence"):
-        for path in sorted((ROOT / "assets" / folder).glob("*.[jp][pn]g")):
+        for path in sorted((ROOT / "assets" / folder).glob("*.[jmp][pn][g4]")):
             files.append(File.generated(config, f"assets/{folder}/{path.name}", abs_src_path=str(path)))
     for name, picture in pictures_of_processes().items():
         files.append(File.generated(config, f"assets/processes/{name}.jpg", content=picture))

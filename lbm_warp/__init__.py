@@ -5,7 +5,9 @@ import warp
 from lbm_warp.advection_diffusion import AdvectionDiffusion
 from lbm_warp.augmentation import RandomTurbulence, Transport
 from lbm_warp.checks import InputError
+from lbm_warp.medium import Medium
 from lbm_warp.operator import Operator
+from lbm_warp.optics import OpticalTurbulence
 from lbm_warp.physics import as_physics
 from lbm_warp.report import OperatorReport, check_operator
 from lbm_warp.schedule import Schedule
@@ -32,8 +34,10 @@ __all__ = [
     "FieldRequest",
     "GivenVelocity",
     "InputError",
+    "Medium",
     "Operator",
     "OperatorReport",
+    "OpticalTurbulence",
     "RandomTurbulence",
     "Schedule",
     "SpectralTurbulence",

@@ -33,6 +33,7 @@ from lbm_warp.checks import (
 from lbm_warp.flow import STEADY, Clock, Flow, sorted_like
 from lbm_warp.heat import blur
 from lbm_warp.interop import check_no_transform, not_traced
+from lbm_warp.medium import AroundWalls, Medium
 from lbm_warp.operator import Operator
 from lbm_warp.planner import DEFAULT_SCHEME, Plan, Scheme
 from lbm_warp.schedule import Schedule
@@ -63,7 +64,10 @@ class AdvectionDiffusion(Operator):
         coarsen: continue at half the resolution, repeatedly, once the image is blurred by four cells and as long as the flow stays
             resolved. The cost of a trajectory then grows with the area of the image instead of its square. Only grids with an even
             number of cells along both sides are coarsened.
-        exact: solve the heat equation in Fourier space (``lbm_warp.heat``) if the Peclet number is zero, instead of on the lattice.
+        medium: a diffusivity that varies, walls inside the images, and sources, all by default absent. The images are coarsened
+            only where that holds: see :class:`Medium`.
+        exact: solve the heat equation in Fourier space (``lbm_warp.heat``) if the Peclet number is zero and there is no medium,
+            instead of on the lattice.
         scheme: the numbers of the scheme.
 
     Raises:
@@ -80,6 +84,7 @@ class AdvectionDiffusion(Operator):
         offset: float = 0.0,
         turbulence_time: float = 0.0,
         coarsen: bool = True,
+        medium: Medium | None = None,
         exact: bool = True,
         scheme: Scheme = DEFAULT_SCHEME,
     ) -> None:
@@ -96,7 +101,12 @@ class AdvectionDiffusion(Operator):
         self.turbulence_time = float(turbulence_time)
         self.coarsen = coarsen
         self.exact = exact
+        self.medium = medium
         self.scheme = scheme
+        if medium is not None:
+            check_object("medium", medium, Medium)
+            self.scheme = medium.scheme(scheme, boundary == "periodic")
+            self.turbulence = self.turbulence if medium.walls is None else AroundWalls(self.turbulence, medium.walls)
         self._peclet = peclet
         if isinstance(peclet, torch.Tensor) and peclet.numel() != 1:
             raise InputError(f"peclet must be one number, got a tensor of shape {list(peclet.shape)}")
@@ -110,12 +120,13 @@ class AdvectionDiffusion(Operator):
     @property
     def solver(self) -> str:
         """``heat kernel`` or ``lattice``."""
-        return "heat kernel" if self.exact and not isinstance(self._peclet, torch.Tensor) and self.peclet == 0.0 else "lattice"
+        still = not isinstance(self._peclet, torch.Tensor) and self.peclet == 0.0
+        return "heat kernel" if self.exact and still and self.medium is None else "lattice"
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
-        """Whether the operator is linear: without a flow or without a background."""
-        return self.offset == 0.0 or self.peclet == 0.0
+        """Whether the operator is linear: without a source in the medium, and without a flow or without a background."""
+        return (self.offset == 0.0 or self.peclet == 0.0) and (self.medium is None or self.medium.source is None)
 
     @property
     def random(self) -> bool:  # type: ignore[override]
@@ -124,8 +135,8 @@ class AdvectionDiffusion(Operator):
 
     @property
     def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether every cosine mode is multiplied by a factor: without a flow, between walls."""
-        return self.peclet == 0.0 and self.boundary == "wall"
+        """Whether every cosine mode is multiplied by a factor: without a flow and a medium, between walls."""
+        return self.peclet == 0.0 and self.boundary == "wall" and self.medium is None
 
     @property
     def moving(self) -> bool:  # type: ignore[override]
@@ -243,10 +254,12 @@ class AdvectionDiffusion(Operator):
         ``field`` is the velocity, if it is known. With ``graded`` a flow that changes in time must not need a gradient.
         """
         size = (u.shape[2], u.shape[3])
+        if self.medium is not None:
+            self.medium.check_fits(len(u), *size)
         plan, clock = self.plan(*size), Clock(self.peclet, self.turbulence_time, min(size))
         interval = clock.intervals(plan, self.scheme)
         where = (size, self.boundary, plan, interval, _computed(u.dtype), u.device)
-        return Flow(self.turbulence, clock, seed, order, *where, field, graded, self.offset)
+        return Flow(self.turbulence, clock, seed, order, *where, field, graded, self.offset, self.medium)
 
 
 class _Forward(torch.autograd.Function):
@@ -331,7 +344,7 @@ def _linear(
 ) -> tuple[torch.Tensor, ...]:
     """The operator's linear part."""
     flow = operator._flow(u, seed, _sorting(levels))
-    flow.offset = 0.0
+    flow.homogeneous = True
     return _Forward.apply(u, operator, seed, flow, *levels)
 
 

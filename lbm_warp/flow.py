@@ -11,6 +11,7 @@ import torch
 
 from lbm_warp.checks import Device, InputError, Integers
 from lbm_warp.grids import restrict_velocity
+from lbm_warp.medium import Medium
 from lbm_warp.planner import Plan, Scheme
 from lbm_warp.stepping import UNLIMITED, stencil
 from lbm_warp.turbulence import Turbulence
@@ -66,6 +67,8 @@ class Flow:
         given: the field of a steady flow, if it is made already, [N, 2, height, width] in the order of the seeds.
         graded: whether a field that needs a gradient, which is not given, is an error.
         offset: density of the background.
+        medium: what the images diffuse in, in the order of the seeds.
+        homogeneous: leave out the background and the source of the medium.
     """
 
     turbulence: Turbulence
@@ -81,9 +84,13 @@ class Flow:
     given: torch.Tensor | None = None
     graded: bool = False
     offset: float = 0.0
+    medium: Medium | None = None
+    homogeneous: bool = False
     # The interval of the fields in use, and these on each grid up to the coarsest one that was asked for.
     _key: tuple[int, int] | None = field(default=None, init=False)
     _velocities: list[torch.Tensor] = field(default_factory=list, init=False)
+    # The fields of the medium on each grid that was asked for.
+    _media: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict, init=False)
     # What the last weights are of, and these.
     _last: tuple[tuple[int, int, float, bool], torch.Tensor] | None = field(default=None, init=False)
 
@@ -118,8 +125,9 @@ class Flow:
             key = (grid, interval, theta, adjoint)
             if self._last is None or self._last[0] != key or len(self._last[1]) < len(count):
                 self._last = None
-                velocity = self._velocity(grid, interval)[: len(count)]
-                self._last = key, self._stencil(grid, velocity, velocity.new_full((len(count),), theta), adjoint)
+                velocity = self._velocity(grid, interval)
+                thetas_of = velocity.new_full((len(count),), theta)
+                self._last = key, self._stencil(grid, velocity, slice(len(count)), thetas_of, adjoint)
             yield self._last[1][: len(count)], theta, count
 
     def at(
@@ -135,12 +143,28 @@ class Flow:
         interval = done // self.interval[grid]
         ends = [0, *(torch.nonzero(interval[1:] != interval[:-1]).flatten() + 1).tolist(), len(done)]
         for begin, end in pairwise(ends):
-            velocity = self._velocity(grid, int(interval[begin]))[rows.start + begin : rows.start + end]
-            yield self._stencil(grid, velocity, theta[begin:end], adjoint), slice(begin, end)
+            velocity, here = self._velocity(grid, int(interval[begin])), slice(rows.start + begin, rows.start + end)
+            yield self._stencil(grid, velocity, here, theta[begin:end], adjoint), slice(begin, end)
 
-    def _stencil(self, grid: int, velocity: torch.Tensor, theta: torch.Tensor, adjoint: bool) -> torch.Tensor:
+    def _stencil(self, grid: int, velocity: torch.Tensor, rows: slice, theta: torch.Tensor, adjoint: bool) -> torch.Tensor:
+        """The weights of the images ``rows``, of which ``theta`` has the lattice temperatures."""
+        medium = {name: field[rows] for name, field in self._medium(grid).items()}
+        offset = self.offset
+        if self.homogeneous:
+            medium.pop("source", None)
+            offset = 0.0
         per_theta = self.plan.grids[grid].velocity_per_theta
-        return stencil(velocity, per_theta, theta, periodic=self.periodic, offset=self.offset, adjoint=adjoint)
+        return stencil(velocity[rows], per_theta, theta, periodic=self.periodic, offset=offset, adjoint=adjoint, **medium)
+
+    def _medium(self, grid: int) -> dict[str, torch.Tensor]:
+        """The fields of the medium on a grid, [N, height, width] each."""
+        if self.medium is not None and grid not in self._media:
+            fields = self.medium.on_grid(self.plan.grids[grid].factor, min(self.size))
+            self._media[grid] = {
+                name: sorted_like(values.to(self.device, self.dtype).expand(len(self.order), -1, -1), self.order).contiguous()
+                for name, values in fields.items()
+            }
+        return self._media.get(grid, {})
 
     def _velocity(self, grid: int, interval: int) -> torch.Tensor:
         """The velocity on a grid in an interval, [N, 2, height, width]."""

@@ -35,7 +35,7 @@ class _Blur(torch.autograd.Function):
     def forward(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
         (ky, rows), (kx, columns) = (_modes(size, periodic, u.dtype, u.device) for size in u.shape[2:])
         half_variance = (sigma.square() / 2).to(u.device, u.dtype, non_blocking=True)[:, None, None, None]
-        with _full_precision(u.device):
+        with full_precision(u.device):
             amplitudes = rows @ u @ columns.T * torch.exp(-half_variance * (ky.square()[:, None] + kx.square()))
             blurred = rows.T @ amplitudes @ columns
         # Without blur the result is the image itself, bit for bit.
@@ -60,7 +60,7 @@ class _Blur(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products in the dtype of the images: without autocast, and on a GPU without TF32."""
     tf32 = torch.backends.cuda.matmul.allow_tf32
     with torch.autocast(device.type, enabled=False):
@@ -91,13 +91,15 @@ def cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def to_modes(images: torch.Tensor) -> torch.Tensor:
     """Amplitudes of the orthonormal cosine modes between walls (DCT-II along both sides) of images [..., H, W]."""
     (_, rows), (_, columns) = (_modes(size, False, images.dtype, images.device) for size in images.shape[-2:])
-    return rows @ images.contiguous() @ columns.T
+    with full_precision(images.device):
+        return rows @ images.contiguous() @ columns.T
 
 
 def from_modes(modes: torch.Tensor) -> torch.Tensor:
     """Images [..., H, W] from the amplitudes of their cosine modes: the inverse of :func:`to_modes`."""
     (_, rows), (_, columns) = (_modes(size, False, modes.dtype, modes.device) for size in modes.shape[-2:])
-    return rows.T @ modes.contiguous() @ columns
+    with full_precision(modes.device):
+        return rows.T @ modes.contiguous() @ columns
 
 
 def _sines_and_cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,8 @@ def as_physics(operator: Operator, level: Integers, seed: Integers = 0, **option
     """
     if not operator.linear:
         name = type(operator).__name__
-        raise InputError(f"as_physics needs a linear operator, and this {name} is not: with a background, offset must be 0")
+        how = "with a background, offset must be 0; a medium must have no source"
+        raise InputError(f"as_physics needs a linear operator, and this {name} is not: {how}")
     try:
         from deepinv.physics import LinearPhysics
     except ImportError as error:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from lbm_warp.flow import Flow
-from lbm_warp.grids import restrict_velocity
+from lbm_warp.grids import restrict_velocity, restrict_velocity_transposed
 from lbm_warp.interop import WARP_DTYPES, launch, launch_backward
 from lbm_warp.kernels.sensitivity import moment_gradient_kernel, moments_kernel
 from lbm_warp.stepping import advance
@@ -102,18 +102,19 @@ def of_velocity(
     moments: Sequence[torch.Tensor | None], field: torch.Tensor, peclet: torch.Tensor, flow: Flow
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the velocity in units of V, [N, 2, H, W], and of the Peclet number, from those of the moments of q."""
-    with torch.enable_grad():
-        field, peclet = field.detach().requires_grad_(), peclet.detach().requires_grad_()
-        here = field.to(flow.dtype)
-        total = here.new_zeros(())
-        for grid, gradient in zip(flow.plan.grids, moments, strict=True):
-            if grid.factor > 1:
-                here = restrict_velocity(here, flow.periodic)
-            if gradient is not None:
-                q = peclet * grid.factor / (2.0 * flow.clock.length) * here
-                total = total + (_of_displacement(q.detach(), gradient, flow.periodic) * q).sum()
-    of_field, of_peclet = torch.autograd.grad(total, (field, peclet))
-    return of_field, of_peclet
+    fields = [field.to(flow.dtype)]
+    while len(fields) < len(moments):
+        fields.append(restrict_velocity(fields[-1], flow.periodic))
+    of_field, of_peclet = torch.zeros_like(fields[-1]), fields[0].new_zeros(())
+    for grid, gradient, here in reversed(list(zip(flow.plan.grids, moments, fields, strict=True))):
+        if gradient is not None:
+            per_peclet = grid.factor / (2.0 * flow.clock.length)
+            of_q = _of_displacement(peclet * per_peclet * here, gradient, flow.periodic)
+            of_field = of_field + peclet * per_peclet * of_q
+            of_peclet = of_peclet + (of_q * per_peclet * here).sum()
+        if grid.factor > 1:
+            of_field = restrict_velocity_transposed(of_field, flow.periodic)
+    return of_field.to(field.dtype), of_peclet.to(peclet).reshape(peclet.shape)
 
 
 def _of_displacement(q: torch.Tensor, gradient: torch.Tensor, periodic: bool) -> torch.Tensor:

@@ -41,6 +41,8 @@ def stencil(
     periodic: bool,
     offset: float = 0.0,
     adjoint: bool = False,
+    resistance: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weights of an iteration: see ``lbm_warp.kernels.rules``.
 
@@ -51,21 +53,32 @@ def stencil(
         periodic: periodic boundary, otherwise walls.
         offset: density of the background.
         adjoint: of the transposed iteration, of its linear part.
+        resistance: of a medium, one over its diffusivity relative to theta / 2, infinite in walls, [N, H, W], else as ``velocity``.
+        source: the density that an iteration of lattice temperature one adds, [N, H, W], else as ``velocity``.
 
     Returns:
-        [N, 9, H, W], the weight of each neighbour, row by row; [N, 10, H, W] with the source of a background, if there is one.
+        [N, 9, H, W], the weight of each neighbour, row by row; [N, 10, H, W] with the source, if there is one or a background.
     """
     count, _, height, width = velocity.shape
-    background = offset != 0.0 and not adjoint
+    background = (offset != 0.0 or source is not None) and not adjoint
     weights = velocity.new_empty((count, 9 + background, height, width))
     dtype, batched, inputs = WARP_DTYPES[velocity.dtype], [theta, velocity], [velocity_per_theta, periodic]
     if velocity.device.type == "cpu":
         launch(cpu.stencil_kernel(dtype, adjoint), (count, height), batched=batched, inputs=inputs, outputs=[weights])
     else:
         launch(kernels.stencil_kernel(dtype, adjoint), (count, height, width), batched=batched, inputs=inputs, outputs=[weights])
+    if resistance is not None:
+        medium = [theta, resistance]
+        launch(kernels.medium_kernel(dtype), (count, height, width), batched=medium, inputs=[periodic], outputs=[weights])
     if background:
-        inputs = [*inputs, offset]
-        launch(kernels.source_kernel(dtype), (count, height, width), batched=batched, inputs=inputs, outputs=[weights])
+        extra = weights[:, 9]
+        if offset == 0.0:
+            extra.zero_()
+        else:
+            inputs = [*inputs, offset]
+            launch(kernels.source_kernel(dtype), (count, height, width), batched=batched, inputs=inputs, outputs=[weights])
+        if source is not None:
+            extra += theta[:, None, None] * source
     return weights
 
 

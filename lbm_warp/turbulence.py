@@ -8,11 +8,12 @@ batch and, up to rounding, on every device.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from lbm_warp.checks import (
     Device,
@@ -54,6 +55,13 @@ class FieldRequest:
     device: torch.device
     time: float = 0.0
     span: float = 0.0
+
+    def same_as(self, other: FieldRequest) -> bool:
+        """Whether both ask for the same fields."""
+        mine, its = (
+            (ask.height, ask.width, ask.boundary, ask.device, ask.time, ask.span, ask.seed.device) for ask in (self, other)
+        )
+        return mine == its and torch.equal(self.seed, other.seed)
 
     @functools.cached_property
     def seeds(self) -> torch.Tensor:
@@ -153,12 +161,14 @@ class CurlNoise(Turbulence):
         seeds, height, width = ask.seeds, ask.height, ask.width
         cells, amplitude, rate, count = _octaves(self, height, width, seeds.device)
         nodes = amplitude.new_empty((len(seeds), 3, count))
-        psi = amplitude.new_empty((len(seeds), height + 1, width + 1))
+        velocity, energy = _empty(nodes, height, width)
+        threads = lanes(nodes.device)
         inputs = [cells, rate, ask.time, ask.boundary == "periodic"]
         launch(kernels.noise_nodes_kernel, (len(seeds), count), batched=[seeds], inputs=inputs, outputs=[nodes])
-        work = psi.numel() * len(cells)
-        launch(kernels.noise_kernel, psi.shape, batched=[nodes], inputs=[cells, amplitude], outputs=[psi], work=work)
-        return _flow(psi)
+        inputs, work = [cells, amplitude, threads], velocity.numel() * len(cells)
+        size = (*energy.shape, threads)
+        launch(kernels.curl_noise_kernel, size, batched=[nodes], inputs=inputs, outputs=[velocity, energy], work=work)
+        return _normalised(velocity, energy)
 
 
 @dataclass(frozen=True)
@@ -248,6 +258,29 @@ class GivenVelocity(Turbulence):
         return solenoidal(given, ask.boundary) if self.project else given
 
 
+class Remembering(Turbulence):
+    """The fields of another generator, of which the last ones are kept: for many calls with the same seeds, as a sampler makes.
+
+    Args:
+        generator: gives the same fields for the same request; those that need a gradient are not kept.
+    """
+
+    def __init__(self, generator: Turbulence) -> None:
+        self.generator = generator
+        self.compressible, self.random, self.bounded = generator.compressible, generator.random, generator.bounded
+        self._last: tuple[FieldRequest, torch.Tensor] | None = None
+
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        last = self._last
+        if last is not None and last[0].same_as(ask):
+            return last[1]
+        graded = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(graded):  # a later call may be outside of inference mode
+            field = self.generator.field(ask)
+        self._last = None if field.requires_grad else (replace(ask, seed=ask.seed.clone()), field)
+        return field
+
+
 def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
     """Helmholtz projection: the part of a velocity field without divergence and without flow through walls.
 
@@ -268,17 +301,47 @@ def solenoidal(velocity: torch.Tensor, boundary: str = "wall") -> torch.Tensor:
     check_boundary(boundary)
     velocity = as_floats("a velocity", velocity, "N, 2, H, W")
     height, width = velocity.shape[2:]
+    spectrum, a, size = _divergence(velocity, boundary)
+    along = (a * spectrum).sum(dim=1) / size
+    spectrum = spectrum - a.conj() * along[:, None]
+    return torch.fft.ifft2(spectrum).real[..., :height, :width].to(velocity.dtype).contiguous()
+
+
+def stream_function(velocity: torch.Tensor, boundary: str) -> torch.Tensor:
+    """The stream function of the part of a velocity field without divergence, on the corners of the cells; its mean is zero.
+
+    In Fourier space the field of psi is (a_y, -a_x) psi, with the factors of :func:`solenoidal`. :func:`curl` is the way back, but
+    for the mean of a periodic field.
+
+    Args:
+        velocity: [N, 2, H, W].
+        boundary: ``wall``, where psi is zero on the border, or ``periodic``.
+
+    Returns:
+        float64 [N, H + 1, W + 1].
+    """
+    height, width = velocity.shape[2:]
+    spectrum, a, size = _divergence(velocity, boundary)
+    psi = torch.fft.ifft2((a[1].conj() * spectrum[:, 0] - a[0].conj() * spectrum[:, 1]) / size).real
+    return functional.pad(psi, (0, 1, 0, 1), mode="circular")[:, : height + 1, : width + 1]
+
+
+def curl(psi: torch.Tensor) -> torch.Tensor:
+    """Velocities of the cells, [N, 2, H, W], from a stream function on their corners, [N, H + 1, W + 1]: without divergence."""
+    down, up = psi[:, 1:, 1:] - psi[:, :-1, :-1], psi[:, 1:, :-1] - psi[:, :-1, 1:]  # along the two diagonals of a cell
+    return torch.stack([up + down, up - down], dim=1) / 2
+
+
+def _divergence(velocity: torch.Tensor, boundary: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The spectrum of a period of a velocity field [N, 2, h, w], the factors a_x and a_y of its divergence [2, h, w], and the sum
+    of their squares [h, w]. It is set to 1 where it is 0: the mean and the checkerboard mode have no divergence on the lattice."""
     field = _periodic(velocity.double(), boundary)
-    spectrum = torch.fft.fft2(field)
     step_y, step_x = (
         torch.exp(2j * torch.pi * torch.fft.fftfreq(n, dtype=torch.float64, device=field.device)) for n in field.shape[2:]
     )
     a = torch.stack([(step_y[:, None] + 1) * (step_x - 1), (step_y[:, None] - 1) * (step_x + 1)]) / 2
     size = a.abs().square().sum(dim=0)
-    # a is zero for the mean and for the checkerboard mode, which have no divergence on the lattice.
-    along = (a * spectrum).sum(dim=1) / torch.where(size > 1e-24, size, 1.0)
-    spectrum = spectrum - a.conj() * along[:, None]
-    return torch.fft.ifft2(spectrum).real[..., :height, :width].to(velocity.dtype).contiguous()
+    return torch.fft.fft2(field), a, torch.where(size > 1e-24, size, 1.0)
 
 
 def energy_spectrum(velocity: torch.Tensor, boundary: str = "wall") -> tuple[torch.Tensor, torch.Tensor]:
@@ -404,11 +467,16 @@ def check_bounded(name: str, field: torch.Tensor) -> None:
 
 def _flow(psi: torch.Tensor) -> torch.Tensor:
     """Velocities of the cells, [N, 2, height, width], from a stream function on their corners, [N, height + 1, width + 1]."""
-    count, height, width = psi.shape[0], psi.shape[1] - 1, psi.shape[2] - 1
-    velocity, energy = psi.new_empty((count, 2, height, width)), psi.new_empty((count, height), dtype=torch.float64)
+    velocity, energy = _empty(psi, psi.shape[1] - 1, psi.shape[2] - 1)
     threads = lanes(psi.device)
-    launch(kernels.curl_kernel, (count, height, threads), batched=[psi], inputs=[threads], outputs=[velocity, energy])
+    launch(kernels.curl_kernel, (*energy.shape, threads), batched=[psi], inputs=[threads], outputs=[velocity, energy])
     return _normalised(velocity, energy)
+
+
+def _empty(source: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory for a velocity and the sum of its squares over each row, for every entry of ``source``."""
+    count = len(source)
+    return source.new_empty((count, 2, height, width)), source.new_empty((count, height), dtype=torch.float64)
 
 
 def _normalised(velocity: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:

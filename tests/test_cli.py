@@ -26,6 +26,7 @@ from PIL import Image
 from cli import __main__ as cli
 from cli import archives, figures, scene, train
 from diffusion import CleanImage, ConstantNoise, Operator, Resample, Uniform, methods
+from diffusion.augmentation import GeometricAugmentation
 from diffusion.data.dataset import open_dataset
 from diffusion.data.images import fit, read_image, resize_shorter
 from diffusion.files import owned
@@ -34,6 +35,7 @@ from diffusion.network import NetworkConfig
 from diffusion.presets import OWN, PRESETS, preset_for
 from diffusion.specs import to_json
 from diffusion.training import observers
+from diffusion.weighting import Weighting
 from lbm_warp import SpectralTurbulence
 from tests.runs import exit_code
 from tests.runs import files as contents
@@ -414,11 +416,14 @@ def test_a_dry_run_knows_every_process(call: Call, name: str) -> None:
 def test_a_dry_run_resolves_everything_that_was_given(call: Call, tmp_path: Path) -> None:
     options = ["--preset", "ffhq-64", "--process", "beyond-blur-curl", "--peclet", "3", "--levels", "50", "--offset", "1"]
     options += ["--sigma-min", "0.7", "--sampling-noise", "1.5", "--boundary", "periodic", "--network.width", "32", "--flip"]
+    options += ["--augment", "0.1", "--weighting", "plain"]
     config = json.loads(call("train", "--dry-run", *options, "--grey", "--turbulence", "spectral", "--clip", "2")[1])["config"]
     numbers = {"peclet": 3.0, "offset": 1.0, "boundary": "periodic", "turbulence": SpectralTurbulence(), "sigma_min": 0.7}
     method = named_method("beyond-blur-curl").changed(**numbers, levels=50, sampling_noise=1.5)
     assert config["method"] == to_json(method)
-    assert config["network"] == to_json(NetworkConfig(32, (1, 2, 3, 4), 2, (2, 3), 0.1))
+    assert config["network"] == to_json(NetworkConfig(32, (1, 2, 3, 4), 2, (2, 3), 0.05))
+    assert config["training"]["augment"] == to_json(GeometricAugmentation(0.1))
+    assert config["training"]["weighting"] == to_json(Weighting())
     assert config["training"]["flip"] is True and config["training"]["clip"] == 2.0 and config["channels"] == 1
 
     Image.effect_noise((40, 30), 60).convert("RGB").save(tmp_path / "one.png")

@@ -136,6 +136,14 @@ def test_flow_matching(tmp_path: Path) -> None:
     assert "bits a dimension" in said
 
 
+def test_media_look_like_the_figure(tmp_path: Path) -> None:
+    run("medium.py", "--out", tmp_path / "medium.jpg")
+    made, kept = (
+        np.asarray(Image.open(path), float) for path in (tmp_path / "medium.jpg", EXAMPLES.parent / "assets/figures/medium.jpg")
+    )
+    assert np.abs(made - kept).mean() < 5.0
+
+
 def test_inpainting_honours_the_measurement(tmp_path: Path) -> None:
     said = run("inpainting.py", "--out", tmp_path, "--pictures", 2, "--samples", 2)
     errors = [float(line.split("measurement by ")[1].split()[0]) for line in said.splitlines() if "off the measurement" in line]

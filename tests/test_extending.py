@@ -172,7 +172,7 @@ class Brightness(Denoiser):
     def loss(
         self, forward: ForwardProcess, prediction: torch.Tensor, target: Any, level: torch.Tensor, seed: torch.Tensor
     ) -> torch.Tensor:
-        return smooth_l1_loss(prediction, target, reduction="sum") / len(prediction)
+        return smooth_l1_loss(prediction, target, reduction="none").flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True)

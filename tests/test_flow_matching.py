@@ -66,8 +66,8 @@ def test_of_all_nine_pairs_the_true_prediction_has_no_loss(operator: Operator, p
     eps = forward.unit_noise(seed, u0).double()
     velocity = forward.velocity(u0, u, level, seed)
     true = {"clean": 2.0 * u0 - 1.0, "noise": eps, "velocity": 2.0 * velocity}
-    assert denoiser.loss(forward, true[prediction], target, level, seed) < 1e-12
-    assert denoiser.loss(forward, true[prediction] + 0.1, target, level, seed) > 1e-3
+    assert (denoiser.loss(forward, true[prediction], target, level, seed) < 1e-12).all()
+    assert denoiser.loss(forward, true[prediction] + 0.1, target, level, seed).mean() > 1e-3
     torch.testing.assert_close(denoiser.clean(forward, true[prediction], u, level, seed), u0, rtol=0, atol=1e-8)
     torch.testing.assert_close(denoiser.velocity(forward, true[prediction], u, level, seed), velocity, rtol=0, atol=1e-8)
     torch.testing.assert_close(target[1].double(), true[loss_in], rtol=0, atol=1e-12)

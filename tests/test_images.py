@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -70,15 +71,37 @@ def test_kinds_of_png(tmp_path: Path, image: Image.Image, options: dict, expecte
 
 
 def test_grey_of_16_bits_with_transparency_is_grey(tmp_path: Path) -> None:
-    """PNG's colour type 4, which Pillow cannot write, and decodes as colour."""
-    header = struct.pack(">2I5B", 3, 2, 16, 4, 0, 0, 0)
-    rows = b"".join(b"\0" + np.dstack([row, np.full(3, 65535)]).astype(">u2").tobytes() for row in SIXTEEN)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    """PNG's colour type 4, which Pillow decodes as colour."""
+    (tmp_path / "a.png").write_bytes(png(np.dstack([SIXTEEN, np.full((2, 3), 65535)]), 4))
     with open(tmp_path / "a.png", "rb") as file:
         assert is_grey(open_image(file, "a.png"))
-    check(read_image(tmp_path / "a.png"), (SIXTEEN // 256 / np.float32(255))[None])
+    check(read_image(tmp_path / "a.png"), (SIXTEEN / np.float32(65535))[None])
+
+
+def png(words: np.ndarray, kind: int) -> bytes:
+    """A PNG file of [H, W, C] values of 16 bits, of a colour type that Pillow cannot write."""
+    header = struct.pack(">2I5B", words.shape[1], words.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in words)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_colours_of_16_bits_keep_them(tmp_path: Path) -> None:
+    words = np.random.default_rng(0).integers(0, 65536, (5, 7, 4), dtype=np.uint16)
+    opacity = words[..., 3:] / np.float32(65535)
+    over = words[..., :3] / np.float32(65535) * opacity + (1 - opacity)
+    (tmp_path / "colour.png").write_bytes(png(words[..., :3], 2))
+    (tmp_path / "alpha.png").write_bytes(png(words, 6))
+    tifffile = pytest.importorskip("tifffile")
+    for order, name in itertools.product("<>", (None, "zlib")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", words[..., :3], photometric="rgb", compression=name, byteorder=order)
+        check(read_image(tmp_path / f"{name}.tif"), (words[..., :3] / np.float32(65535)).transpose(2, 0, 1))
+    check(read_image(tmp_path / "colour.png"), (words[..., :3] / np.float32(65535)).transpose(2, 0, 1))
+    check(read_image(tmp_path / "alpha.png"), over.transpose(2, 0, 1), 1e-6)
+    tifffile.imwrite(tmp_path / "planes.tif", words[..., :3].transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    with fails("planes.tif", "16 bits in a plane for each channel"):
+        read_image(tmp_path / "planes.tif")
 
 
 def test_forced_modes(tmp_path: Path) -> None:

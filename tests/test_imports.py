@@ -14,13 +14,13 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"lbm_warp"},
     {"diffusion.files", "diffusion.launcher", "diffusion.learning_rate", "diffusion.rng", "diffusion.size", "diffusion.specs"},
-    {"diffusion.data", "diffusion.network"},
+    {"diffusion.augmentation", "diffusion.data", "diffusion.network", "diffusion.weighting"},
     {"diffusion.forward"},
     {"diffusion.denoisers"},
     {"diffusion.density", "diffusion.flow_matching", "diffusion.samplers"},
     {"diffusion.methods"},
     {"diffusion.run"},
-    {"diffusion.presets", "diffusion.sampling"},
+    {"diffusion.degradation", "diffusion.presets", "diffusion.sampling"},
     {"diffusion.training", "diffusion.evaluation"},
     {"cli"},
 ]

@@ -29,6 +29,7 @@ def test_the_list_of_kernel_files_is_complete() -> None:
         "cpu",
         "cuda",
         "onchip",
+        "grids",
         "sensitivity",
         "stencil",
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from cli import compare, corrupt, evaluate, features, restore, sample, sweep, train
+from cli import compare, corrupt, dataset, evaluate, features, restore, sample, sweep, train
 from cli.explore.__main__ import Explore
 from lbm_warp.checks import amount
 from tests.test_imports import FILES
@@ -17,6 +17,7 @@ from tests.test_imports import FILES
 COMMANDS = {
     "compare": [compare.Compare],
     "corrupt": [corrupt.Corrupt],
+    "dataset": [dataset.Dataset],
     "evaluate": [evaluate.Evaluate],
     "explore": [Explore],
     "features": [features.Features],
@@ -30,11 +31,13 @@ SHOWN_BY = {
     "cli.explore.studio": [],
     "cli.scene": ["corrupt"],
     "cli.film": ["corrupt"],
-    "cli.video": ["compare", "corrupt", "sample"],
+    "cli.video": ["compare", "corrupt", "dataset", "sample"],
     "cli.jobs": ["sweep"],
     "diffusion.data": ["evaluate", "features", "sweep", "train"],
     "diffusion.data.identity": ["train"],
     "diffusion.data.loader": ["train"],
+    "diffusion.data.pairs": ["dataset"],
+    "diffusion.degradation": ["dataset"],
     "diffusion.evaluation": ["evaluate"],
     "diffusion.evaluation.features": ["evaluate", "sweep"],
     "diffusion.run": ["train"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -13,6 +15,7 @@ from diffusion.evaluation.metrics import (
     Measurement,
     fit_gaussian,
     frechet_distance,
+    kernel_distance,
     memorisation,
     precision_recall_density_coverage,
     score,
@@ -107,6 +110,81 @@ def test_frechet_distance_is_symmetric_and_does_not_see_a_rotation() -> None:
     assert frechet_distance(fitted_b, fitted_a) == pytest.approx(distance, rel=1e-12)
     assert frechet_distance(turned_a, turned_b) == pytest.approx(distance, rel=1e-10)
     assert frechet_distance(fitted_a, fitted_a) < 1e-10 * distance
+
+
+# The kernel distance
+
+
+def kernel(x: np.ndarray, y: np.ndarray) -> float:
+    return float((x @ y / len(x) + 1) ** 3)
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> float:
+    """Binkowski et al. 2018, equation 4, one pair of images at a time."""
+
+    def within(points: np.ndarray) -> float:
+        return float(np.mean([kernel(x, y) for i, x in enumerate(points) for j, y in enumerate(points) if i != j]))
+
+    return within(a) + within(b) - 2 * float(np.mean([kernel(x, y) for x in a for y in b]))
+
+
+@pytest.mark.parametrize("tile", [2**24, 20, 1])
+def test_the_kernel_distance_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch, tile: int, device: torch.device) -> None:
+    """In whatever tiles."""
+    monkeypatch.setattr(metrics, "TILE", tile)
+    a, b = random_features(9, 4, seed=1), random_features(7, 4, seed=2)
+    assert kernel_distance(*(torch.from_numpy(x).to(device) for x in (a, b)))[0] == pytest.approx(paired(a, b), rel=1e-12)
+
+
+def test_the_kernel_distance_is_the_mean_over_all_subsets() -> None:
+    """Others take a hundred random ones, of 1,000 images: this is what they approach."""
+    a, b = random_features(5, 4, seed=1), random_features(6, 4, seed=2)
+    subsets = [paired(a[list(i)], b[list(j)]) for i in combinations(range(5), 3) for j in combinations(range(6), 3)]
+    assert kernel_distance(torch.from_numpy(a), torch.from_numpy(b))[0] == pytest.approx(np.mean(subsets), rel=1e-12)
+
+
+def moments(mean: np.ndarray, covariance: np.ndarray) -> list[np.ndarray]:
+    """E x, E x x and E x x x (outer products) of a Gaussian, by Isserlis' theorem."""
+    second = covariance + np.multiply.outer(mean, mean)
+    mixed = np.multiply.outer(mean, covariance)
+    third = np.multiply.outer(mean, np.multiply.outer(mean, mean)) + mixed + mixed.transpose(1, 0, 2) + mixed.transpose(1, 2, 0)
+    return [mean, second, third]
+
+
+@pytest.mark.parametrize(("count", "other", "equal"), [(2, 3, False), (50, 30, False), (50, 30, True)])
+def test_the_kernel_distance_of_gaussians_has_no_bias(count: int, other: int, equal: bool) -> None:
+    """(x.y / D + 1)^3 is 1 + 3 x.y / D + 3 (x.y)^2 / D^2 + (x.y)^3 / D^3, so the distance is the squared differences of the first
+    three moments, weighted by 3 / D, 3 / D^2 and 1 / D^3. The mean of many estimates is within four standard errors of it.
+    Their variance is what they say, or half of that where both distributions are one."""
+    dimension, repeats = 3, 1000
+    generator = np.random.default_rng(0)
+    factor = 0.6 * generator.normal(size=(dimension, dimension))
+    mean, covariance = (np.zeros(dimension), np.eye(dimension)) if equal else (np.array([0.8, -0.4, 0.0]), factor @ factor.T)
+    factor = np.eye(dimension) if equal else factor
+    pairs = zip(moments(mean, covariance), moments(np.zeros(dimension), np.eye(dimension)), (3 / 3, 3 / 9, 1 / 27), strict=True)
+    expected = sum(weight * np.sum((one - two) ** 2) for one, two, weight in pairs)
+    found = np.array(
+        [
+            kernel_distance(
+                torch.from_numpy(generator.normal(size=(count, dimension)) @ factor.T + mean),
+                torch.from_numpy(generator.normal(size=(other, dimension))),
+            )
+            for _ in range(repeats)
+        ]
+    )
+    assert found[:, 0].mean() == pytest.approx(expected, abs=4 * found[:, 0].std() / repeats**0.5)
+    if count > 2:
+        said = np.mean(found[:, 1] ** 2) / found[:, 0].var()
+        assert 1.6 < said < 2.4 if equal else 0.9 < said < 1.5
+
+
+def test_two_halves_of_one_set_are_at_no_distance() -> None:
+    """Within three standard errors, while the Frechet distance, which is biased, is far from zero."""
+    features = torch.from_numpy(random_features(120, 40, seed=1))
+    distance, error = kernel_distance(features[::2], features[1::2])
+    assert abs(distance) < 3 * error
+    one, other, both = (fit_gaussian(of) for of in (features[::2], features[1::2], features))
+    assert frechet_distance(one, other) > 0.1 * both.covariance.trace()
 
 
 # Precision, recall, density, coverage
@@ -289,6 +367,10 @@ def test_bad_statistics_are_refused() -> None:
         frechet_distance(good, other)
     with pytest.raises(InputError, match="at least 2 images, got 1"):
         fit_gaussian(torch.zeros(1, 3))
+    with pytest.raises(InputError, match="1 images are too few"):
+        kernel_distance(torch.zeros(1, 3), torch.zeros(5, 3))
+    with pytest.raises(InputError, match="dimension 3 cannot be compared with features of dimension 4"):
+        kernel_distance(torch.zeros(5, 3), torch.zeros(5, 4))
     with pytest.raises(InputError, match="1 of 5 images are not finite"):
         fit_gaussian(torch.zeros(5, 3).index_fill_(0, torch.tensor([2]), BAD))
 

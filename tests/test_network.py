@@ -121,7 +121,7 @@ def test_mixed_precision_rounds_inside_and_nowhere_else() -> None:
         ({"multipliers": ()}, "multipliers must name at least one resolution"),
         ({"blocks": 0}, "blocks must be from 1 to 64, got 0"),
         ({"dropout": 1.0}, "dropout must be from 0 to 0.99"),
-        ({"attention": (3,)}, "attention must be from 0 to 2, got 3"),
+        ({"attention": (3,)}, "attention .counted in halvings of the resolution, 2 by the multipliers. must be from 0 to 2, got 3"),
     ],
 )
 def test_bad_sizes_are_refused(values: dict, message: str) -> None:

@@ -21,6 +21,7 @@ from lbm_warp import (
     CurlNoise,
     GivenVelocity,
     InputError,
+    Medium,
     Operator,
     RandomTurbulence,
     Schedule,
@@ -94,6 +95,7 @@ def images(count: int = 4, size: tuple[int, int] = (8, 12), dtype: torch.dtype =
     return torch.rand((count, 2, *size), generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
+LAYERS = {"alpha": images(1, (16, 24))[0, 0], "source": images(1, (16, 24))[0, 1]}
 RIGHT = {
     "fade": Fade(),
     "masking": Masking(),
@@ -107,6 +109,8 @@ RIGHT = {
     "with a background": AdvectionDiffusion(SCHEDULE, peclet=1.0, turbulence=SpectralTurbulence(compressible=True), offset=9.5),
     "given": AdvectionDiffusion(SCHEDULE, peclet=2.0, turbulence=GivenVelocity(CurlNoise().velocity(0, 16, 24))),
     "painted": AdvectionDiffusion(SCHEDULE, peclet=2.0, turbulence=StrokeFlow((((0.1, 0.5), (0.9, 0.5)),))),
+    "around walls": AdvectionDiffusion(SCHEDULE, peclet=2.0, medium=Medium(walls=images(1, (16, 24))[0, 0] < 0.02)),
+    "in layers, with a source": AdvectionDiffusion(SCHEDULE, peclet=2.0, medium=Medium(**LAYERS)),
     "waves": WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=9.0),
     "waves with a background": WaveAdvectionDiffusion(SCHEDULE, peclet=0.5, wave_speed=9.0, offset=9.5),
     "textbook": TextbookSolver(SCHEDULE, peclet=2.0),

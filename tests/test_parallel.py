@@ -16,23 +16,27 @@ import pytest
 import torch
 
 from cli import train as command
+from diffusion.augmentation import GeometricAugmentation
 from diffusion.files import load_tensors
 from diffusion.run import RunConfig
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.training.loop import ExecutionConfig, train
 from diffusion.training.observers import EarlyStop, Observer
 from diffusion.training.ranks import Ranks
+from diffusion.weighting import LearnedWeighting, Weighting
 from lbm_warp.checks import InputError
 from tests.runs import stripes, tiny_config, without_dropout
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+FEW = {"batch": 5, "weighting": Weighting()}
 LONG = ["--images", "1000000", "--batch", "32", "--network.width", "8", "--levels", "5", "--device", "cpu", "--out"]
 
 
 def odd_config(**training: object) -> RunConfig:
     """57 images in batches of 8: seven steps, and a last one of a single image, which the other ranks go without."""
-    return without_dropout(tiny_config(**{"images": 57} | training))
+    recipe = {"augment": GeometricAugmentation(0.5), "weighting": LearnedWeighting()}
+    return without_dropout(tiny_config(**recipe | {"images": 57} | training))
 
 
 # What the processes do
@@ -94,7 +98,7 @@ def eight(folder: Path, ranks: Ranks) -> None:
 
     train(config, dataset, folder / "eight", CPU, ExecutionConfig(checkpoint_every=16))
     counting = Counting()
-    train(odd_config(batch=5), dataset, folder / "few", CPU, observers=[counting])
+    train(odd_config(**FEW), dataset, folder / "few", CPU, observers=[counting])
     said["reductions"] = [b - a for a, b in zip(counting.steps, counting.steps[1:], strict=False)]
     train(config, dataset, folder / "bf16", CPU, ExecutionConfig(bf16_gradients=True))
     # Begun by one process, ended by eight; and by eight, for three.
@@ -169,7 +173,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What many processes wrote; ``one`` and ``five``: the same runs by this process alone."""
     folder = tmp_path_factory.mktemp("launched")
     train(odd_config(), stripes(19), folder / "one", CPU, ExecutionConfig(checkpoint_every=16))
-    train(odd_config(batch=5), stripes(19), folder / "five", CPU)
+    train(odd_config(**FEW), stripes(19), folder / "five", CPU)
     train(odd_config(images=32), stripes(19), folder / "begun", CPU)
     words = [sys.executable, "-c", "import sys; from tests.test_parallel import Path, work; work(Path(sys.argv[1]))", str(folder)]
     _, err = finish(begin(words))

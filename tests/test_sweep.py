@@ -39,12 +39,13 @@ SMALL = (*COMMON, "--sigma-max", 0.5, "--process", "beyond-blur", "--k", 3, "--o
 PAIR = (*SMALL, "--process", "beyond-blur", "structured-noise", "--peclet", 0.1, 0, "--seeds", 2)
 NAMES = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("ihd-Pe0", "beyond-blur-Pe0.1", "structured-noise-Pe0.1")]
 HEADS = {
-    "frechet_distance": ("Frechet distance", 2),
-    "precision": ("precision", 3),
-    "recall": ("recall", 3),
-    "density": ("density", 3),
-    "coverage": ("coverage", 3),
-    "colour_drift": ("colour drift [1/255]", 2),
+    "frechet_distance": ("Frechet distance", ".2f"),
+    "kernel_distance": ("KID", ".3g"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "density": ("density", ".3f"),
+    "coverage": ("coverage", ".3f"),
+    "colour_drift": ("colour drift [1/255]", ".2f"),
 }
 Call = Callable[..., tuple[int, str, str]]
 
@@ -207,9 +208,9 @@ def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried
     assert rows[0] == ["process", "Pe", *(title for title, _ in HEADS.values())]
     assert [row[:2] for row in rows[2:]] == [["ihd", "0"], ["beyond-blur", "0.1"], ["structured-noise", "0.1"], ["floor", ""]]
     for row in rows[2:-1]:
-        for (score, (_, digits)), cell in zip(HEADS.items(), row[2:], strict=True):
+        for (score, (_, form)), cell in zip(HEADS.items(), row[2:], strict=True):
             values = [whole["runs"][f"{row[0]}-Pe{row[1]}-seed{seed}"][score] for seed in (0, 1)]
-            assert cell == f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+            assert cell == f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
     assert rows[-1][2] == f"{whole['scoring']['floor']['frechet_distance']:.2f}"
     # Curves: at Pe = 0 both have the same runs.
     points = {(point["process"], point["peclet"]): point for point in whole["points"]}

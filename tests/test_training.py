@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.augmentation import GeometricAugmentation
 from diffusion.denoisers import CleanImage, Denoiser, Reverse, Step, summed
 from diffusion.density import Uniform
 from diffusion.files import load_tensors
@@ -39,10 +40,12 @@ from diffusion.training.loop import ExecutionConfig, Trainer, train
 from diffusion.training.observers import EarlyStop, Observer
 from diffusion.training.ranks import Ranks
 from diffusion.training.state import EMA, TrainingState
+from diffusion.weighting import LearnedWeighting
 from lbm_warp.checks import InputError
 from tests.runs import files, stripes, tiny_config, without_dropout
 
 CPU = torch.device("cpu")
+RECIPE = {"augment": GeometricAugmentation(0.5), "weighting": LearnedWeighting()}
 
 
 @pytest.mark.slow
@@ -57,7 +60,7 @@ def test_loss_at_initialisation_is_its_closed_form(process: str) -> None:
     seed = torch.arange(len(u0))
     level = 1 + below(forward.levels, seed, "level")
     inputs, answer = denoiser.example(forward, u0, level, seed)
-    loss = denoiser.loss(forward, config.build_network()(inputs, level), answer, level, seed)
+    loss = denoiser.loss(forward, config.build_network()(inputs, level), answer, level, seed).mean()
     if process == "flow-matching":
         u, truth = answer
         expected = (2.0 * forward.velocity(torch.full_like(u0, 0.5), u, level, seed) - truth).square()
@@ -84,7 +87,7 @@ def test_one_batch_is_learnt_by_heart() -> None:
     corrupted, answer = denoiser.example(config.forward, u0, level, seed)
     losses = []
     for _ in range(300):
-        loss = denoiser.loss(config.forward, network(corrupted, level), answer, level, seed)
+        loss = denoiser.loss(config.forward, network(corrupted, level), answer, level, seed).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -208,14 +211,19 @@ class After(Observer):
 
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    config, dataset = tiny_config(), stripes()
+    config, dataset = tiny_config(**RECIPE), stripes()
     assert train(config, dataset, tmp_path / "whole", CPU, ExecutionConfig(checkpoint_every=16))
     # Stopped after the third step, then after another, then finished; dropout is on.
     for steps in (3, 1):
         assert not train(config, dataset, tmp_path / "parts", CPU, ExecutionConfig(checkpoint_every=16), observers=[After(steps)])
     assert train(config, dataset, tmp_path / "parts", CPU, ExecutionConfig(checkpoint_every=16))
     whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")
-    assert whole.keys() == parts.keys() and any(name.startswith("adam.") for name in whole)
+    assert whole.keys() == parts.keys() and {"adam.enter.weight.step", "weighting.weight", "adam.weighting/weight.step"} < set(
+        whole
+    )
+    assert whole["weighting.weight"].any() and not any(
+        "weighting" in name for name in load_tensors(tmp_path / "whole/model.safetensors")
+    )
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
     for file in ("ema.safetensors", "model.safetensors", "prior.safetensors", "config.json"):
@@ -457,7 +465,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 
 @pytest.mark.slow
 def test_a_run_carried_out_in_another_way_is_the_same_run(finished: Path, tmp_path: Path) -> None:
-    config, dataset = without_dropout(tiny_config(images=44)), stripes()
+    config, dataset = without_dropout(tiny_config(images=44, **RECIPE)), stripes()
     train(config, dataset, tmp_path / "once", CPU)
     train(config, dataset, tmp_path / "pieces", CPU, ExecutionConfig(accumulate=3))  # of 3, 3 and 2 images
     near(tmp_path / "once", tmp_path / "pieces")
@@ -794,9 +802,9 @@ class Whole(CleanImage):
         return u0.mean(dim=1)
 
 
-class PerImage(CleanImage):
+class OfAll(CleanImage):
     def loss(self, forward: ForwardProcess, prediction: torch.Tensor, target: Any, *_: Any) -> torch.Tensor:
-        return (prediction - target).square().flatten(1).sum(dim=1)
+        return summed((prediction - target).square()).mean()
 
 
 class Detached(CleanImage):
@@ -823,7 +831,7 @@ class Halving(Sampler):
         ({"density": FromZero()}, "FromZero.draw gives levels 0 to 5; expected 1 to 6"),
         ({"denoiser": Unwritten()}, r"Unwritten.example fails: Unwritten needs a method target\(forward"),
         ({"denoiser": Whole()}, r"Whole.target gives float32 \[2, 8, 8\]; expected a target of shape \[2, 1, 8, 8\]"),
-        ({"denoiser": PerImage()}, r"PerImage.loss gives float32 \[2\]; expected a scalar tensor"),
+        ({"denoiser": OfAll()}, r"OfAll.loss gives float32 \[\]; expected a loss for each image of shape \[2\]"),
         ({"denoiser": Detached()}, "the gradient of Detached.loss with UNet fails: RuntimeError"),
         ({"denoiser": Cut()}, r"Cut.clean gives float32 \[2, 1, 8, 4\]; expected images of shape"),
         ({"sampler": Sampler()}, r"Sampler.step fails: Sampler needs a method step\(reverse"),

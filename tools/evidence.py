@@ -77,6 +77,16 @@ class Study(NamedTuple):
 _STEPWISE = "--sigma-max 0.5 --sampling-noise"
 _FASHION = "--data fashion-mnist --preset digits --size 28"
 _EDM_LEVELS = "--log-mean -1.2 --log-deviation 1.2"
+# One switch of the recipe for large sets at a time, beside a plain run. Batch and half-life leave the rate of an image's loss alike.
+_RECIPE = {
+    "plain": "",
+    "augmented, told": "--augment 0.12",
+    "learned weighting": "--weighting learned",
+    "dropout": "--network.dropout 0.1",
+    "decay": "--decay 0.5",
+    "EMA by half-life": "--ema-half-life 500000",
+    "batch 128": "--batch 128 --rate-batch 64",
+}
 # fluid as it was before its network saw the filter's estimates.
 _EARLIER = f"--network-input image {_EDM_LEVELS}"
 STUDIES = {
@@ -166,6 +176,15 @@ STUDIES = {
         named=True,
         columns=(*PLAIN, "bits a dimension", "calibration error"),
     ),
+    **{
+        f"recipe-{data}": Study(
+            f"Which parts of the recipe for large sets help in small? {title}, 16 x 16",
+            f"--data {data} --preset digits --size 16 --images 20000 --seeds 3 --num 500 --process fluid --peclet 0",
+            {name: options if name == "decay" else f"--decay 0 {options}".rstrip() for name, options in _RECIPE.items()},
+            named=True,
+        )
+        for data, title in (("fashion-mnist", "Fashion-MNIST"), ("emoji", "Emoji in colour"))
+    },
     "flow": Study(
         "How strong may the flow be? From none to where it fails",
         "--data digits --images 40000 --seeds 2",

@@ -26,15 +26,16 @@ from cli.benchmark import measure
 from lbm_warp import AdvectionDiffusion, Schedule, checks, interop
 from lbm_warp.checks import InputError, check_integer
 from lbm_warp.kernels import cuda, onchip
+from lbm_warp.kernels.grids import transfers
 from lbm_warp.kernels.sensitivity import moment_gradient_kernel
-from lbm_warp.kernels.stencil import source_kernel, stencil_kernel
+from lbm_warp.kernels.stencil import medium_kernel, source_kernel, stencil_kernel
 
 # CUDA's disassembler, each in a package of its own: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm.
 TOOLS = ("cuobjdump", "nvdisasm")
 # Variants of the iterations: adjoint, background.
 # As those of the benchmarks: head, width, and unit of the numbers.
 COLUMNS = {
-    "name": ("name", 32, 1.0),
+    "name": ("name", 38, 1.0),
     "registers": ("registers", 11, 1.0),
     "stack": ("stack B", 9, 1.0),
     "local": ("local", 7, 1.0),
@@ -96,7 +97,7 @@ class Kernels(measure.Report):
 
         for binary in binaries():
             listed, listing = read(binary.kernel.module)
-            symbol = rf"(\b{binary.kernel.key}\w*_cuda_kernel_forward)"
+            symbol = rf"(\b{binary.kernel.key}_[0-9a-f]+_cuda_kernel_forward)"
             name, *numbers = re.findall(rf"{symbol}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", listed)[0]
             lines = instructions(listing, name)
             whole, loop = operations(lines), hot_path(lines)
@@ -120,8 +121,11 @@ def binaries() -> Iterator[Binary]:
             yield Binary(f"a cell, {dtype.__name__}{name}", cuda.iterate_kernel(dtype, background), None)
         yield Binary(f"weights, {dtype.__name__}", stencil_kernel(dtype, False), None)
         yield Binary(f"weights, {dtype.__name__}, adjoint", stencil_kernel(dtype, True), None)
+        yield Binary(f"medium, {dtype.__name__}", medium_kernel(dtype), None)
         yield Binary(f"source, {dtype.__name__}", source_kernel(dtype), None)
         yield Binary(f"moment gradient, {dtype.__name__}", moment_gradient_kernel(dtype), None)
+        for name, kernel in transfers(dtype)._asdict().items():
+            yield Binary(f"{name.replace('_', ' ')}, {dtype.__name__}", kernel, None)
     for name in ("turbulence", "populations", "hashing"):
         module = importlib.import_module(f"lbm_warp.kernels.{name}")
         for kernel in (value for value in vars(module).values() if isinstance(value, wp.Kernel)):

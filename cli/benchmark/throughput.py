@@ -141,7 +141,7 @@ class Train(Throughput):
 
     def turn(self, config: RunConfig, state: TrainingState, device: torch.device, execution: ExecutionConfig) -> Turn:
         network, ranks, batch = same_weights(state.network), Ranks(device), config.training.batch
-        state = TrainingState(network, state.average, state.optimiser)
+        state = TrainingState(network, state.average, state.weighting, state.optimiser)
         trainer = Trainer(config, state, ranks, execution, random_statistics(config, device))
         pictures, estimate = random_pictures(config, batch), memory(config, device, execution.precision or "fp32").total(batch)
         log = StepLog(0, ranks)

@@ -6,19 +6,22 @@ import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from diffusion.data.images import data_errors, open_image, read_image, resize_shorter
+from diffusion.data.images import Cut, data_errors, open_image, read_image, shorter_to
+from diffusion.size import Size
 from lbm_warp.checks import InputError
 
 MOST_BYTES = 16 * 2**20  # of a file
 MOST_PIXELS = 40 * 10**6
-MOST_KEPT = 128 * 2**20  # bytes of all files
-MOST_RESIZED = 64 * 2**20  # bytes of all resized pictures
+MOST_KEPT = 64 * 2**20  # bytes of all files
+MOST_RESIZED = 32 * 2**20  # bytes of all resized pictures
 LONGEST = 4  # longer side in units of the shorter one
+SMALL = 128  # shorter side of what is seen first [pixels]
 
 
 class Pictures:
@@ -50,32 +53,31 @@ class Pictures:
             )
         if max(width, height) > LONGEST * min(width, height):
             raise InputError(f"this picture has {width} x {height} pixels; sides of at most {LONGEST} : 1 are taken; crop it")
-        read_image(io.BytesIO(data), name="this file")
         name = hashlib.sha256(data).hexdigest()[:24]
+        self.resized[name, SMALL] = read_image(io.BytesIO(data), name="this file", cut=partial(shorter_to, length=SMALL))
         self.added[name] = data
         self.added.move_to_end(name)
         shrink(self.added, MOST_KEPT, len)
         return {"name": name, "height": height, "width": width}
 
-    def read(self, name: str, mode: Literal["L", "RGB"] | None = None) -> np.ndarray:
-        """A picture in its own size, float32 [C, H, W].
+    def read(self, name: str, mode: Literal["L", "RGB"] | None = None, cut: Callable[[Size], Cut] | None = None) -> np.ndarray:
+        """A picture in its own size, or what is cut out of it, float32 [C, H, W].
 
         Raises:
             InputError: if it is not here.
         """
         if name in self.bundled:
-            return read_image(self.bundled[name], mode)
+            return read_image(self.bundled[name], mode, cut=cut)
         try:
             data = self.added[name]
         except KeyError:
             raise InputError("this picture is no longer in the memory of this machine; drop it on the page again") from None
-        return read_image(io.BytesIO(data), mode, name="this file")
+        return read_image(io.BytesIO(data), mode, "this file", cut=cut)
 
     def of_size(self, name: str, size: int) -> np.ndarray:
         """A picture with a shorter side of ``size`` pixels, as ``cli.corrupt --size`` makes it."""
         if (name, size) not in self.resized:
-            image = self.read(name)
-            self.resized[name, size] = image if size == min(image.shape[1:]) else resize_shorter(image, size)
+            self.resized[name, size] = self.read(name, cut=partial(shorter_to, length=size))
             shrink(self.resized, MOST_RESIZED, lambda image: image.nbytes)
         self.resized.move_to_end((name, size))
         return self.resized[name, size]

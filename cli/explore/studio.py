@@ -22,9 +22,10 @@ from cli.corrupt import Corrupt
 from cli.explore.pictures import Pictures, shrink
 from cli.explore.stream import PAUSE, REST, TURN, enter, leave, message, pause, steps
 from cli.film import VIDEO_SIZE
-from cli.restore import EXAMPLE, MOST_OWN, Restore, degraded, fitted, in_own_size, remarks
+from cli.restore import EXAMPLE, MOST_OWN, Restore, degraded, fitted, fitted_size, in_own_size, remarks
 from cli.sample import Film, Results
 from cli.scene import PHOTOGRAPH, FlowOptions, Scene, by_flow, by_process, frame_widths, shown
+from diffusion.data.images import Cut, fitting
 from diffusion.methods import METHODS
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.sampling.restoration import LevelEstimator, restore
@@ -256,9 +257,14 @@ class Studio:
             InputError: if the picture is not here, or as for :meth:`model`.
         """
         pipeline = self.model(run)
-        read = self.pictures.read(name, "L" if pipeline.config.channels == 1 else "RGB")
-        own = Size(*read.shape[1:])
-        return pipeline, read if own.height * own.width <= MOST_OWN else fitted(pipeline, read)[0].numpy(), own
+        sizes: list[Size] = []
+
+        def cut(own: Size) -> Cut:
+            sizes.append(own)
+            return Cut(own, own) if own.height * own.width <= MOST_OWN else fitting(own, fitted_size(pipeline, own))
+
+        read = self.pictures.read(name, "L" if pipeline.config.channels == 1 else "RGB", cut)
+        return pipeline, read, sizes[0]
 
     def restored(self, pipeline: Pipeline, read: np.ndarray, own: Size, wanted: Restore) -> Iterator[Any]:
         """A degraded picture, its level if it is not given, and samples of what it may have been, step by step.

@@ -10,4 +10,8 @@ from .images import read_image as read_image
 from .images import resize_shorter as resize_shorter
 from .loader import batches as batches
 from .loader import default_workers as default_workers
+from .pairs import Gallery as Gallery
+from .pairs import PairOptions as PairOptions
+from .pairs import open_gallery as open_gallery
+from .pairs import write_pairs as write_pairs
 from .sources import Source as Source

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,12 +26,23 @@ _FORMATS = tuple(name for name in Image.ID if name not in {"BUFR", "EPS", "GRIB"
 _EXTENSIONS = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
 # No image of a data set is larger than this, in bytes of its file; what is, is a mistake or an attack.
 MAX_FILE_BYTES = 2**28
+# The byte order that is not this machine's.
+SWAPPED = "B" if sys.byteorder == "little" else "L"
 # Values of black and of white.
 Range = tuple[float, float]
 RANGES: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 WORDS = RANGES[-1]
 OVERSHOOT = 0.05  # of white, by which resized or filtered pictures leave their range
 DARK = 1 / 16  # of white: a set whose pictures are all darker than this has another range
+STRIP = 2**20  # pixels that become floats at a time: a large picture is read in little memory
+BITS, PLANES = 258, 284  # tags of TIFF: bits of a sample, and whether every channel has a plane of its own
+# Of colours of 16 bits Pillow decodes the high bytes alone; if it is told that the bytes stand in the other order, the low ones. By
+# its name of an order: that of the other one, and the channels that then hold the low bytes.
+LOW_BYTES = {
+    order: (other, [0, 1, 2, 3][: len(mode)])
+    for mode in ("RGB", "RGBA")
+    for order, other in ((f"{mode};16B", f"{mode};16L"), (f"{mode};16L", f"{mode};16B"), (f"{mode};16N", f"{mode};16{SWAPPED}"))
+} | {"LA;16B": ("RGBA", [1, 3])}
 
 
 class DataError(InputError):
@@ -41,11 +53,19 @@ class DataError(InputError):
         super().__init__(" ".join(message.splitlines()))
 
 
+class Cut(NamedTuple):
+    """The middle of a picture, and the size that it is resized to."""
+
+    middle: Size
+    size: Size
+
+
 def read_image(
     path: str | os.PathLike[str] | BinaryIO,
     mode: Literal["L", "RGB"] | None = None,
     name: str | None = None,
     values: Range | None = None,
+    cut: Callable[[Size], Cut] | None = None,
 ) -> np.ndarray:
     """Read one image: the first frame, upright (EXIF orientation), over white where it is transparent.
 
@@ -56,9 +76,12 @@ def read_image(
         name: what error messages call the image; the path unless given.
         values: black and white of float pictures, which those of one set have in common; by default that of this picture alone, as
             :func:`value_range` finds it.
+        cut: what of a picture of a given size is wanted, and how large, such as ``partial(shorter_to, length=512)``: the same as
+            :func:`fit` and :func:`resize_shorter` make of all of it, in less memory.
 
     Returns:
-        float32 [C, H, W] in [0, 1]. 8-bit values are divided by 255, 16-bit and integer ones by 65535.
+        float32 [C, H, W] in [0, 1]. 8-bit values are divided by 255, 16-bit and integer ones by 65535. Colours of 16 bits in other
+        formats than PNG and TIFF are read with 8.
 
     Raises:
         DataError: if there is no such file, it is not an image, damaged, larger than Pillow's pixel limit or smaller than 2 x 2, or
@@ -67,11 +90,15 @@ def read_image(
     if isinstance(path, (str, os.PathLike)):
         name = name or os.fspath(path)
         with data_errors(name), open(path, "rb") as file:
-            return read_image(file, mode, name, values)
+            return read_image(file, mode, name, values, cut)
     name = name or "image"
     with data_errors(name):
-        pixels = decoded(open_image(path, name), name, values)
-    return pixels if mode is None else with_channels(pixels, len(mode))
+        image = open_image(path, name)
+        if cut is None:
+            pixels = decoded(image, name, values)
+            return pixels if mode is None else with_channels(pixels, len(mode))
+        (middle, size), _, strips = _strips(image, name, values, cut)
+        return _resample(strips if mode is None else (with_channels(strip, len(mode)) for strip in strips), middle, size)
 
 
 def fit(image: np.ndarray, size: int | Size) -> np.ndarray:
@@ -84,19 +111,28 @@ def fit(image: np.ndarray, size: int | Size) -> np.ndarray:
     Returns:
         float32 [C, height, width] in [0, 1].
     """
-    target = Size.of(size)
-    _, height, width = image.shape
-    rows = min(height, max(1, round(width * target.height / target.width)))
-    columns = min(width, max(1, round(height * target.width / target.height)))
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return _resample(image[:, top : top + rows, left : left + columns], *target)
+    own = Size(*image.shape[1:])
+    middle, target = fitting(own, Size.of(size))
+    left, top, right, bottom = _box(own, middle)
+    return _resample([image[:, top:bottom, left:right]], middle, target)
 
 
 def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
     """Resize an image, float32 [C, H, W] in [0, 1], so that its shorter side is ``size`` and the aspect stays."""
-    _, height, width = image.shape
-    scale = size / min(height, width)
-    return _resample(image, round(height * scale), round(width * scale))
+    return _resample([image], *shorter_to(Size(*image.shape[1:]), size))
+
+
+def fitting(own: Size, size: Size) -> Cut:
+    """Of a picture of a size the middle that has the aspect of another one."""
+    rows = min(own.height, max(1, round(own.width * size.height / size.width)))
+    columns = min(own.width, max(1, round(own.height * size.width / size.height)))
+    return Cut(Size(rows, columns), size)
+
+
+def shorter_to(own: Size, length: int) -> Cut:
+    """All of a picture of a size, with a shorter side of this length."""
+    scale = length / min(own)
+    return Cut(own, Size(round(own.height * scale), round(own.width * scale)))
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -161,21 +197,63 @@ def is_grey(image: Image.Image) -> bool:
 
 def decoded(image: Image.Image, name: str, values: Range | None = None) -> np.ndarray:
     """An open image as float32 [C, H, W] in [0, 1]; it is turned upright in place. ``values`` as for :func:`read_image`."""
-    colours = "L" if is_grey(image) else "RGB"
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F" or image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        if image.mode != "F":
-            return scaled(pixels, WORDS, name, overshoot=0.0)[None]
-        return scaled(pixels, values or value_range([(pixels.min(), pixels.max())], name), name)[None]
-
-    transparent = image.has_transparency_data
-    levels = np.atleast_3d(np.asarray(image.convert(colours + "A" if transparent else colours))).transpose(2, 0, 1)
-    pixels = np.divide(levels, np.float32(255), out=np.empty(levels.shape, np.float32))
-    if transparent:
-        opacity = pixels[-1:]
-        pixels = pixels[:-1] * opacity + (1 - opacity)
+    (own, _), channels, strips = _strips(image, name, values, lambda own: Cut(own, own))
+    pixels, top = np.empty((channels, *own), np.float32), 0
+    for strip in strips:
+        bottom = top + strip.shape[1]
+        pixels[:, top:bottom], top = strip, bottom
     return pixels
+
+
+def _strips(
+    image: Image.Image, name: str, values: Range | None, cut: Callable[[Size], Cut]
+) -> tuple[Cut, int, Iterator[np.ndarray]]:
+    """What is cut out of an open image, the number C of its channels, and its rows, float32 [C, rows, W] in [0, 1] from the top."""
+    colours, low = "L" if is_grey(image) else "RGB", _low_bytes(image, name)  # which decoding forgets
+    ImageOps.exif_transpose(image, in_place=True)
+    own = Size(image.height, image.width)
+    middle, size = cut(own)
+    left, top, right, bottom = _box(own, middle)
+    black_white = WORDS
+    if image.mode == "F":
+        black_white = values or value_range([(np.min(image), np.max(image))], name)  # type: ignore[call-overload]
+
+    def floats(above: int, below: int) -> np.ndarray:
+        strip = image.crop((left, above, right, below))
+        if strip.mode == "F" or strip.mode.startswith("I"):
+            return scaled(np.asarray(strip), black_white, name, OVERSHOOT if strip.mode == "F" else 0.0)[None]
+        transparent = strip.has_transparency_data
+        levels = np.atleast_3d(np.asarray(strip.convert(colours + "A" if transparent else colours))).transpose(2, 0, 1)
+        levels = levels if low is None else np.uint16(256) * levels + low[:, above:below, left:right]
+        pixels = np.divide(levels, np.float32(255 if low is None else 65535), out=np.empty(levels.shape, np.float32))
+        if transparent:
+            opacity = pixels[-1:]
+            pixels = pixels[:-1] * opacity + (1 - opacity)
+        return pixels
+
+    rows = max(1, STRIP // middle.width)
+    strips = (floats(row, min(row + rows, bottom)) for row in range(top, bottom, rows))
+    return Cut(middle, size), len(colours), strips
+
+
+def _low_bytes(image: Image.Image, name: str) -> np.ndarray | None:
+    """The low bytes of an image of 16-bit colours that is not decoded yet, upright, uint8 [C, H, W]; None of any other."""
+    tags, tiles = getattr(image, "tag_v2", {}), getattr(image, "tile", ())
+    if tags.get(PLANES) == 2 and 16 in tags.get(BITS, ()):
+        raise DataError(f"{name}: 16 bits in a plane for each channel cannot be decoded; write it with the channels together")
+    args = tiles[0].args if tiles else ""
+    order = args if isinstance(args, str) else args[0] if args else ""
+    if order not in LOW_BYTES or "transparency" in image.info:
+        return None
+    (other, channels), file = LOW_BYTES[order], image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    file.seek(0)
+    again: Any = Image.open(file, formats=[str(image.format)])
+    again.tile = [tile._replace(args=other if isinstance(args, str) else (other, *args[1:])) for tile in tiles]
+    ImageOps.exif_transpose(again, in_place=True)
+    low = np.asarray(again)[..., channels]
+    file.seek(place)
+    return low.transpose(2, 0, 1)
 
 
 def value_range(extremes: Sequence[tuple[float, float]], name: str, overshoot: float = OVERSHOOT) -> Range:
@@ -245,9 +323,22 @@ def data_errors(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read ({reason}); it may be damaged or cut short: get a new copy") from error
 
 
-def _resample(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize an image [C, H, W]: Lanczos over the area each new pixel covers when it shrinks, bicubic when it grows."""
-    method = Image.Resampling.LANCZOS if height < image.shape[1] else Image.Resampling.BICUBIC
-    resized = [np.asarray(Image.fromarray(channel).resize((width, height), method)) for channel in image]
+def _box(own: Size, middle: Size) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the middle of a picture."""
+    top, left = (own.height - middle.height) // 2, (own.width - middle.width) // 2
+    return left, top, left + middle.width, top + middle.height
+
+
+def _resample(strips: Iterable[np.ndarray], own: Size, size: Size) -> np.ndarray:
+    """Resize an image, given by strips [C, rows, W]: Lanczos over the area each new pixel covers when it shrinks, bicubic when it
+    grows."""
+    method = Image.Resampling.LANCZOS if size.height < own.height else Image.Resampling.BICUBIC
+
+    def stretched(image: np.ndarray, height: int) -> np.ndarray:
+        return np.stack([np.asarray(Image.fromarray(channel).resize((size.width, height), method)) for channel in image])
+
+    if own.height * own.width > STRIP:  # along the rows first, so that strips can be resized one by one
+        strips = [np.concatenate([stretched(strip, strip.shape[1]) for strip in strips], axis=1)]
+    (image,) = strips
     # Both kernels have negative lobes, which overshoot at edges.
-    return np.stack(resized).clip(0, 1)
+    return stretched(image, size.height).clip(0, 1)

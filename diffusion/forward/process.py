@@ -90,6 +90,12 @@ class ForwardProcess:
         """The process with these moments of the training pictures."""
         return replace(self, statistics=statistics)
 
+    def in_one_flow(self) -> ForwardProcess:
+        """The process for many calls with the same seeds: see :meth:`Operator.in_one_flow`."""
+        process = replace(self, operator=self.operator.in_one_flow())
+        vars(process)["_placed"] = self._placed
+        return process
+
     @cached_property
     def _placed(self) -> dict[tuple[Any, ...], Any]:
         """Tables on the devices where they are needed: they go there once."""

@@ -563,7 +563,7 @@ class Pipeline(
             return open_ + guidance * (closed - open_)
 
         chosen = network if number is None else labelled if guidance == 1.0 else guided
-        return Reverse(self.forward, self.method.denoiser, chosen, flow)
+        return Reverse(self.forward.in_one_flow(), self.method.denoiser, chosen, flow)
 
     def batched(self, count: int, draw: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """Call ``draw`` for the rows of ``count`` images batch by batch; halve a batch that does not fit into a GPU's memory.

@@ -75,7 +75,13 @@ def _check_parts(config: RunConfig, network: nn.Module, dataset: Sequence[np.nda
         raise InputError(f"{name} gives levels {drawn.min()} to {drawn.max()}; expected 1 to {levels}")
 
     u0 = torch.from_numpy(np.stack([dataset[0], dataset[1 % len(dataset)]])).to(device)
-    seed, level = seed[:2], torch.tensor([1, levels])
+    seed, level, augment = seed[:2], torch.tensor([1, levels]), config.training.augment
+    name = f"{type(augment).__name__}.__call__"
+    moved = called(name, augment, u0, seed)
+    if not isinstance(moved, tuple) or len(moved) != 2:
+        raise InputError(f"{name} gives {_words(moved)}; expected pictures and what the network is told, a tuple of two")
+    u0 = _check(name, "pictures", moved[0], shape)
+    told = {"told": _check(name, "numbers", moved[1], [2, augment.told])} if augment.told else {}
     if denoiser.needs_statistics:
         name = f"{type(denoiser).__name__}.measure"
         forward = forward.measured(called(name, denoiser.measure, list(u0.cpu().numpy()), forward, device))
@@ -97,15 +103,17 @@ def _check_parts(config: RunConfig, network: nn.Module, dataset: Sequence[np.nda
             _check(_written(denoiser, Denoiser, "example", "target"), "a target", part, expected)
 
     labels = [torch.tensor([0, len(config.classes)], device=device)] if config.classes else []
-    name = f"{type(network).__name__} called as (images, levels{', labels' * len(labels)}) with images {list(inputs.shape)}"
-    prediction = _check(name, "a tensor", called(name, network.train(), inputs, level.to(device), *labels), shape)
-    name = f"{type(denoiser).__name__}.loss"
+    arguments = f"(images, levels{', labels' * len(labels)}{', told=numbers' * len(told)})"
+    name = f"{type(network).__name__} called as {arguments} with images {list(inputs.shape)}"
+    predicted = [2, denoiser.outputs(config.channels), *config.size]
+    prediction = _check(name, "a tensor", called(name, partial(network.train(), **told), inputs, level.to(device), *labels), predicted)
+    name = of_loss = f"{type(denoiser).__name__}.loss"
     loss = called(name, partial(denoiser.loss, forward, prediction, target, level, seed))
-    if not isinstance(loss, torch.Tensor) or loss.ndim:
-        raise InputError(f"{name} gives {_words(loss)}; expected a scalar tensor, the mean over the batch")
-    if not loss.isfinite():
-        raise InputError(f"{name} gives {loss.item()}; expected a finite number")
-    called(f"the gradient of {name} with {type(network).__name__}", loss.backward)
+    loss = _check(name, "a loss for each image", loss, [2])
+    name = f"{type(config.training.weighting).__name__}.build"
+    weighted = called(name, config.build_weighting().to(device), loss, level.to(device))
+    _check(name, "a module that gives a weighted loss for each image", weighted, [2])
+    called(f"the gradient of {of_loss} with {type(network).__name__}", weighted.mean().backward)
 
     network.eval()
     with torch.inference_mode():

@@ -48,6 +48,9 @@ PEAKS = {
     "NVIDIA GeForce RTX 4090": (165e12, 83e12),
     "NVIDIA GeForce RTX 3090": (71e12, 36e12),
 }
+# Share of the H200's peak in bf16 that a compiled network is predicted to reach where its steps are not small: 310 images/s of
+# ffhq-128, by the bytes and operations of a step (docs/speed.md). Before normalisation kept bf16, 11 % were measured.
+PREDICTED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,15 @@ def seconds_per_image(config: RunConfig, device: torch.device) -> float:
         InputError: if the network does not run on tensors without values.
     """
     return 3 * operations(config) / _operations_per_second(device)  # the backward pass is two forward passes
+
+
+def predicted_seconds(config: RunConfig) -> float | None:
+    """Predicted, not measured: time of a training on one NVIDIA H200 in bf16; None where its steps are small, or not counted."""
+    with suppress(InputError):
+        each = 3 * operations(config)
+        if each * config.training.batch >= SMALL:
+            return config.training.images * each / (PREDICTED_SHARE * PEAKS["NVIDIA H200"][0])
+    return None
 
 
 def accumulation(config: RunConfig, ranks: Ranks, precision: str) -> int:

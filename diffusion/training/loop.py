@@ -301,7 +301,8 @@ class _Run:
         dataset, method, device = self.dataset, self.config.method, self.ranks.device
         yield load_prior, partial(Prior.build, dataset, method, device)
         if method.denoiser.needs_statistics:
-            pictures = Mirrored(dataset) if self.config.training.flip else dataset
+            # Of what the network is trained on: with those of the pictures alone, an augmented one could have any loss.
+            pictures = self.config.training.augment.of_all(Mirrored(dataset) if self.config.training.flip else dataset)
             yield load_statistics, partial(method.denoiser.measure, pictures, method.forward, device)
 
     def _measure_lost(self, original: bool) -> None:
@@ -546,6 +547,9 @@ class Trainer:
             for number, (weight, part) in enumerate(parts):
                 with nullcontext() if number == len(parts) - 1 else self.ranks.no_sync(self.model):
                     losses.append(self._accumulate(part, first + number * self.part, weight, log.watch))
+        for parameter in state.weighting.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.ranks.sum(parameter.grad) / self.ranks.count
         with log.watch.part("network"):
             norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
             rate = training.rate(state.images, state.images + batch, images)
@@ -560,22 +564,26 @@ class Trainer:
     def _accumulate(self, part: torch.Tensor, first: int, weight: float, watch: Stopwatch) -> torch.Tensor:
         """Corrupt a part of a batch that starts at the run's image number ``first``, and add its gradients; returns its loss.
 
-        ``weight`` is the part's fraction of the batch: the sum over parts and ranks is the gradient of the mean over the batch.
+        ``weight`` is the part's fraction of the batch: the sum over parts and ranks is the gradient of the mean over the batch. The
+        loss that it returns is not weighted by level.
         """
-        seed = self.config.training.seed
+        seed, augment = self.config.training.seed, self.config.training.augment
         sample = seeds(seed, "image", np.arange(first, first + len(part)))
         forward, denoiser, device = self.forward, self.config.method.denoiser, self.ranks.device
         level = self.config.method.density.draw(forward, sample)
         try:
             with watch.part("corruption"):
-                inputs, target = denoiser.example(forward, _to(device, part), level, sample)
+                u0, told = augment(_to(device, part), sample)
+                inputs, target = denoiser.example(forward, u0, level, sample)
             torch.manual_seed(int(seeds(seed, "dropout", first)))
             with watch.part("network"):
-                conditions = (level, self._label(first, sample)) if self.labels else (level,)
-                prediction = self.model(inputs, *(_to(device, condition) for condition in conditions))
-                loss = weight * denoiser.loss(forward, prediction, target, level, sample)
+                labels = [_to(device, self._label(first, sample))] if self.labels else []
+                there = _to(device, level)
+                prediction = self.model(inputs, there, *labels, **({"told": told} if augment.told else {}))
+                losses = denoiser.loss(forward, prediction, target, level, sample)
+                loss = weight * losses.mean()
                 # The backward pass averages gradients over the ranks; their sum is wanted.
-                (self.ranks.count * loss).backward()
+                (self.ranks.count * (weight * self.state.weighting(losses, there).mean())).backward()
         except torch.OutOfMemoryError as error:
             if self.ranks.count > 1:
                 # The other ranks wait in this step and cannot be told. The launcher ends them and shows this traceback.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -62,12 +63,14 @@ class TrainingState:
     Args:
         network: the network that is trained.
         average: its average.
-        optimiser: Adam on the network's parameters.
+        weighting: what weights the losses by level; its parameters are trained too, and belong to the training alone.
+        optimiser: Adam on the parameters of both.
     """
 
-    def __init__(self, network: nn.Module, average: EMA, optimiser: torch.optim.Adam) -> None:
+    def __init__(self, network: nn.Module, average: EMA, weighting: nn.Module, optimiser: torch.optim.Adam) -> None:
         self.network = network
         self.average = average
+        self.weighting = weighting
         self.optimiser = optimiser
         self.images = 0
         # Used so far of a training by the clock.
@@ -84,10 +87,11 @@ class TrainingState:
         network = called(f"{type(config.network).__name__}.build", config.build_network)
         _check_weights(network, f"{type(config.network).__name__}.build")
         network = network.to(device)
+        weighting = config.build_weighting().to(device)
         # The learning rate is set in every step.
-        adam = partial(torch.optim.Adam, network.parameters(), fused=True)
+        adam = partial(torch.optim.Adam, [*network.parameters(), *weighting.parameters()], fused=True)
         optimiser = called(f"Adam on the weights of {type(network).__name__}", adam)
-        return cls(network, EMA(network, config.training.ema), optimiser)
+        return cls(network, EMA(network, config.training.ema), weighting, optimiser)
 
     def begin_from(self, weights: dict[str, torch.Tensor]) -> list[str]:
         """Take over weights, where names and shapes fit, into the network and its average.
@@ -111,13 +115,22 @@ class TrainingState:
         """Weights, averages and moments, under the names that they have in a checkpoint."""
         moments = {
             f"adam.{name}.{key}": self.optimiser.state[parameter][key]
-            for name, parameter in self.network.named_parameters()
+            for name, parameter in self._parameters()
             if parameter in self.optimiser.state
             for key in ADAM
         }
-        weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        averages = {f"average.{name}": tensor for name, tensor in self.average.network.state_dict().items()}
-        return moments | weights | averages
+        return moments | {
+            f"{part}.{name}": t for part, module in self._modules().items() for name, t in module.state_dict().items()
+        }
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """The modules, by what their tensors are called in a checkpoint."""
+        return {"network": self.network, "average": self.average.network, "weighting": self.weighting}
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What Adam moves; no module of a network has a slash in its name unless its user puts it there."""
+        yield from self.network.named_parameters()
+        yield from ((f"weighting/{name}", parameter) for name, parameter in self.weighting.named_parameters())
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Begin to write the state as one file, so a run that is killed never mixes two moments; as :meth:`Checkpoints.save`."""
@@ -126,10 +139,10 @@ class TrainingState:
 
     def share(self, ranks: Ranks) -> None:
         """Take over the state of rank 0, which alone has read a checkpoint, on all ranks."""
-        trained = [name for name, parameter in self.network.named_parameters() if parameter in self.optimiser.state]
+        trained = [name for name, parameter in self._parameters() if parameter in self.optimiser.state]
         numbers = self.images, self.average.updates, self.seconds, trained
         self.images, self.average.updates, self.seconds, trained = ranks.broadcast(numbers)
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in self._parameters():
             if name in trained and not ranks.main:
                 moments = {key: torch.zeros_like(parameter) for key in ADAM[1:]}
                 self.optimiser.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | moments
@@ -145,9 +158,9 @@ class TrainingState:
         try:
             self.images, self.average.updates = int(metadata["images"]), int(metadata["updates"])
             self.seconds = float(metadata.get("seconds", 0.0))
-            for module, prefix in ((self.network, "network."), (self.average.network, "average.")):
-                module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-            for name, parameter in self.network.named_parameters():
+            for part, module in self._modules().items():
+                module.load_state_dict({n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")})
+            for name, parameter in self._parameters():
                 if f"adam.{name}.step" not in tensors:
                     continue  # a frozen weight
                 found = {key: tensors[f"adam.{name}.{key}"].to(parameter.device) for key in ADAM}

@@ -8,7 +8,7 @@ import functools
 
 import warp as wp
 
-from lbm_warp.kernels.rules import Neighbours, beside, excess, fractions, moments, neighbours, returned, scaled
+from lbm_warp.kernels.rules import Neighbours, at_rest, beside, excess, exchanged, fractions, moments, neighbours, returned, scaled
 
 
 @functools.cache
@@ -67,6 +67,31 @@ def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
         send(velocity[n, 0], velocity[n, 1], row, column, velocity_per_theta * theta[n], theta[n], height, planes)
 
     return weights
+
+
+@functools.cache
+def medium_kernel(dtype: type) -> wp.Kernel:
+    """Puts the fractions of a medium in the place of those of a fluid at rest; one thread a cell.
+
+    A link takes the same share both ways, so it is no matter whether the weights are those of the adjoint.
+    """
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def medium(
+        theta: wp.array[dtype],
+        resistance: wp.array3d[dtype],
+        periodic: wp.bool,
+        # inputs and outputs
+        stencil: wp.array4d[dtype],
+    ):
+        n, y, x = wp.tid()
+        row = neighbours(y, resistance.shape[1], periodic)
+        column = neighbours(x, resistance.shape[2], periodic)
+        change = exchanged(resistance[n], row, column, theta[n]) - at_rest(theta[n])
+        for k in range(9):
+            stencil[n, k, y, x] = stencil[n, k, y, x] + change[k]
+
+    return medium
 
 
 @functools.cache

@@ -93,38 +93,98 @@ def noise_nodes_kernel(
         nodes[n, part, place] = node[part]
 
 
+@wp.func
+def curl(a: wp.float32, b: wp.float32, c: wp.float32, d: wp.float32) -> wp.vec2f:
+    """The velocity of a cell from psi on its corners, a and b above c and d."""
+    return 0.5 * wp.vec2f((c - a) + (d - b), -((b - a) + (d - c)))
+
+
+@wp.struct
+class Place:
+    """A place on an axis of an octave of noise: the node before it, and how far behind this it lies, as a share of a noise cell."""
+
+    node: wp.int32
+    behind: wp.float32
+
+
+@wp.func
+def place_of(corner: wp.int32, corners: wp.int32, cells: wp.int32) -> Place:
+    """The place of a corner of ``corners`` + 1 on an axis of ``cells`` noise cells."""
+    position = wp.float32(corner) / wp.float32(corners) * wp.float32(cells)
+    node = wp.min(wp.int32(position), cells - 1)
+    return Place(node, position - wp.float32(node))
+
+
+@wp.func
+def blend(low: wp.float32, low_slope: wp.float32, high: wp.float32, high_slope: wp.float32, t: wp.float32) -> wp.float32:
+    """The linear extrapolations from two nodes, at the share ``t`` of the way from one to the other."""
+    weight = fade(t)
+    return (1.0 - weight) * (low + low_slope * t) + weight * (high + high_slope * (t - 1.0))
+
+
+@wp.func
+def along_x(nodes: wp.array2d[wp.float32], left: wp.int32, pitch: wp.int32, t: wp.float32) -> wp.vec4f:
+    """Value and d/dx of the noise at both ends of a line through a noise cell: blended along y; ``left`` is its first node."""
+    line = wp.vec4f()
+    for end in range(2):
+        upper = left + end
+        lower = upper + pitch
+        line[2 * end] = blend(nodes[0, upper], nodes[2, upper], nodes[0, lower], nodes[2, lower], t)
+        line[2 * end + 1] = blend(nodes[1, upper], 0.0, nodes[1, lower], 0.0, t)
+    return line
+
+
 @wp.kernel
-def noise_kernel(
+def curl_noise_kernel(
     nodes: wp.array3d[wp.float32],
     cells: wp.array2d[wp.int32],
     amplitude: wp.array[wp.float32],
+    lanes: wp.int32,
     # outputs
-    psi: wp.array3d[wp.float32],
+    velocity: wp.array4d[wp.float32],
+    energy: wp.array2d[wp.float64],
 ):
-    """The sum of the octaves of noise: blends of the linear extrapolations from the four nodes around a corner."""
-    n, y, x = wp.tid()
-    total = wp.float32(0.0)
+    """As :func:`curl_kernel`, where psi is the sum of the octaves of noise, blended along y first and then along x.
+
+    A lane takes a run of cells, so that it computes the corners between two of them once.
+    """
+    n, y, lane = wp.tid()
+    height = velocity.shape[2]
+    width = velocity.shape[3]
+    first = lane * width / lanes
+    last = (lane + 1) * width / lanes
+    vx = velocity[n, 0, y]
+    vy = velocity[n, 1, y]
+    above = wp.vec4f()
+    below = wp.vec4f()
+    a = wp.float32(0.0)
+    c = wp.float32(0.0)
     for octave in range(cells.shape[0]):
-        ny = cells[octave, 0]
-        nx = cells[octave, 1]
-        py = wp.float32(y) / wp.float32(psi.shape[1] - 1) * wp.float32(ny)
-        px = wp.float32(x) / wp.float32(psi.shape[2] - 1) * wp.float32(nx)
-        j = wp.min(wp.int32(py), ny - 1)
-        i = wp.min(wp.int32(px), nx - 1)
-        fy = py - wp.float32(j)
-        fx = px - wp.float32(i)
-        value = wp.float32(0.0)
-        for dj in range(2):
-            for di in range(2):
-                wy = wp.where(dj == 0, 1.0 - fade(fy), fade(fy))
-                wx = wp.where(di == 0, 1.0 - fade(fx), fade(fx))
-                place = cells[octave, 2] + (j + dj) * (nx + 1) + i + di
-                extrapolated = (
-                    nodes[n, 0, place] + nodes[n, 1, place] * (fx - wp.float32(di)) + nodes[n, 2, place] * (fy - wp.float32(dj))
-                )
-                value += wy * wx * extrapolated
-        total += amplitude[octave] * value
-    psi[n, y, x] = total
+        pitch = cells[octave, 1] + 1
+        upper = place_of(y, height, cells[octave, 0])
+        lower = place_of(y + 1, height, cells[octave, 0])
+        node = wp.int32(-1)
+        for x in range(first, last + 1):
+            place = place_of(x, width, cells[octave, 1])
+            if place.node != node:
+                node = place.node
+                above = along_x(nodes[n], cells[octave, 2] + upper.node * pitch + node, pitch, upper.behind)
+                below = along_x(nodes[n], cells[octave, 2] + lower.node * pitch + node, pitch, lower.behind)
+            b = amplitude[octave] * blend(above[0], above[1], above[2], above[3], place.behind)
+            d = amplitude[octave] * blend(below[0], below[1], below[2], below[3], place.behind)
+            if x > first:
+                flow = curl(a, b, c, d)
+                if octave > 0:
+                    flow += wp.vec2f(vx[x - 1], vy[x - 1])
+                vx[x - 1] = flow[0]
+                vy[x - 1] = flow[1]
+            a = b
+            c = d
+    total = wp.float64(0.0)
+    for x in range(first, last):
+        flow = wp.vec2f(vx[x], vy[x])
+        total += wp.float64(wp.dot(flow, flow))
+    energy[n, y] = sum_of_lanes(total)
 
 
 @wp.kernel
@@ -186,15 +246,10 @@ def curl_kernel(
     n, y, lane = wp.tid()
     total = wp.float64(0.0)
     for x in range(lane, velocity.shape[3], lanes):
-        a = psi[n, y, x]
-        b = psi[n, y, x + 1]
-        c = psi[n, y + 1, x]
-        d = psi[n, y + 1, x + 1]
-        vx = 0.5 * ((c - a) + (d - b))
-        vy = -0.5 * ((b - a) + (d - c))
-        velocity[n, 0, y, x] = vx
-        velocity[n, 1, y, x] = vy
-        total += wp.float64(vx * vx + vy * vy)
+        flow = curl(psi[n, y, x], psi[n, y, x + 1], psi[n, y + 1, x], psi[n, y + 1, x + 1])
+        velocity[n, 0, y, x] = flow[0]
+        velocity[n, 1, y, x] = flow[1]
+        total += wp.float64(wp.dot(flow, flow))
     energy[n, y] = sum_of_lanes(total)
 
 

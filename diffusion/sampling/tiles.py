@@ -1,0 +1,227 @@
+"""Photographs of any size restored in tiles, by a run of the preset ``photographs``, and their blur and noise estimated.
+
+A tile is restored with what lies around it, as far as the network sees, so tiles fit together without seams, and memory does not grow
+with the picture but for the arrays that hold it. Beyond its edges a picture is mirrored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from diffusion.files import asset, load_tensors, save_tensors
+from diffusion.photographs import LocalUNet, Photographs, as_stored
+from diffusion.rng import seeds
+from diffusion.sampling.pipeline import Pipeline
+from lbm_warp.checks import InputError, check_integer, check_number
+from lbm_warp.heat import blur, cosines, to_modes
+from lbm_warp.random import normal
+
+MODEL = asset("photographs-model")
+LEVELS = "levels.safetensors"
+TILE = 512
+# 90 % of a Gaussian lie within so many standard deviations.
+NINETY = 1.6449
+# Patches that an estimate looks at: their side, how many at most in a row or column, bands of their spectrum; the pairs.
+PATCH, MOST, BANDS = 64, 8, 12
+BLURS, NOISES = np.linspace(0.0, 4.0, 17), np.geomspace(0.002, 0.25, 15)
+# Least power and share that are compared, and what is added to variances.
+LEAST_POWER, LEAST_SHARE, SLACK = 1e-7, 1e-3, 1e-3
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A restored part of a picture.
+
+    Attributes:
+        rows, columns: where it is.
+        mean: the posterior mean, float32 [C, h, w], not clipped.
+        deviation: standard deviation of what is not known, by the network, float32 [C, h, w].
+    """
+
+    rows: slice
+    columns: slice
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def tiles(pipeline: Pipeline, picture: np.ndarray, sigma: float, noise: float, side: int = TILE) -> Iterator[Tile]:
+    """Restore a photograph, tile by tile, each row of tiles from left to right.
+
+    Args:
+        pipeline: a run of the preset ``photographs``.
+        picture: float32 [C, H, W] in [0, 1], of any size; of one channel or three.
+        sigma: its blur, the standard deviation of a Gaussian [pixels].
+        noise: standard deviation of its white noise, in units of the range.
+        side: of the tiles [pixels].
+
+    Raises:
+        InputError: if the run is another one, or an argument is out of its range.
+    """
+    denoiser, network = pipeline.method.denoiser, pipeline.config.network
+    if not isinstance(denoiser, Photographs) or not isinstance(network, LocalUNet):
+        raise InputError(f"a photograph in tiles needs a run of the preset photographs, got one of {pipeline.config.process_name}")
+    if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
+        raise InputError(f"the picture must be [1, H, W] or [3, H, W], got {list(picture.shape)}")
+    check_number("blur", sigma, 0.0, pipeline.method.operator.widths(pipeline.config.size).max())
+    check_number("noise", noise, 0.0, float(pipeline.forward.noise.max()))
+    check_integer("side", side, 1)
+    channels, height, width = picture.shape
+    numbers = torch.tensor([sigma]).double(), torch.tensor([max(noise, float(pipeline.forward.noise[1]))]).double()
+    halo, factor = network.reach, network.side_factor
+    side = min(side, max(height, width))
+    for top, left in product(range(0, height, side), range(0, width, side)):
+        h, w = min(side, height - top), min(side, width - left)
+        # With what lies around, and a little more where the network needs whole multiples.
+        rows, columns = (
+            _mirrored(np.arange(start - halo, start - halo + factor * -(-(length + 2 * halo) // factor)), whole)
+            for start, length, whole in ((top, h, height), (left, w, width))
+        )
+        part = torch.from_numpy(picture[:, rows[:, None], columns]).to(pipeline.device, torch.float32)
+        with torch.inference_mode():
+            inputs, base, gain = denoiser.estimate(part.expand(3, -1, -1)[None], *numbers)
+            left_over, log_variance = pipeline.network(inputs, torch.ones(1, dtype=torch.int64)).chunk(2, dim=1)
+            found = (base + gain * left_over, gain * torch.exp(0.5 * log_variance))
+        inner = (slice(None), slice(halo, halo + h), slice(halo, halo + w))
+        mean, deviation = (one[0][inner].cpu().numpy() for one in found)
+        if channels == 1:
+            mean, deviation = mean.mean(axis=0, keepdims=True), deviation.mean(axis=0, keepdims=True)
+        yield Tile(slice(top, top + h), slice(left, left + w), mean, deviation)
+
+
+def _mirrored(places: np.ndarray, length: int) -> np.ndarray:
+    """Places of a picture of this length for places that may lie beyond its ends."""
+    places = places % (2 * length)
+    return np.where(places < length, places, 2 * length - 1 - places)
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What is known of a photograph's blur and noise.
+
+    Attributes:
+        blur: blur widths that were compared [pixels], float64 [B].
+        noise: noises, float64 [N].
+        evidence: logarithms of the probabilities of the pairs, but for a constant, float64 [B, N].
+    """
+
+    blur: np.ndarray
+    noise: np.ndarray
+    evidence: np.ndarray
+
+    def given(self, sigma: float | None, noise: float | None) -> Degradation:
+        """The same where one of the two is known, or both."""
+        found = self
+        if sigma is not None:
+            near = np.abs(found.blur - sigma).argmin()
+            found = Degradation(np.array([sigma]), found.noise, found.evidence[near : near + 1])
+        if noise is not None:
+            near = np.abs(found.noise - noise).argmin()
+            found = Degradation(found.blur, np.array([noise]), found.evidence[:, near : near + 1])
+        return found
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Of the pairs, float64 [B, N]."""
+        weights = np.exp(self.evidence - self.evidence.max())
+        return weights / weights.sum()
+
+    @property
+    def sigma(self) -> tuple[float, float]:
+        """Mean and standard deviation of the blur [pixels]."""
+        return _moments(self.blur, self.probability.sum(axis=1))
+
+    @property
+    def noises(self) -> tuple[float, float]:
+        """Mean and standard deviation of the noise."""
+        return _moments(self.noise, self.probability.sum(axis=0))
+
+
+class DegradationEstimator:
+    """Finds blur and noise of photographs by a synthetic likelihood (Wood 2010): numbers of a picture are Gaussian, with a mean and a
+    covariance for every pair of blur and noise that were measured on photographs.
+
+    The numbers are logarithms of powers in bands of the spectrum, of the noise where the picture is smoothest, and of shares of cut
+    pixels, of patches spread over the picture.
+    """
+
+    def __init__(self, means: torch.Tensor, covariances: torch.Tensor, factors: torch.Tensor) -> None:
+        self.means, self.covariances, self.factors = means.double(), covariances.double(), factors.double()
+
+    @classmethod
+    def load(cls, folder: Path = MODEL) -> DegradationEstimator:
+        """Of the files of a run that ``tools.photographs levels`` wrote."""
+        tensors = load_tensors(folder / LEVELS)
+        if {"means", "covariances", "factors"} - tensors.keys():
+            raise InputError(f"{folder / LEVELS}: not what tools.photographs levels writes; write it again")
+        return cls(tensors["means"], tensors["covariances"], tensors["factors"])
+
+    @classmethod
+    def measured(cls, photographs: Sequence[torch.Tensor]) -> DegradationEstimator:
+        """Measured on patches of clean photographs, float32 [P, 3, PATCH, PATCH] each, all degraded to every pair."""
+        means, covariances = [], []
+        noises = [normal(seeds(i, "levels", np.arange(len(x))), x.shape, x.device) for i, x in enumerate(photographs)]
+        for sigma, noise in product(BLURS, NOISES):
+            width = torch.tensor([sigma], dtype=torch.float64)
+            pictures = zip(photographs, noises, strict=True)
+            rows = torch.stack([features(as_stored(blur(x, width.expand(len(x)), False) + noise * e)) for x, e in pictures])
+            means.append(rows.mean(dim=0))
+            covariances.append(torch.cov(rows.T) + SLACK * torch.eye(rows.shape[1], dtype=rows.dtype))
+        return cls(torch.stack(means), torch.stack(covariances), torch.ones(len(NOISES)))
+
+    def save(self, folder: Path) -> None:
+        """Write levels.safetensors."""
+        parts = {"means": self.means, "covariances": self.covariances, "factors": self.factors}
+        save_tensors(folder / LEVELS, {name: part.float() for name, part in parts.items()})
+
+    def __call__(self, picture: np.ndarray) -> Degradation:
+        """Of a picture, float32 [C, H, W] in [0, 1]."""
+        difference = features(patches(picture)) - self.means
+        factor = torch.linalg.cholesky(self.covariances)
+        distance = torch.linalg.solve_triangular(factor, difference[:, :, None], upper=False).square().sum(dim=(1, 2))
+        evidence = -factor.diagonal(dim1=1, dim2=2).log().sum(dim=1) - 0.5 * distance
+        return Degradation(BLURS, NOISES, evidence.reshape(len(BLURS), len(NOISES)).numpy())
+
+    def factor(self, noise: float) -> float:
+        """By what the network's deviations are multiplied so that 90 % intervals hold 90 % of the pixels, at this noise."""
+        return float(np.interp(np.log(max(noise, 1e-6)), np.log(NOISES), self.factors.numpy()))
+
+
+def patches(picture: np.ndarray) -> torch.Tensor:
+    """Patches spread evenly over a picture [C, H, W], float32 [P, C, PATCH, PATCH]; a smaller one is mirrored."""
+    height, width = picture.shape[1:]
+    places = []
+    for side in (height, width):
+        starts = np.linspace(0, max(side - PATCH, 0), max(1, min(MOST, side // PATCH))).round().astype(int)
+        places.append([_mirrored(start + np.arange(PATCH), side) for start in starts])
+    return torch.from_numpy(np.stack([picture[:, rows[:, None], columns] for rows, columns in product(*places)]))
+
+
+def features(patches: torch.Tensor) -> torch.Tensor:
+    """Numbers that tell blur and noise of patches of one picture, float32 [P, C, PATCH, PATCH] in [0, 1]: float64 [BANDS + 4]."""
+    patches = patches.double()
+    (ky, _), (kx, _) = (cosines(PATCH) for _ in range(2))
+    band = torch.clamp(torch.sqrt(ky[:, None] ** 2 + kx**2) * (BANDS / torch.pi), max=BANDS - 1).long()
+    band[0, 0] = BANDS
+    # Smooth ramps between the edges of a patch have modes of all frequencies, so a window comes first.
+    window = torch.hann_window(PATCH, periodic=False, dtype=torch.float64)
+    modes = to_modes((patches - patches.mean(dim=(2, 3), keepdim=True)) * (window[:, None] * window)).square().mean(dim=(0, 1))
+    powers = torch.stack([modes[band == number].mean() for number in range(BANDS)])
+    # The second difference in both directions sees no edges along an axis; its kernel's norm is 6 (Immerkaer 1996).
+    kernel = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)
+    fine = F.conv2d(patches.flatten(0, 1)[:, None], (kernel[:, None] * kernel)[None, None])[:, 0] / 6.0
+    local = F.avg_pool2d(fine.square()[:, None], 10)[:, 0].flatten(1).flatten()
+    floor = torch.stack([torch.quantile(local, share) for share in (0.05, 0.3)])
+    cut = torch.stack([(patches <= 0.0).double().mean(), (patches >= 1.0).double().mean()])
+    return torch.cat([torch.cat([powers, floor]).clamp_min(LEAST_POWER).log(), cut.clamp_min(LEAST_SHARE).log()])
+
+
+def _moments(values: np.ndarray, probability: np.ndarray) -> tuple[float, float]:
+    mean = float(probability @ values)
+    return mean, float(np.sqrt(probability @ (values - mean) ** 2))
