@@ -49,6 +49,7 @@ def compare(options: Compare) -> None:
     console.check_at_least(options, size=8, fps=1)
     if not options.processes:
         raise InputError(f"--processes: name at least one of {', '.join(METHODS)}")
+    console.check_once("--processes", options.processes)
     processes = {name: specs.changed(named_method(name).forward, levels=options.levels) for name in options.processes}
     columns = evenly_spaced(options.levels + 1, options.columns).tolist()
     out = options.out or Path("outputs") / f"{options.image.resolve().stem}-comparison"

@@ -200,6 +200,12 @@ def check_at_least(options: object, **lowest: int) -> None:
                 raise InputError(f"{option} must be at most {most:,}, got {value}")
 
 
+def check_once(option: str, values: Sequence[object]) -> None:
+    """Raise InputError if a value is named twice."""
+    if twice := [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise InputError(f"{option} names {', '.join(twice)} more than once")
+
+
 def check_file(out: Path) -> None:
     """Raise InputError unless a file can be written there: known before hours of work, not after them."""
     if out.is_dir():

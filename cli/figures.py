@@ -11,11 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager, get_font
+from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
-from cli.render import CRISP, INK
+from cli.render import CRISP, INK, spelled
 from diffusion.data.products import mark
 from diffusion.files import whole_file
 
@@ -142,7 +142,7 @@ def velocity_and_spectrum(
     beside.loglog(k, mean, color=magma(0.35), linewidth=2.4, label=f"mean of {seeds} seeds")
     # Kolmogorov's law, a little above the curve.
     law = 1.6 * mean[k <= 2][-1] * (k / k[k <= 2][-1]) ** (-5.0 / 3.0)
-    beside.loglog(k, law, color=INK, linestyle=DASHES, linewidth=1.2, label="k^(-5/3) (Kolmogorov)")
+    beside.loglog(k, law, color=INK, linestyle=DASHES, linewidth=1.2, label="k⁻⁵ᐟ³ (Kolmogorov)")
     floor = 1e-5 * mean.max()
     beside.set(xlim=(0.9, 1.1 * k[mean > floor].max()), ylim=(floor, 1.5 * law.max()), box_aspect=1.0)
     beside.set(xlabel="wavenumber k [waves per shorter side]", title="Energy spectrum E(k) / V²")
@@ -241,9 +241,7 @@ def _spell(figure: Figure) -> None:
     numbers = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text not in numbers and text.get_text():
-            font = get_font(fontManager.findfont(text.get_fontproperties()))
-            has = {c for c in text.get_text() if c == "\n" or (c.isprintable() and font.get_char_index(ord(c)))}
-            text.set_text("".join(c if c in has else c.encode("unicode_escape").decode() for c in text.get_text()))
+            text.set_text(spelled(text.get_text(), fontManager.findfont(text.get_fontproperties())))
             text.set_parse_math(False)
 
 

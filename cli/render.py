@@ -48,16 +48,30 @@ def _sharp(pixels: np.ndarray, factor: float) -> bool:
 
 
 @cache
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def _file_of_font() -> str:
     """The font of the figures."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+@cache
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_file_of_font(), size)
+
+
+def spelled(text: str, font: str | None = None) -> str:
+    """A text for pictures: a letter that the font, a file, lacks is its number, such as \\u7167, and not an empty box."""
+    from matplotlib.font_manager import get_font
+
+    glyphs = get_font(font or _file_of_font())
+    known = {c for c in text if c == "\n" or (c.isprintable() and glyphs.get_char_index(ord(c)))}
+    return "".join(c if c in known else c.encode("unicode_escape").decode() for c in text)
 
 
 def captions(texts: Sequence[str], width: int, height: int = 40) -> list[np.ndarray]:
     """Texts in the middle of white strips, uint8 [height, width, 3], in letters of one size: smaller where they are narrow."""
-    wrapped = [textwrap.wrap(text, 16, break_long_words=False) for text in texts]
+    wrapped = [textwrap.wrap(spelled(text), 16, break_long_words=False) for text in texts]
     size = 0.45 * height / max(1.0, 0.6 * max(map(len, wrapped)))
     size *= min(1.0, 0.94 * width / max(_font(size).getlength(line) for lines in wrapped for line in lines or [" "]))
     strips = [Image.new("RGB", (width, height), "white") for _ in texts]

@@ -23,9 +23,10 @@ from diffusion.data.images import data_errors, fit, open_image, read_image
 from diffusion.data.pair_files import png, tiff
 from diffusion.data.products import mark, save_image
 from diffusion.files import asset, owned, products, write_json
+from diffusion.photographs import Photographs
 from diffusion.rng import seeds
-from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling import tiles
+from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import LevelEstimate, LevelEstimator, as_stored, best, restore
 from diffusion.size import Size
 from lbm_warp.checks import InputError, amount, check_integer
@@ -45,31 +46,37 @@ class Restore:
 
     picture: Annotated[Path, tyro.conf.Positional] = EXAMPLE
     """The degraded picture; by default two emoji, included, and the model emoji. A photograph keeps its size, its bits and its
-    transparency. For a run a picture is resized so that its shorter side is that of the run's images, but for a larger one that looks
-    more like these in its own size; its shape stays."""
+    transparency. For a run a picture is resized so that its shorter side is that of the run's images, but for a larger one that
+    looks more like these in its own size; its shape stays."""
     run: str = ""
-    """By default the bundled model of photographs. Else a run folder of cli.train, owner/name on the Hugging Face Hub, or digits,
-    fashion or emoji, for pictures of that kind."""
+    """By default photographs, the bundled model, or another one that tools.photographs wrote. Else a run folder of cli.train,
+    owner/name on the Hugging Face Hub, or digits, fashion or emoji, for pictures of that kind."""
+    level: str = "auto"
+    """With a run: level of its process that the picture is like, 1 to K; auto: estimated from its spectrum."""
+    degrade: int | None = None
+    """With a run: degrade the picture first, to this level of its process: what is restored then, and what is invented?"""
+    samples: int = 4
+    """With a run: number of restored pictures; how they differ shows what is not known."""
+    best: bool = False
+    """With a run: take the restored picture that explains the degraded one best, instead of the mean of all."""
+    seed: int = 0
+    """Seed of everything random."""
+    steps: int | None = None
+    """With a run: number of steps, at most the level; by default the process's own in proportion."""
     blur: float | None = None
     """Of a photograph: standard deviation of its blur, a Gaussian, 0 to 4 pixels, if you know it; else it is estimated."""
     noise: float | None = None
     """Of a photograph: standard deviation of its noise, 0 to 0.25 of the range, if you know it; else it is estimated."""
-    level: str = "auto"
-    """Level of the run's process that the picture is like, 1 to K; auto: estimated from its spectrum."""
-    degrade: int | None = None
-    """Degrade the picture first, to this level of the run's process: what is restored then, and what is invented?"""
-    samples: int = 4
-    """Number of restored pictures: how they differ shows what is not known."""
-    best: bool = False
-    """Take the restored picture that explains the degraded one best, instead of the mean of all."""
-    seed: int = 0
-    """Seed of everything random."""
-    steps: int | None = None
-    """Number of steps, at most the level; by default the process's own in proportion."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture>-restored by default."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+    @property
+    def photographs(self) -> Path | None:
+        """The folder of the model of photographs; None for another run."""
+        folder = tiles.MODEL if self.run in ("", "photographs") else Path(self.run)
+        return folder if (folder / tiles.LEVELS).is_file() else None
 
     def validate(self) -> None:
         """Raise InputError if an option is out of its range."""
@@ -77,9 +84,9 @@ class Restore:
         check_integer("--seed", self.seed, 0, 2**63 - 1)
         if not re.fullmatch(r"auto|[1-9]\d{0,8}", self.level, re.ASCII):
             raise InputError(f"--level takes auto or a number from 1, got {self.level!r}")
-        if self.run and (self.blur is not None or self.noise is not None):
+        if not self.photographs and (self.blur is not None or self.noise is not None):
             raise InputError("--blur and --noise are for photographs; the level of a run's process has both: --level")
-        if not self.run and (self.level != "auto" or self.degrade is not None or self.best or self.steps is not None):
+        if self.photographs and (self.level != "auto" or self.degrade is not None or self.best or self.steps is not None):
             raise InputError("--level, --degrade, --best and --steps go with --run; photographs have --blur and --noise")
 
 
@@ -91,7 +98,7 @@ def restore_picture(options: Restore) -> None:
     out = options.out or Path("outputs") / f"{options.picture.resolve().stem}-restored"
     names = "sample-*.png", "restored.png", "restored.tif", "spread.png", "restoration.png"
     with owned(out), products(out, RECORD, *names) as folder:
-        made = restored_into(folder, options) if options.run else photograph_into(folder, options)
+        made = photograph_into(folder, options) if options.photographs else restored_into(folder, options)
     print(f"wrote {', '.join(str(out / name) for name in made)} and {out / RECORD}")
 
 
@@ -103,10 +110,11 @@ def photograph_into(folder: Path, options: Restore) -> list[str]:
     """
     device = console.pick_device(options.device)
     read = Photograph.read(options.picture)
-    pipeline, known = Pipeline.from_pretrained(tiles.MODEL, device=device), tiles.DegradationEstimator.load()
+    model = options.photographs or tiles.MODEL
+    pipeline, known = Pipeline.from_pretrained(model, device=device), tiles.DegradationEstimator.load(model)
     record: dict[str, object] = {"picture": str(options.picture), "size": list(read.pixels.shape[1:])}
     found = known(read.pixels).given(options.blur, options.noise)
-    (sigma, sigma_spread), (noise, noise_spread) = found.sigma, found.noises
+    (sigma, sigma_spread), (noise, noise_spread) = found.moments()
     print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
     restored, spread = np.empty(read.pixels.shape, read.dtype), np.empty(read.pixels.shape[1:], np.uint8)
     half, inside = tiles.NINETY * known.factor(noise), 0.0
@@ -169,6 +177,8 @@ def restored_into(folder: Path, options: Restore) -> list[str]:
     device = console.pick_device(options.device)
     read_image(options.picture)  # before the model, which takes longer
     pipeline = Pipeline.from_pretrained(options.run, device=device)
+    if isinstance(pipeline.method.denoiser, Photographs):
+        raise InputError(f"{options.run}: restores photographs only as a model that python -m tools.photographs --run makes of it")
     image = read_still(options.picture, "L" if pipeline.config.channels == 1 else "RGB")
     clean, size = fitted(pipeline, image)
     picture = degraded(pipeline, clean, size, options)
@@ -206,8 +216,8 @@ def restored_into(folder: Path, options: Restore) -> list[str]:
     pixels = [render.enlarged(render.to_pixels(panel), PANEL) for panel in panels]
     width = pixels[0].shape[1]
     scale = render.scale(("0", f"{WHITE:g}"), width)
-    above = [scale if name == "spread" else np.full_like(scale, 255) for name in names]
-    labelled = [np.concatenate(column) for column in zip(above, render.captions(names, width, 36), pixels, strict=True)]
+    below = [scale if name == "spread" else np.full_like(scale, 255) for name in names]
+    labelled = [np.concatenate(column) for column in zip(render.captions(names, width, 36), pixels, below, strict=True)]
     for number, sample in enumerate(restored):
         save_image(folder / f"sample-{number:02d}.png", render.quantised(sample), "sample")
     save_image(folder / "restored.png", render.quantised(result), "sample")

@@ -70,8 +70,7 @@ class Sweep:
             values = getattr(self, name.replace("-", "_"))
             if example and not values:
                 raise InputError(f"--{name}: name at least one, such as {example}")
-            if twice := [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]:
-                raise InputError(f"--{name} names {', '.join(twice)} more than once")
+            console.check_once(f"--{name}", values)
         for value in self.peclet:
             check_number("--peclet", value, 0.0)
         for name in self.process:

@@ -124,9 +124,6 @@ class Ranges:
         low, high = self.levels
         check_integer("the lowest level", low, 1)
         check_integer("the highest level", high, 1, self.operator.levels)
-        for name, (first, last) in {"level": (low, high), **self.ranges}.items():
-            if not first <= last:
-                raise InputError(f"{name} from {first:g} to {last:g}: expected the smaller number first, {last:g} {first:g}")
         fields_of = (vars(part) for part in specs.parts(self.operator) if hasattr(part, "__dict__"))
         values = {name: value for fields in fields_of for name, value in fields.items()}
         for name in self.ranges:
@@ -134,6 +131,9 @@ class Ranges:
                 raise InputError(f"{name} is a {type(value).__name__}, and only numbers are drawn from ranges; leave it out")
         for end in range(2):
             specs.changed(self.operator, **{name: values[end] for name, values in self.ranges.items()})
+        for name, (first, last) in {"level": (low, high), **self.ranges}.items():
+            if not first <= last:
+                raise InputError(f"{name} from {first:g} to {last:g}: expected the smaller number first, {last:g} {first:g}")
 
     @property
     def levels(self) -> tuple[int, int]:

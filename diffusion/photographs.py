@@ -1,24 +1,25 @@
 """A prior of photographs: blurred and noisy ones of any size, restored in one pass of a network.
 
-The posterior mean has the smallest expected squared error, and one pass of a network that is trained with that error gives it. So no
-process is sampled. The levels are a grid of pairs of a Gaussian blur and a white noise; what is seen of a picture x is
+The posterior mean has the smallest expected squared error, and one pass of a network that is trained with that error gives it, so
+no process is sampled. The levels are a grid of pairs of a Gaussian blur and a white noise; what is seen of a picture x is
 
     z = A x + r eps,    A = exp(-kappa^2 sigma^2 / 2) in every cosine mode,
 
-cut to [0, 1] and rounded to eight bits as files hold it. Photographs have a spectrum P(kappa) = a (kappa^2 + b^2)^(-p/2), so a Wiener
-filter has the estimate and, with V = r^2 / (P A^2 + r^2), that of the noise
+cut to [0, 1] and rounded to eight bits as files hold it. Photographs have a spectrum P(kappa) = a (kappa^2 + b^2)^(-p/2), so a
+Wiener filter has the estimates of the picture and, with V = r^2 / (P A^2 + r^2), of the noise
 
     base = m + P A / (P A^2 + r^2) (z - m)    and    V (z - m),    m = 1/2.
 
-The network sees both and the two numbers, and predicts for every value what the filter leaves over, in units of its root mean square,
-and the logarithm of the variance that is left then. It has no norm and no attention: what it makes of a pixel depends on those near
-it alone, so a large picture can be restored in tiles. The numbers need not be those of the grid.
+The network sees both and the two numbers, and predicts for every value what the filter leaves over, in units of its root mean
+square, and the logarithm of the variance that is left then. It has no norm and no attention: what it makes of a pixel depends on
+those near it alone, so a large picture can be restored in tiles. The numbers need not be those of the grid.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ from lbm_warp.checks import InputError, Integers, check_integer, check_number
 from lbm_warp.heat import blur, cosines, from_modes, to_modes
 from lbm_warp.schedule import MOST_LEVELS
 
-# Share of grey training pictures, and of those with an edge in either direction beyond which they are mirrored: so are those that are
-# restored, but what lies there was not mirrored when they became blurred.
+# Shares of grey training pictures, and of those with an edge in either direction, beyond which they are mirrored: so are pictures
+# that are restored, but what lay there was not mirrored when they became blurred.
 GREY, EDGE = 0.125, 0.5
 
 
@@ -159,8 +160,8 @@ class Photographs(Denoiser):
     def estimate(
         self, z: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs of the network [N, 2 C + 2, H, W], the Wiener filter's estimate [N, C, H, W] and its expected root mean square error
-        [N, 1, 1, 1].
+        """Inputs of the network [N, 2 C + 2, H, W], the Wiener filter's estimate [N, C, H, W] and its expected root mean square
+        error [N, 1, 1, 1].
 
         Args:
             z: degraded pictures, float32 [N, C, H, W].
@@ -177,9 +178,7 @@ class Photographs(Denoiser):
         told = torch.stack([sigma / 4.0, (noise.log() + 6.0) / 5.0], dim=1).to(z)[:, :, None, None]
         return torch.cat([base, 0.5 + 0.25 * rest / scale, told.expand(-1, -1, *z.shape[2:])], dim=1), base, gain
 
-    def _moments(
-        self, sigma: torch.Tensor, noise: torch.Tensor, size: Size
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _moments(self, sigma: torch.Tensor, noise: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Variance of the modes of photographs, factors of the blur, variance of what is seen, float64 [N or 1, 1, H, W]."""
         power = self.power * (_squares(size) + self.bend**2) ** (-0.5 * self.exponent)
         transfer = _transfer(sigma, size)
@@ -231,8 +230,8 @@ class _Block(nn.Module):
         super().__init__()
         self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.modulation = nn.Linear(embedding, 2 * width)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -251,11 +250,11 @@ class _LocalUNet(nn.Module):
 
         self.down = nn.ModuleList(blocks(width) for width in widths)
         self.up = nn.ModuleList(blocks(width) for width in widths[:-1])
-        self.halvings = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
-        self.doublings = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.halvings = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.doublings = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.leave = nn.Conv2d(widths[0], 4 * outputs, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, u: torch.Tensor, level: torch.Tensor) -> torch.Tensor:

@@ -43,14 +43,14 @@ def left_and_right(images: torch.Tensor) -> torch.Tensor:
     return images.view(-1, 16, 2, 8).float().mean(dim=(1, 3)) / 255.0
 
 
-def main(out: Path = Path("runs/discs"), images: int = 40_000) -> None:
+def main(out: Path = Path("runs/discs"), images: int = 40_000, scored: int = 200) -> None:
     """Train with classes (the same command goes on with an interrupted run), sample both, score."""
     preset, training = diffusion.preset("digits"), diffusion.TrainingConfig(images, schedule=Cosine())
     config = replace(preset, data="discs", training=training, classes=("left", "right"))
     diffusion.train(config, Discs(), out, observers=[Losses()])
     pipeline = diffusion.Pipeline.from_pretrained(out, types=[Cosine])
     save_grid(out / "samples.png", pipeline.sample(16, label="all"), columns=2)
-    report = diffusion.evaluate(pipeline, Discs(), diffusion.EvaluationConfig(num=200), features=left_and_right)
+    report = diffusion.evaluate(pipeline, Discs(), diffusion.EvaluationConfig(num=scored), features=left_and_right)
     print("Frechet distance:", report and report["scores"]["frechet_distance"])
 
 

@@ -84,6 +84,8 @@ def as_tensor(name: str, value: object) -> torch.Tensor:
     """
     if np.ma.is_masked(value):
         raise InputError(f"{name} must be numbers everywhere, got masked values: fill them, {name}.filled(0)")
+    if isinstance(value, np.ndarray):  # torch takes no negative strides and no foreign byte order, as FITS files have
+        value = np.asarray(value, value.dtype.newbyteorder("="), order="C")
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
@@ -142,11 +144,18 @@ def check_levels(level: Integers, batch: int, lowest: int, highest: int) -> torc
     """One level per image, int64 [batch] on the CPU.
 
     Raises:
-        InputError: if they are not ``lowest`` to ``highest``, or have the wrong number or dtype.
+        InputError: if they are not ``lowest`` to ``highest``, or have the wrong number or dtype, or cannot be read.
     """
-    levels = as_batch("level", level, batch)
-    if not (lowest <= int(levels.min()) and int(levels.max()) <= highest):
-        raise InputError(f"level must be from {lowest} to {highest}, got {int(levels.min())} to {int(levels.max())}")
+    try:
+        levels = as_batch("level", level, batch)
+        least, most = int(levels.min()), int(levels.max())
+    except RuntimeError:
+        raise InputError(
+            "levels have no values under vmap over them, nor in a trace (torch.func.linearize, make_fx, export): give a batch one "
+            "level for each image, and take derivatives with torch.func.jvp or torch.autograd"
+        ) from None
+    if not lowest <= least <= most <= highest:
+        raise InputError(f"level must be from {lowest} to {highest}, got {least} to {most}")
     return levels
 
 

@@ -9,9 +9,9 @@ All functions take float32 or float64 tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import warp as wp
 
 from lbm_warp.interop import WARP_DTYPES, launch
 from lbm_warp.kernels.grids import Transfers, transfers
@@ -66,26 +66,26 @@ def _kernels(u: torch.Tensor) -> Transfers:
     return transfers(WARP_DTYPES[u.dtype])
 
 
-def _of_images(transfer: Callable[..., torch.Tensor], kernel: wp.Kernel, u: torch.Tensor, *inputs: bool) -> torch.Tensor:
+def _of_images(transfer: Callable[..., torch.Tensor], kernel: Any, u: torch.Tensor, *inputs: bool) -> torch.Tensor:
     """What a kernel makes of images [N, C, H, W], one channel at a time."""
     return transfer(kernel, u.flatten(0, 1), *inputs).unflatten(0, u.shape[:2])
 
 
-def _coarser(kernel: wp.Kernel, fine: torch.Tensor, *inputs: bool) -> torch.Tensor:
+def _coarser(kernel: Any, fine: torch.Tensor, *inputs: bool) -> torch.Tensor:
     """What a kernel makes of a batch on the finer grid."""
     coarse = fine.new_empty((*fine.shape[:-2], fine.shape[-2] // 2, fine.shape[-1] // 2))
     _launch(kernel, fine, coarse, coarse, inputs)
     return coarse
 
 
-def _finer(kernel: wp.Kernel, coarse: torch.Tensor, *inputs: bool) -> torch.Tensor:
+def _finer(kernel: Any, coarse: torch.Tensor, *inputs: bool) -> torch.Tensor:
     """What a kernel makes of a batch on the coarser grid."""
     fine = coarse.new_empty((*coarse.shape[:-2], 2 * coarse.shape[-2], 2 * coarse.shape[-1]))
     _launch(kernel, coarse, fine, coarse, inputs)
     return fine
 
 
-def _launch(kernel: wp.Kernel, source: torch.Tensor, target: torch.Tensor, coarse: torch.Tensor, inputs: Sequence[bool]) -> None:
+def _launch(kernel: Any, source: torch.Tensor, target: torch.Tensor, coarse: torch.Tensor, inputs: Sequence[bool]) -> None:
     """Launch a kernel with one thread for a row of ``coarse`` on a CPU, for a cell of it on a GPU."""
     height, width = coarse.shape[-2:]
     run, runs = (width, 1) if coarse.device.type == "cpu" else (1, width)
@@ -98,16 +98,12 @@ def with_ghost_cells(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
     for component, own_axis in ((0, 3), (1, 2)):
         field = velocity[:, component : component + 1]
         for axis in (2, 3):
-            field = _padded(field, axis, 1, periodic, NORMAL if axis == own_axis else TANGENTIAL)
+            field = _padded(field, axis, periodic, NORMAL if axis == own_axis else TANGENTIAL)
         components.append(field)
     return torch.cat(components, dim=1)
 
 
-def _padded(u: torch.Tensor, axis: int, cells: int, periodic: bool, sign: float) -> torch.Tensor:
-    """``u`` with ghost cells at both ends of an axis: the opposite end, or the mirror image times ``sign``."""
-    size = u.shape[axis]
-    first, last = u.narrow(axis, 0, cells), u.narrow(axis, size - cells, cells)
-    if periodic:
-        return torch.cat([last, u, first], dim=axis)
-    first, last = first.flip(axis), last.flip(axis)
-    return torch.cat([first, u, last] if sign == TANGENTIAL else [-first, u, -last], dim=axis)
+def _padded(u: torch.Tensor, axis: int, periodic: bool, sign: float) -> torch.Tensor:
+    """``u`` with a ghost cell at both ends of an axis: the opposite end, or the mirror image times ``sign``."""
+    first, last = u.narrow(axis, 0, 1), u.narrow(axis, u.shape[axis] - 1, 1)
+    return torch.cat([last, u, first] if periodic else [sign * first, u, sign * last], dim=axis)

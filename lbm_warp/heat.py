@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lbm_warp.checks import InputError
+
 
 def blur(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
     """Gaussian blur between walls (mirror images beyond them) or of periodic images, differentiable any number of times.
@@ -24,7 +26,13 @@ def blur(u: torch.Tensor, sigma: torch.Tensor, periodic: bool) -> torch.Tensor:
 
     Returns:
         A new tensor of the same shape and dtype.
+
+    Raises:
+        InputError: inside ``torch.func.functionalize``, which cannot transform functions with derivatives of their own.
     """
+    transform = torch._C._functorch.peek_interpreter_stack()
+    if transform and transform.key() == torch._C._functorch.TransformType.Functionalize:
+        raise InputError("torch.func.functionalize cannot transform this operator; call it outside")
     return _Blur.apply(u.contiguous(), sigma, periodic)
 
 
@@ -63,7 +71,8 @@ class _Blur(torch.autograd.Function):
 def full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products in the dtype of the images: without autocast, and on a GPU without TF32."""
     tf32 = torch.backends.cuda.matmul.allow_tf32
-    with torch.autocast(device.type, enabled=False):
+    known = torch.amp.is_autocast_available(device.type)  # not of the device meta
+    with torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext():
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
         try:

@@ -66,9 +66,10 @@ class Medium:
             field = field[None, None] if field.ndim == 2 else field
             numbers = as_floats(name, field.float() if name == "walls" else field, "N, 1, H, W")
             low, high = (0.0, 1.0) if name == "alpha" else (-1e30, 1e30)
-            if not bool(((numbers >= low) & (numbers <= high)).all()):
-                how = ", relative to the diffusivity of the schedule: divide by the largest" if name == "alpha" else ""
-                raise InputError(f"{name} must be finite and from {low:g} to {high:g}{how}")
+            least, most = (end.item() for end in numbers.aminmax())
+            if not low <= least <= most <= high:
+                how = " (relative to the diffusivity of the schedule: divide by the largest)" if name == "alpha" else ""
+                raise InputError(f"{name} must be finite and from {low:g} to {high:g}{how}, got {least:g} to {most:g}")
             object.__setattr__(self, name, field.contiguous())
         largest = max(self.fields.values(), key=len)
         self.check_fits(len(largest), *largest.shape[2:])

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lbm_warp.checks import Device, InputError, Integers, check_integer, check_levels, check_number
+from lbm_warp.checks import Device, InputError, Integers, as_tensor, check_integer, check_levels, check_number
 from lbm_warp.heat import cosines, from_modes, full_precision, to_modes
 from lbm_warp.interop import not_traced
 from lbm_warp.operator import Operator
@@ -73,7 +73,7 @@ class OpticalTurbulence(Operator):
         wavelength: of the light [m].
         view: angle of the shorter side of a picture [rad]; that of a pixel times the number of pixels.
         spherical: the scene is at the end of the path. If not, it is far behind the turbulent air (a plane wave), as a star is.
-        wind: speed across the path towards the right [m/s], or the two components (v_x, v_y). The air moves without a change.
+        wind: across the path towards the right [m/s], or its components (v_x, v_y), y down. The air moves without a change.
         time: of the exposure [s]; ``dataclasses.replace(optics, time=t)`` is another frame of the same air.
         outer_scale: of von Karman's spectrum [m], infinite by default. It makes the tilt smaller and is neglected in the rest.
         long_exposure: the mean over all moments instead of one: no shifts, and Fried's long-exposure transfer function.
@@ -84,7 +84,7 @@ class OpticalTurbulence(Operator):
     """
 
     d_over_r0: float | None = None
-    cn2: float | Sequence[float] | np.ndarray | None = None
+    cn2: float | Sequence[float] | np.ndarray | torch.Tensor | None = None
     aperture: float = 0.1
     path: float = 1000.0
     wavelength: float = 550e-9
@@ -110,10 +110,9 @@ class OpticalTurbulence(Operator):
             object.__setattr__(self, "cn2", _numbers("cn2", self.cn2, 0.0, 1e-6))
             if not np.any(self.cn2):
                 raise InputError("cn2 must be above 0 somewhere: there is no turbulence; leave the operator out")
-        speed = isinstance(self.wind, int | float | np.generic)
-        object.__setattr__(self, "wind", _numbers("wind", self.wind, 0.0 if speed else -1e3, 1e3))
-        if not speed and np.shape(self.wind) != (2,):
-            raise InputError(f"wind must be a speed towards the right, or two components (v_x, v_y), got {self.wind!r}")
+        object.__setattr__(self, "wind", _numbers("wind", self.wind, -1e3, 1e3))
+        if np.shape(self.wind) not in ((), (2,)):
+            raise InputError(f"wind must be one number, towards the right, or two components (v_x, v_y), got {self.wind!r}")
         if self.outer_scale is not None:
             check_number("outer_scale [m]", self.outer_scale, 1e-3)
             if self.r0 > self.outer_scale:
@@ -152,18 +151,22 @@ class OpticalTurbulence(Operator):
         mean = np.average((z / self._footprint(z)) ** (5.0 / 6.0), weights=weight)
         return float(2.25 * self._wavenumber ** (7.0 / 6.0) * total * mean)
 
-    def transfer_function(self, frequency: torch.Tensor, level: int | None = None) -> torch.Tensor:
+    def transfer_function(self, frequency: torch.Tensor | np.ndarray | float, level: int | None = None) -> torch.Tensor:
         """Mean transfer function of camera and air: of short exposures without their tilt, or of a long one (Fried 1966).
 
         Args:
-            frequency: cycles per radian, >= 0, floating-point of any shape.
+            frequency: cycles per radian, an array or tensor of any shape.
             level: 0 to K; K by default.
 
         Returns:
-            A tensor like ``frequency``, from 1 at frequency 0 to 0 beyond D / lambda.
+            float64 of this shape, from 1 at frequency 0 to 0 beyond D / lambda.
+
+        Raises:
+            InputError: if the frequency is no such thing, or the level is out of range.
         """
-        share = self._share(self.levels if level is None else level, 1).to(frequency)
-        aperture, exponent = self._transfer(frequency)
+        frequency = as_tensor("frequency", frequency)
+        share = self._share(self.levels if level is None else level, 1).to(frequency.device)
+        aperture, exponent = self._transfer(frequency.abs())
         return torch.where(share > 0.0, aperture * torch.exp(-share * exponent), 1.0)
 
     @not_traced
@@ -187,7 +190,7 @@ class OpticalTurbulence(Operator):
         ask = requested(seed, height, width, "wall", device)
         share = self._share(self.levels if level is None else level, len(ask.seed)).to(ask.device, torch.float32)
         if self.long_exposure:
-            return torch.zeros((len(share), 2, height, width), device=ask.device)
+            return torch.zeros((len(share), 2, height, width), dtype=torch.float32, device=ask.device)
         rms = self.wavelength / self.aperture * math.sqrt(TILT * self.strength ** (5.0 / 3.0)) / self._pixel(height, width)
         return rms * share.sqrt()[:, None, None, None] * self._aberrations(ask, order=1)
 
@@ -284,7 +287,8 @@ class OpticalTurbulence(Operator):
 
 def _numbers(name: str, value: Any, low: float, high: float) -> float | tuple[float, ...]:
     """A number or several, checked; several as a tuple, which can be compared and written down."""
-    several = value if isinstance(value, tuple | list | np.ndarray) else [value]
+    value = value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
+    several = value if isinstance(value, tuple | list) else [value]
     for number in several:
         check_number(name, number, low, high)
     numbers = tuple(float(number) for number in several)

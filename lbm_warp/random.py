@@ -28,6 +28,6 @@ def normal(seed: Integers, shape: Sequence[int], device: Device = "cpu") -> torc
     """
     device = as_device(device)
     seeds = as_batch("seed", seed, shape[0], device)
-    out = torch.empty((shape[0], torch.Size(shape[1:]).numel()), device=device)
+    out = torch.empty((shape[0], torch.Size(shape[1:]).numel()), dtype=torch.float32, device=device)
     launch(normal_kernel, out.shape, batched=[seeds], outputs=[out])
     return out.view(tuple(shape))

@@ -98,7 +98,7 @@ class ReadOut:
             return u.clone()
         theta = self.theta.to(u.dtype).to(u.device, non_blocking=True)
         parts = flow.at(self.grid, self.rows, self.done, theta, adjoint)
-        return torch.cat([step(u[part], weights, flow.periodic) for weights, part in parts])
+        return _joined([step(u[part], weights, flow.periodic) for weights, part in parts])
 
 
 def stages(plan: Plan, levels: Sequence[torch.Tensor]) -> Iterator[Iterate | Coarsen | ReadOut]:
@@ -145,8 +145,11 @@ def forward(u: torch.Tensor, flow: Flow, levels: Sequence[torch.Tensor]) -> Iter
         parts[stage.output].insert(0, stage.apply(u, flow))
         # The first image has the highest level; it is read out last.
         if stage.rows.start == 0:
-            done = parts.pop(stage.output)
-            yield done[0] if len(done) == 1 else torch.cat(done)
+            yield _joined(parts.pop(stage.output))
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def adjoint(images: Sequence[torch.Tensor], flow: Flow, levels: Sequence[torch.Tensor]) -> torch.Tensor:

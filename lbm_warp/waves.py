@@ -198,7 +198,7 @@ def _phasors(ask: FieldRequest) -> torch.Tensor:
 # A batch needs its phases for several moments.
 @functools.lru_cache(maxsize=1)
 def _phasors_of(seeds: tuple[int, ...], height: int, width: int, device: torch.device) -> torch.Tensor:
-    phase = torch.empty((len(seeds), 2, height, width), device=device)
+    phase = torch.empty((len(seeds), 2, height, width), dtype=torch.float32, device=device)
     launch(wave_phases_kernel, phase.shape, batched=[as_batch("seed", seeds, len(seeds), device)], outputs=[phase])
     return _unit(phase)
 

@@ -93,7 +93,15 @@ def test_large_and_oblong_colour_frames_are_searched_small() -> None:
     found = align(moved, callback=lambda number, u: seen.append((number, tuple(u.shape))))
     assert seen == [(number, (1, 256, 288)) for number in range(1, ROUNDS + 1)]
     assert psnr(found.picture, scene) > psnr(torch.stack(moved).mean(dim=0), scene) + 10.0
-    assert abs(float(found.way(0, 272, 306).mean()) + 1.5) < 0.1
+    for height, width in ((272, 306), (8, 9)):  # the first has all of the cosines
+        assert abs(272 / height * float(found.way(0, height, width).mean()) + 1.5) < 0.1
+
+
+def test_it_takes_no_gradients_and_full_precision() -> None:
+    frames = burst(1.0)[1][:3, :, ::2, ::2]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = align(frames.clone().requires_grad_())
+    assert torch.equal(found.picture, align(frames).picture) and not found.picture.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -103,7 +111,10 @@ def test_large_and_oblong_colour_frames_are_searched_small() -> None:
         ([torch.rand(1, 8, 8)], "at least two frames of one scene, got 1"),
         ([torch.rand(1, 8, 8), torch.rand(1, 8, 9)], r"the first has \[1, 8, 8\], number 2 has \[1, 8, 9\]"),
         ([torch.rand(1, 8, 8), torch.rand(3, 8, 8)], r"number 2 has \[3, 8, 8\]"),
-        ([torch.zeros(1, 8, 8, dtype=torch.uint8)] * 2, "uint8"),
+        ([torch.zeros(1, 8, 8, dtype=torch.uint8)] * 2, "frame 1 must be floating-point, got torch.uint8"),
+        ([torch.rand(8, 8)] * 2, r"frame 1 must have shape \[C, H, W\]"),
+        ([torch.rand(1, 8, 8), torch.full((1, 8, 8), torch.nan)], "frame 2 has values up to nan; expected 0 to 1"),
+        ([255.0 * torch.rand(1, 8, 8)] * 2, "frame 1 has values up to 2"),
     ],
 )
 def test_bursts_that_are_none_are_refused(frames: list[torch.Tensor], message: str) -> None:

@@ -308,6 +308,7 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
         ("train", ["--stop-after", "0", "--score-every", "9"], "--stop-after must be at least 1, got 0"),
         ("compare", ["--processes", "ihdd"], "unknown process 'ihdd': expected one of fluid"),
         ("compare", ["--processes"], "--processes: name at least one of fluid"),
+        ("compare", ["--processes", "ihd", "ddpm", "ihd"], "--processes names ihd more than once"),
         ("compare", ["--columns", "1"], "--columns must be at least 2, got 1"),
         ("compare", ["--columns", "5000"], "--columns must be at most 100, got 5000"),
         ("corrupt", ["--video", "--fps", "100000"], "--fps must be at most 240, got 100000"),
@@ -397,7 +398,7 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
     assert weights == 4 * report["parameters"] and report["images_at_a_time"] == config["training"]["batch"] // 2
     assert report["memory_bytes"]["total"] > 5 * weights
     cost = report["corruption_iterations"]
-    flows = config["method"]["operator"]["peclet"] > 0.0
+    flows = config["method"]["operator"].get("peclet", 0.0) > 0.0
     assert (0 < cost["mean_per_image"] < cost["whole_trajectory"]) == flows
 
 

@@ -324,13 +324,14 @@ class Still(Operator):
 
 def test_an_operator_and_pictures_of_ones_own(tmp_path: Path) -> None:
     pictures = [chw(textured(number)) for number in range(3)]
-    gallery = Gallery.of(pictures, "mine")
+    gallery = Gallery.of(pictures, "\udcfc")  # of a name that is not UTF-8
     ranges = Ranges(Still(), (2, 2), {"factor": (0.5, 0.9)})
     made = write_pairs(
         gallery, tmp_path / "made", Degrade(ranges, burst=2, interval=1.0), PairOptions(format="npz"), about={"by": "me"}
     )
     assert made[:2] == (3, False) and not made.left_out
     for (record, clean, degraded, flow), picture in zip(pairs_in(tmp_path / "made" / "train").values(), pictures, strict=True):
+        assert record["picture"].startswith(r"\udcfc, picture")
         np.testing.assert_array_equal(clean, picture)
         np.testing.assert_allclose(degraded[1], picture * record["parameters"]["factor"] ** 2, rtol=1e-5)
         np.testing.assert_array_equal(degrade_again(record, clean, types=[Still]), degraded)
@@ -356,7 +357,7 @@ def test_an_operator_and_pictures_of_ones_own(tmp_path: Path) -> None:
         (("--draw", "level", 10, 2000), "the highest level must be from 1 to 200"),
         (("--draw", "level", 1.5, 2), "whole numbers"),
         (("--draw", "peclet", -1, 2), "peclet must be from 0"),
-        (("--draw", "peclet", "nan", 2), "peclet"),
+        (("--draw", "peclet", "nan", 2), "peclet must be from 0"),
         (("--draw", "peclet", 1, "inf"), "peclet"),
         (("--draw", "pecelt", 1, 2), "no part has a value called pecelt; there are"),
         (("--draw", "peclet", 1), "--draw"),

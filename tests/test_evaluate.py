@@ -29,7 +29,7 @@ from diffusion.evaluation.sources import ImageSource
 from diffusion.files import load_tensors, save_tensors
 from lbm_warp.checks import InputError
 from tests.runs import SIZE, exit_code, files, said, stripes
-from tests.test_metrics import counted
+from tests.test_metrics import counted, paired
 
 ROOT = Path(__file__).parent.parent
 PICTURES = np.rint(255 * np.stack(stripes(41))).astype(np.uint8)
@@ -99,10 +99,19 @@ def test_a_run_is_scored_as_by_hand(call: Call, run: Path, data: Path) -> None:
     distance = np.sum((samples.mean(axis=0) - reference.mean(axis=0)) ** 2)
     distance += np.sum(centred**2) + np.sum(centred_reference**2) - 2 * nuclear
     assert scores["frechet_distance"] == pytest.approx(distance, rel=1e-6)
+    assert scores["kernel_distance"] == pytest.approx(paired(samples, reference), rel=1e-4)
+    assert f"{scores['kernel_distance']:.3g} +- {scores['kernel_distance_error']:.1g}" in out
     drift = 255 * (samples.mean() - reference.mean())
     assert scores["colour_drift_by_channel"] == pytest.approx([drift]) and scores["colour_drift"] == pytest.approx(abs(drift))
     spreads = [x.mean(axis=1).std(ddof=1) for x in (samples, reference)]
     assert scores["colour_spread"] == pytest.approx(spreads[0] / spreads[1])
+
+
+def test_steps_that_a_run_cannot_take_are_refused_before_pictures_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageSource, "measure", lambda *_: pytest.fail("it measures"))
+    for steps in (1, 99):
+        with pytest.raises(InputError, match=f"steps must be from 2 to 6, got {steps}"):
+            diffusion.evaluate(run, torch.from_numpy(PICTURES), EvaluationConfig(features="pixels", steps=steps), device="cpu")
 
 
 def test_the_library_finds_what_the_command_finds(call: Call, run: Path, data: Path) -> None:
@@ -351,7 +360,7 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
         (["cut.npz", "--data", data], "cut.npz: not an .npz file with an array arr_0"),
         (["array.npz", "--data", data], "array.npz: not an .npz file with an array arr_0"),
         (["objects.npz", "--data", data], "objects.npz: not an .npz file with an array arr_0"),
-        (["named.npz", "--data", data], "named.npz: not an .npz file with an array arr_0"),
+        (["named.npz", "--data", data], "named.npz: no array arr_0, but images; write it with numpy.savez(file, images)"),
         (["floats.npz", "--data", data], "floats.npz: arr_0 is float64 [9, 8, 8, 3]; expected uint8 [N, H, W, C]"),
         (["channels.npz", "--data", data], "channels.npz: arr_0 is uint8 [9, 8, 8, 4]"),
         (["good.npz", "--data", "nothing"], "nothing: no such folder or archive"),
@@ -364,7 +373,7 @@ def test_bad_samples_are_refused_in_one_line_and_nothing_is_written(call: Call, 
         (["good.npz", "--data", data, "--bootstrap", "10000000"], "bootstrap must be from 2 to 1000000, got 10000000"),
         (["good.npz", "--data", data, "--size", "1"], "each 2 to 16384; got '1'"),
         (["good.npz", "--data", data, "--seed", "-1"], "seed must be from 0"),
-        (["good.npz", "--data", data, "--features", "vgg"], "features 'vgg': expected inception, inception-clean, digits, "),
+        (["good.npz", "--data", data, "--features", "vgg"], "features 'vgg': expected inception, inception-clean, lite0, digits, "),
         (["good.npz", "--data", data, "--features", "no.pt"], "no.pt: no such file"),
         (["good.npz", "--data", data, "--inception", "no.pt"], "no.pt: no such file"),
         (["good.npz", "--data", data, "--out", "empty"], "--out empty: a folder; expected the name of a file"),

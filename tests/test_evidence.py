@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 from cli import sweep
@@ -81,7 +83,9 @@ def test_every_study_is_a_sweep_that_can_be_made(place: Path, capsys: pytest.Cap
     lines = said(capsys.readouterr())[0].splitlines()
     assert len(lines) == sum(len(study.sweeps) for study in STUDIES.values())
     for line in (line for line in lines if "--data digits" in line):
-        assert exit_code(sweep.main, *line.split()[3:], "--dry-run") == 0, line
+        options, training = tyro.cli(sweep.Sweep, args=line.split()[3:], return_unknown_args=True)
+        options.validate()
+        assert sweep.planned(replace(options, dry_run=True), training).runs()
     assert not [name for name in os.listdir(place) if name != "data"]
 
 

@@ -90,7 +90,7 @@ def test_an_operator_of_ones_own_trains_resumes_after_a_kill_and_samples_masked_
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
     process = subprocess.Popen(
-        command("own_operator.py", "--out", killed, "--images", 2560), env=environment, stderr=subprocess.PIPE
+        command("own_operator.py", "--out", killed, "--images", 1600), env=environment, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
     while not list(killed.glob("checkpoints/*.safetensors")) and time.monotonic() < deadline and process.poll() is None:
@@ -98,9 +98,9 @@ def test_an_operator_of_ones_own_trains_resumes_after_a_kill_and_samples_masked_
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert list(killed.glob("checkpoints/*.safetensors")) and not (killed / "way.png").exists()
-    said = run("own_operator.py", "--out", killed, "--images", 2560)
+    said = run("own_operator.py", "--out", killed, "--images", 1600)
     assert "share of dark pixels" in said and (killed / "way.png").is_file()
-    run("own_operator.py", "--out", whole, "--images", 2560)
+    run("own_operator.py", "--out", whole, "--images", 1600)
     for name in ("model.safetensors", "ema.safetensors"):
         one, other = (load_tensors(folder / name) for folder in (killed, whole))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -126,7 +126,7 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_data_features_logger_and_learning_rate_of_ones_own(tmp_path: Path) -> None:
-    said = run("own_data.py", "--out", tmp_path, "--images", 1920)
+    said = run("own_data.py", "--out", tmp_path, "--images", 1024, "--scored", 8)
     assert "loss" in said and "Frechet distance" in said
     assert (tmp_path / "samples.png").is_file()
 

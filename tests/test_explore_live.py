@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cli.explore.export import export
 from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule, StrokeFlow, solenoidal
 from lbm_warp.checks import InputError
 from lbm_warp.planner import Plan
+from tests.explorer import serving
 
 ITERATIONS = 100
 Opener = Callable[..., browsers.Page]
@@ -269,6 +271,37 @@ class TestPage:
         assert page.evaluate("live.knobs") == {
             "peclet": "250", "speed": "240", "boundary": "periodic", "brush": "12", "turbulence": "15", "unrest": "0.5", "seed": "5"
         }  # fmt: skip
+
+    @pytest.mark.parametrize("within", ["", "embed&"])
+    def test_the_address_follows_the_knobs(self, opens: Opener, within: str) -> None:
+        page = opens(f"{within}size=128&seed=5")
+        page.evaluate("live.turn({ peclet: 480, seed: 0 })")
+        page.evaluate("document.querySelectorAll('.live-pictures button')[2].click()")
+        page.wait_for_url("**picture=Bands**")
+        found = dict(parse_qsl(urlsplit(page.url).query, keep_blank_values=True))
+        assert found == {"size": "128", "peclet": "480", "picture": "Bands"} | ({"embed": ""} if within else {})
+        if within:
+            assert page.get_by_role("link", name="All knobs").get_attribute("href") == page.url.replace("embed=&", "")
+        again = opens(urlsplit(page.url).query)
+        assert again.evaluate("live.peclet") == 480 and again.evaluate("live.knobs.seed") == "0"
+        assert again.evaluate("String(live.clean.rgba)") == page.evaluate("String(live.clean.rgba)")
+
+    def test_the_address_of_the_explorer_says_them_too(self, browser: browsers.Browser, tmp_path: Path) -> None:
+        with serving(tmp_path) as address:
+            page = browser.new_page(reduced_motion="reduce")
+            page.goto(f"{address}/?view=live&lpeclet=480&lseed=9")
+            knobs = "['peclet', 'seed', 'brush'].map((name) => document.querySelector(`[data-knob=${name}]`).value).join(' ')"
+            page.wait_for_selector(".live-bar")
+            assert page.evaluate(knobs) == "480 9 7"
+            page.locator("[data-knob=brush]").fill("12")
+            page.locator("[data-knob=seed]").fill("0")
+            page.wait_for_url("**lbrush=12")
+            assert "lpeclet=480" in page.url and "lseed" not in page.url
+            page.locator("[data-view=story]").click()
+            page.go_back()
+            page.wait_for_selector(".live-bar")
+            assert page.evaluate(knobs) == "480 0 12"
+            page.close()
 
 
 def test_the_page_is_one_file_and_replaces_no_other(tmp_path: Path) -> None:

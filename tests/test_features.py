@@ -101,6 +101,8 @@ def test_lite0_knows_a_cat_at_any_size_and_runs_no_code() -> None:
     grey = cat[:, :1]
     assert extractor(grey).equal(extractor(grey.expand(-1, 3, -1, -1)))
     assert (extractor.name, extractor.sha256) == ("lite0", features.LITE0_SHA256)
+    with pytest.raises(InputError, match=r"lite0: sees images uint8 \[N, C, H, W\], C 1 or 3, got torch.float32"):
+        extractor(cat / 255)
 
 
 def test_lite0_needs_its_packages_and_their_very_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

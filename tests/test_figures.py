@@ -67,6 +67,9 @@ def test_captions_are_not_cut_and_have_letters_of_one_size(width: int) -> None:
     for caption in (short, long, two):
         assert caption.shape == (40, width, 3) and caption.min() < 160
         assert (caption[:, [0, -1]] == 255).all() and (caption[[0, -1]] == 255).all()
+    # A letter that the font lacks is its number; elsewhere it would be an empty box.
+    escaped, written = render.captions(["été 照", "été \\u7167"], width)
+    assert np.array_equal(escaped, written) and render.spelled("Ω→é") == "Ω→é"
     alone, beside = (render.captions(["ihd", *others], width)[0] for others in ([], ["beyond-blur-frozen"] * 2))
     assert (alone < 128).sum() > (beside < 128).sum()
 

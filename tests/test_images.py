@@ -7,13 +7,24 @@ import itertools
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data.images import fit, is_grey, natural_key, open_image, read_image, resize_shorter, value_range
+from diffusion.data.images import (
+    fit,
+    fitting,
+    is_grey,
+    natural_key,
+    open_image,
+    read_image,
+    resize_shorter,
+    shorter_to,
+    value_range,
+)
 from diffusion.size import Size
 from tests.pictures import check, chw, fails
 
@@ -403,3 +414,17 @@ def test_resize_shorter_keeps_the_aspect() -> None:
     assert resize_shorter(image, 10).shape == (1, 10, 16)
     assert resize_shorter(image.transpose(0, 2, 1), 40).shape == (1, 62, 40)
     check(resize_shorter(image, 20), image)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_a_part_of_a_picture_is_read_in_strips_and_is_the_same(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (37, 53, 4), dtype=np.uint8)
+    picture = Image.fromarray(levels[..., 0] * np.uint16(257)) if mode == "I;16" else Image.fromarray(levels).convert(mode)
+    file, turned = io.BytesIO(), Image.Exif()
+    turned[0x0112] = 6
+    picture.save(file, "png", exif=turned)
+    whole = read_image(file, "RGB")
+    monkeypatch.setattr("diffusion.data.images.STRIP", 200)
+    assert np.array_equal(read_image(file, "RGB"), whole) and whole.shape == (3, 53, 37)
+    check(read_image(file, "RGB", cut=lambda own: fitting(own, Size(9, 12))), fit(whole, (9, 12)), 3e-7)
+    check(read_image(file, "RGB", cut=partial(shorter_to, length=11)), resize_shorter(whole, 11), 3e-7)

@@ -18,6 +18,7 @@ FLOORS = [
     {"diffusion.forward"},
     {"diffusion.denoisers"},
     {"diffusion.density", "diffusion.flow_matching", "diffusion.samplers"},
+    {"diffusion.photographs"},
     {"diffusion.methods"},
     {"diffusion.run"},
     {"diffusion.degradation", "diffusion.presets", "diffusion.sampling"},

@@ -15,6 +15,8 @@ from lbm_warp.checks import InputError
 from lbm_warp.interop import WARP_DTYPES, launch, warp_device
 from lbm_warp.kernels import cpu, cuda, onchip
 from lbm_warp.kernels import stencil as stencils
+from lbm_warp.kernels.grids import transfers
+from lbm_warp.kernels.turbulence import curl_noise_kernel
 from lbm_warp.random import normal
 from lbm_warp.stepping import Pieces, stencil, whole
 
@@ -182,6 +184,33 @@ def test_kernels_on_chip_equal_cpu_kernels(
     # The weights and their order are the same; the compiler may contract other products.
     torch.testing.assert_close(a, on_one_core(u, weights, count, periodic), rtol=0, atol=2e-6)
     assert torch.equal(a[0], u[0]) and (a[1] - u[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_transfers_between_grids_do_not_depend_on_how_rows_are_cut(periodic: bool) -> None:
+    """One thread a row, as on CPUs, and one a cell, as on GPUs."""
+    fine, coarse = (torch.rand((3, 2, *size), dtype=torch.float64) for size in ((8, 12), (4, 6)))
+    for name, kernel in transfers(wp.float64)._asdict().items():
+        finer = name in ("restrict_transposed", "prolong", "restrict_velocity_transposed")
+        source, target = (coarse, fine) if finer else (fine, coarse)
+        if "velocity" not in name:
+            source, target = source.flatten(0, 1), target.flatten(0, 1)
+        results = [torch.full_like(target, torch.nan) for _ in range(3)]
+        for run, result in zip((6, 1, 4), results, strict=True):
+            inputs = [run] if name.startswith("restrict") and "velocity" not in name else [periodic, run]
+            launch(kernel, (len(source), 4, -(-6 // run)), batched=[source], inputs=inputs, outputs=[result])
+        for result in results[1:]:
+            torch.testing.assert_close(result, results[0], rtol=0, atol=1e-15)
+
+
+def test_a_flow_does_not_depend_on_how_rows_are_cut() -> None:
+    nodes, cells = torch.rand((3, 3, 23)), torch.tensor([[2, 3, 0], [1, 4, 12]], dtype=torch.int32)
+    fields = [torch.full((3, 2, 7, 11), torch.nan) for _ in range(3)]
+    for lanes, field in zip((1, 4, 32), fields, strict=True):
+        outputs = [field, torch.empty((3, 7), dtype=torch.float64)]
+        launch(curl_noise_kernel, (3, 7, lanes), batched=[nodes], inputs=[cells, torch.ones(2), lanes], outputs=outputs)
+    for field in fields[1:]:
+        torch.testing.assert_close(field, fields[0], rtol=0, atol=1e-6)
 
 
 def test_pieces_fit_on_chip_and_cover_every_image() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,15 +15,19 @@ from lbm_warp import (
     AdvectionDiffusion,
     CurlNoise,
     GivenVelocity,
+    Medium,
     Operator,
+    OpticalTurbulence,
     RandomTurbulence,
     Schedule,
     TextbookSolver,
+    TravellingWaves,
     WaveAdvectionDiffusion,
     energy_spectrum,
     solenoidal,
 )
 from lbm_warp.heat import blur, from_modes, to_modes
+from lbm_warp.random import normal
 from lbm_warp.textbook import evolve
 from tests.test_operator import Shrink
 
@@ -90,6 +96,29 @@ def test_the_default_device_of_torch_does_not_matter(name: str) -> None:
         expected = call(u0)
         with torch.device("meta"):
             assert torch.equal(call(u0), expected)
+
+
+def test_the_default_dtype_of_torch_does_not_matter() -> None:
+    u0 = torch.rand((3, 2, 6, 10), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    air, waves = OpticalTurbulence(d_over_r0=3.0, levels=4), TravellingWaves()
+    of_seeds: list[Call] = [lambda seed: normal(seed, (3, 5)), lambda seed: waves.velocity(seed, 6, 10)]
+    of_seeds += [partial(operator, u0, LEVEL) for operator in (*OPERATORS.values(), air)]
+    for call in of_seeds:
+        expected = call(SEED)
+        call(SEED + 3)  # out of the caches
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(call(SEED), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["reversed", "big-endian", "Fortran"])
+def test_arrays_of_numpy_in_every_layout(kind: str) -> None:
+    alpha = np.random.default_rng(0).random((8, 12))
+    given = {"reversed": alpha[::-1], "big-endian": alpha.astype(">f8"), "Fortran": np.asfortranarray(alpha)}[kind]
+    medium = Medium(alpha=given)  # type: ignore[arg-type]
+    assert np.array_equal(medium.alpha[0, 0].numpy(), np.ascontiguousarray(given))  # type: ignore[index]
 
 
 def test_velocities_augmentation_and_modes() -> None:

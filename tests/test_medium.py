@@ -356,7 +356,7 @@ ONES = torch.ones(8, 8)
     ("fields", "message"),
     [
         ({}, "a medium needs alpha, walls or source"),
-        ({"alpha": 2.0 * ONES}, "alpha must be finite and from 0 to 1, relative to .* schedule: divide by the largest"),
+        ({"alpha": 2.0 * ONES}, r"alpha must be finite and from 0 to 1 \(relative to .* divide by the largest\), got 2 to 2"),
         ({"alpha": -ONES}, "alpha must be finite and from 0 to 1"),
         ({"alpha": ONES * torch.nan}, "alpha must be finite"),
         ({"alpha": ONES > 0}, "alpha must be floating-point, as alpha.float.., got torch.bool"),

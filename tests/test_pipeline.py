@@ -34,6 +34,7 @@ from diffusion.sampling.pipeline import BUNDLED
 from diffusion.sampling.prior import Prior
 from diffusion.size import Size
 from diffusion.training.loop import train
+from lbm_warp import CurlNoise
 from lbm_warp.checks import InputError
 from tests.runs import SIZE, stripes, tiny_config
 
@@ -270,6 +271,17 @@ def test_the_bundled_models_are_small_and_known_by_name(
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match="not a run folder"):
         Pipeline.from_pretrained(name)
+
+
+def test_a_sampler_makes_its_flow_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit what it draws when every step makes it; once more for the start."""
+    made, field = [], CurlNoise.field
+    monkeypatch.setattr(CurlNoise, "field", lambda self, ask: made.append(ask) or field(self, ask))
+    pipeline = Pipeline.from_pretrained()
+    images = pipeline.sample(2, seed=1, steps=4)
+    assert len(made) == 2
+    monkeypatch.setattr(type(pipeline.forward), "in_one_flow", lambda self: self)
+    assert torch.equal(pipeline.sample(2, seed=1, steps=4), images) and len(made) == 2 + 5
 
 
 def test_the_bundled_model_draws_digits() -> None:

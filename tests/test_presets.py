@@ -16,6 +16,9 @@ from diffusion.run import TrainingConfig
 from diffusion.samplers import Residual
 from diffusion.size import Size
 
+# All but that of photographs (tests/test_photographs.py).
+FLUID = [name for name, config in PRESETS.items() if isinstance(config.network, NetworkConfig)]
+
 
 def parameters(seen: int, channels: int, network: NetworkConfig) -> int:
     """Number of parameters by hand: every layer of the U-Net, counted. It sees as many channels, and predicts as many."""
@@ -52,7 +55,7 @@ def parameters(seen: int, channels: int, network: NetworkConfig) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", FLUID)
 def test_a_preset_builds_a_network_of_the_size_that_was_counted(name: str) -> None:
     config = preset(name)
     network = config.build_network(empty=True)
@@ -70,7 +73,7 @@ def test_the_papers_network_has_218_million_parameters() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", FLUID)
 def test_every_kind_of_block_of_a_preset_computes(name: str) -> None:
     """A forward and a backward pass of one block of each pair of widths, and of each attention, on few pixels."""
     config = preset(name)
@@ -121,7 +124,7 @@ def test_the_other_published_runs_are_inverse_heat_dissipation(name: str, sigma_
     assert config.training.images == 1_300_000 * batch
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if not name.endswith("-published")])
+@pytest.mark.parametrize("name", [name for name in FLUID if not name.endswith("-published")])
 def test_a_preset_called_after_its_data_runs_fluid(name: str) -> None:
     config = preset(name)
     lower_noise = {"log_mean": -1.6} if name in ("fashion-mnist", "emoji", *OWN) else {}

@@ -168,7 +168,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: 
     [
         (["missing.png"], "missing.png"),
         (["p.png", "--level", "high"], "--level takes auto or a number from 1, got 'high'"),
-        (["p.png", "--level", "2000"], "level must be from 1 to 1000, got 2000"),
+        (["p.png", "--run", "digits", "--level", "2000"], "level must be from 1 to 1000, got 2000"),
         (["p.png", "--samples", "0"], "--samples must be at least 1"),
         (["p.png", "--run", "digits", "--degrade", "2000"], "--degrade must be from 1 to 1000, got 2000"),
         (["p.png", "--run", "nowhere"], "nowhere"),

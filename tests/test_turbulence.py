@@ -19,6 +19,7 @@ from lbm_warp import (
     solenoidal,
 )
 from lbm_warp.checks import InputError
+from lbm_warp.turbulence import Remembering
 
 DIVERGENCE_FREE = [CurlNoise(), CurlNoise(octaves=2, cells=5), SpectralTurbulence(), SpectralTurbulence(k_max=5.5, k_min=2.0)]
 COMPRESSIBLE = SpectralTurbulence(compressible=True)
@@ -233,6 +234,36 @@ def test_a_flow_of_ones_own_is_one_method(device: torch.device) -> None:
     assert torch.equal(operator(images, 4, [1, 2]), given(images, 4, 0)) and not operator.random
     moving = AdvectionDiffusion(Schedule.geometric(0.5, 3.0, 4), peclet=4.0, turbulence=Shear(), turbulence_time=20.0)
     assert not torch.equal(moving(images, 4, 0), given(images, 4, 0))
+
+
+@dataclass(frozen=True)
+class Counted(Turbulence):
+    """Counts how often its fields are made."""
+
+    made: list[FieldRequest]
+
+    def field(self, ask: FieldRequest) -> torch.Tensor:
+        self.made.append(ask)
+        return CurlNoise().field(ask)
+
+
+def test_a_flow_is_made_once_for_many_calls_with_the_same_seeds() -> None:
+    """The last one alone is kept; a request is the same by its values, not because it is the same object."""
+    counted, seed = Counted([]), torch.tensor([3, 5])
+    remembering = Remembering(counted)
+    with torch.inference_mode():
+        first = remembering.velocity(seed, 8, 12)
+    assert torch.equal(first, CurlNoise().velocity([3, 5], 8, 12)) and remembering.random and not first.is_inference()
+    for again in ([3, 5], torch.tensor([3, 5])):
+        assert torch.equal(remembering.velocity(again, 8, 12), first) and len(counted.made) == 1
+    seed += 1
+    others = [{"seed": seed}, {"seed": 3}, {"height": 12}, {"boundary": "periodic"}, {"time": 0.5}, {}]
+    for count, other in enumerate(others, 2):
+        given = {"seed": [3, 5], "height": 8, "width": 12} | other
+        assert torch.equal(remembering.velocity(**given), CurlNoise().velocity(**given)) and len(counted.made) == count
+    field = torch.rand((1, 2, 8, 12), requires_grad=True)
+    for _ in range(2):
+        assert Remembering(GivenVelocity(field)).velocity(0, 8, 12).requires_grad
 
 
 def test_what_is_asked_for() -> None:

@@ -77,7 +77,7 @@ class Study(NamedTuple):
 _STEPWISE = "--sigma-max 0.5 --sampling-noise"
 _FASHION = "--data fashion-mnist --preset digits --size 28"
 _EDM_LEVELS = "--log-mean -1.2 --log-deviation 1.2"
-# One switch of the recipe for large sets at a time, beside a plain run. Batch and half-life leave the rate of an image's loss alike.
+# One switch of the recipe for large sets at a time, beside a plain run.
 _RECIPE = {
     "plain": "",
     "augmented, told": "--augment 0.12",

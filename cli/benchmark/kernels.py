@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -148,19 +148,24 @@ class DeviceOperations(TorchDispatchMode):
 
 
 def count_call(size: int, images: int = 32) -> measure.Row:
-    """What a call of the operator asks of a device, counted without one: tensors are on the device meta, kernels do not run."""
+    """What a call of the operator asks of a device."""
     operator = AdvectionDiffusion(Schedule.geometric(min(0.5, 0.16 * size), 0.16 * size, 50), peclet=8.0)
     u = torch.empty((images, 3, size, size), device="meta")
+    return {"images": images, "size": size, **counted(lambda: operator(u, 50, range(images)))}
+
+
+def counted(call: Callable[[], Any]) -> dict[str, int]:
+    """What a call asks of a device, counted without one: its tensors are on the device meta, kernels do not run."""
     with (
         mock.patch.object(checks, "DEVICES", (*checks.DEVICES, "meta")),
         mock.patch.object(interop, "load"),
         mock.patch.object(interop, "replay") as launch,
     ):
-        operator(u, 50, range(images))  # makes what later calls use again
+        call()  # makes what later calls use again
         launch.reset_mock()
         with DeviceOperations() as seen:
-            operator(u, 50, range(images))
-    return {"images": images, "size": size, "launches": launch.call_count, **seen.counts}
+            call()
+    return {"launches": launch.call_count, **seen.counts}
 
 
 def find_tools() -> dict[str, str]:

@@ -13,10 +13,10 @@ from urllib.parse import quote
 from PIL import Image
 
 from cli.scene import PHOTOGRAPH
-from diffusion.files import whole_file
+from diffusion.files import asset, whole_file
 from lbm_warp.checks import InputError
 
-PICTURES = {"The cat": PHOTOGRAPH}
+PICTURES = {"The cat": PHOTOGRAPH, "An astronaut": asset("astronaut.jpg")}
 # The modules of the page, each after those that it imports.
 MODULES = ("flow.js", "lattice.js", "patterns.js", "live.js", "alone.js")
 # The page loads nothing, from anywhere.

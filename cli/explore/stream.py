@@ -31,8 +31,8 @@ PAUSE, REST, END = object(), object(), object()
 FAILED = "this failed; the terminal of the server says why"
 # A turn takes this long and the piece that is under way then [s]; pieces are made to take about as long.
 TURN = 0.05
-AHEAD = 4  # things made and not read, of one work
-MOST = 64  # works at a time
+AHEAD = 2  # things made and not read, of one work
+MOST = 128  # works at a time
 STALLED = 3.0  # after which a work that is not read makes room for others [s]
 PROGRESS = 0.25  # between two messages of a film [s]
 TIDY = 5.0  # between two times that memory is given back [s]

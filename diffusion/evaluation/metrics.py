@@ -13,6 +13,7 @@ Everything is computed in float64, on the device that the features are on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from diffusion.data.dataset import evenly_spaced
-from lbm_warp.checks import InputError, check_integer
+from lbm_warp.checks import InputError, amount, check_integer, check_object
 
 TILE = 2**24  # distances at a time: 128 MiB
 FIT_BATCH = 4096
@@ -49,6 +50,11 @@ class Measurement:
     """One row an image, floating-point [N, D]."""
     colours: torch.Tensor
     """Mean of each channel of each image in 1/255, floating-point [N, C]."""
+
+    def __post_init__(self) -> None:
+        if self.colours.ndim != 2 or len(self.colours) != len(self.features):
+            shape = list(self.colours.shape)
+            raise InputError(f"colours must be of shape [N, C] for {amount(len(self.features), 'image')}, got {shape}")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -109,8 +115,12 @@ def score(samples: Measurement, reference: Measurement, k: int = 5) -> Scores:
         k: neighbours that set the size of a neighbourhood, >= 1.
 
     Raises:
-        InputError: if a set has k images or fewer, features that are not finite, or features of another dimension.
+        InputError: if a set has k images or fewer, features that are not finite, or features or colours of another dimension.
     """
+    check_object("samples", samples, Measurement)
+    check_object("reference", reference, Measurement)
+    if samples.colours.shape[1] != reference.colours.shape[1]:
+        raise InputError(f"{samples.colours.shape[1]} colour channels cannot be compared with {reference.colours.shape[1]}")
     fitted = [fit_gaussian(measured.features) for measured in (samples, reference)]
     equal = min(len(samples), len(reference))
     pictures, made = (measured[evenly_spaced(len(measured), equal)].features for measured in (reference, samples))
@@ -182,13 +192,14 @@ def kernel_distance(samples: torch.Tensor, reference: torch.Tensor) -> tuple[flo
     It is the mean over all subsets, of any one size, where others average over some random ones of 1,000 images: the same number,
     without their scatter. Let w be the mean kernel of an image with the others of its set, minus that with the other set. Then it
     is mean(w) over the samples + mean(w) over the reference. An image is at either place of a pair, so the variance is
-    4 var(w) / N + 4 var(w) / M. For two sets of one distribution that is too much, by a factor of up to 2.
+    4 var(w) / N + 4 var(w) / M. For two sets of one distribution that is too much, by a factor of up to 2. Images that are in both
+    sets make it negative.
 
     Args:
         samples, reference: features, floating-point [N, D] and [M, D], at least two of each; N and M may differ.
 
     Raises:
-        InputError: if a set has fewer than two images, or the features are not finite or of different dimensions.
+        InputError: if a set has fewer than two images, or the features are too large, not finite or of different dimensions.
     """
     for features in (samples, reference):
         check_features(features, 2)
@@ -200,6 +211,8 @@ def kernel_distance(samples: torch.Tensor, reference: torch.Tensor) -> tuple[flo
         witness = within / (len(own) - 1) - across / len(others)
         value += witness.mean().item()
         variance += 4.0 * witness.var().item() / len(own)
+    if not math.isfinite(value):
+        raise InputError("features are too large for the kernel distance; scale them")
     return value, variance**0.5
 
 
@@ -311,12 +324,14 @@ def neighbourhoods(reference: torch.Tensor, samples: torch.Tensor, k: int) -> tu
 
 def check_features(features: torch.Tensor, least: int) -> None:
     """Raise InputError unless ``features`` is floating-point [N, D], N at least ``least``, D at most 16,384, and finite."""
+    if not isinstance(features, torch.Tensor):
+        raise InputError(f"features must be a tensor [N, D], got {type(features).__name__}")
     if features.ndim != 2 or features.shape[1] == 0 or not features.is_floating_point():
         raise InputError(f"features must be floating-point of shape [N, D], got {features.dtype} of shape {list(features.shape)}")
     if features.shape[1] > MOST_FEATURES:
         raise InputError(f"{features.shape[1]} features an image are too many, at most {MOST_FEATURES}: take other ones")
     if len(features) < least:
-        raise InputError(f"{len(features)} images are too few for neighbourhoods of k = {least - 1}; at least {least} are needed")
+        raise InputError(f"{amount(len(features), 'image')} given, at least {least} are needed")
     broken = len(features) - int(features.isfinite().all(dim=1).sum())
     if broken:
         raise InputError(f"the features of {broken} of {len(features)} images are not finite (NaN or infinite)")

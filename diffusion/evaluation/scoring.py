@@ -82,8 +82,10 @@ def evaluate(
     reference.check_enough(source.name, len(index))
     if (config.likelihood or config.calibration or config.variance or config.restoration) and run is None:
         raise InputError(f"{source.name}: not a run; leave out likelihood, calibration, variance and restoration")
+    if run is not None:  # before all else, which takes longer
+        run.method.sampler.visited(run.forward, steps=config.steps)
     if config.likelihood and run is not None:
-        check_density(run)  # before all else, which takes longer
+        check_density(run)
     if config.restoration and run is not None:
         check_blurs(run)
 

@@ -199,9 +199,11 @@ def read_npz(path: Path) -> np.ndarray:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            images = archive["arr_0"]
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not an .npz file with an array arr_0 ({error})") from None
+            names, images = list(archive), archive.get("arr_0")
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):  # numpy's advice would be to run the file
+        raise InputError(f"{path}: not an .npz file with an array arr_0 of numbers, or damaged") from None
+    if images is None:
+        raise InputError(f"{path}: no array arr_0, but {', '.join(names)}; write it with numpy.savez(file, images)")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or min(images.shape[:3]) < 2:
         raise InputError(f"{path}: arr_0 is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C], C 1 or 3")
     return images.transpose(0, 3, 1, 2)

@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from diffusion.sampling.inverse import conjugate_gradients
-from lbm_warp.checks import InputError, as_images
-from lbm_warp.heat import cosines
+from lbm_warp.checks import InputError, as_floats
+from lbm_warp.heat import cosines, full_precision
 from lbm_warp.optics import shifted
 
 # Rounds, and steps in each; the shorter side at which ways are looked for, and cosines along it; frames that are in work at a time.
@@ -26,6 +26,8 @@ ROUNDS, STEPS, SIDE, MODES, FRAMES = 5, 2, 256, 32, 8
 SLOPE = 2.5
 # Rms of the ways [pixels] and of the noise, before the first round.
 SHIFT, NOISE = 2.0, 0.05
+# The largest value of a frame, far above white; noise may go beyond.
+BEYOND = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Aligned:
         return _fields(self.ways[number], height, width) * min(height, width)
 
 
-def align(frames: Sequence[torch.Tensor], callback: Callable[[int, torch.Tensor], None] | None = None) -> Aligned:
+@torch.no_grad()
+def align(frames: Sequence[torch.Tensor] | torch.Tensor, callback: Callable[[int, torch.Tensor], None] | None = None) -> Aligned:
     """Find how the frames of a burst were shifted, and their mean without the shifts.
 
     Args:
@@ -61,7 +64,7 @@ def align(frames: Sequence[torch.Tensor], callback: Callable[[int, torch.Tensor]
             pixels along its shorter side.
 
     Raises:
-        InputError: if there are fewer than two frames, or they are no pictures of one size.
+        InputError: if there are fewer than two frames, they are no pictures of one size, or have values far beyond [0, 1].
     """
     if len(frames) < 2:
         raise InputError(f"a burst has at least two frames of one scene, got {len(frames)}")
@@ -75,7 +78,8 @@ def align(frames: Sequence[torch.Tensor], callback: Callable[[int, torch.Tensor]
         scene = _mean(carried, noise)
         for part in range(0, len(small), FRAMES):
             rows = slice(part, part + FRAMES)
-            ways[rows] = _registered(small[rows], scene, ways[rows], shift * spectrum, noise[rows])
+            with full_precision(small.device):
+                ways[rows] = _registered(small[rows], scene, ways[rows], shift * spectrum, noise[rows])
         ways -= _mean(ways, noise)
         for row, frame in enumerate(small):
             carried[row] = _carried(frame, ways[row])
@@ -90,15 +94,18 @@ def align(frames: Sequence[torch.Tensor], callback: Callable[[int, torch.Tensor]
     return Aligned(scene, ways, noise)
 
 
-def _checked(frames: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _checked(frames: Sequence[torch.Tensor] | torch.Tensor) -> Iterator[torch.Tensor]:
     """The frames, float32."""
-    shape = tuple(frames[0].shape)
+    first = None
     for number, frame in enumerate(frames, 1):
-        if tuple(frame.shape) != shape:
-            raise InputError(
-                f"frames of a burst have one shape: the first has {list(shape)}, number {number} has {list(frame.shape)}"
-            )
-        yield as_images(frame[None])[0].float()
+        shape = list(as_floats(f"frame {number}", frame, "C, H, W").shape)
+        first = first or shape
+        if shape != first:
+            raise InputError(f"frames of a burst have one shape: the first has {first}, number {number} has {shape}")
+        most = float(frame.abs().max())
+        if not most <= BEYOND:
+            raise InputError(f"frame {number} has values up to {most:g}; expected 0 to 1, with noise up to {BEYOND:g}")
+        yield frame.float()
 
 
 def _registered(
@@ -133,7 +140,8 @@ def _carried(frame: torch.Tensor, way: torch.Tensor) -> torch.Tensor:
 def _fields(ways: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Fields [..., 2, height, width] from amplitudes [..., 2, K, J]."""
     rows, columns = (_waves(size, count).to(ways) for size, count in zip((height, width), ways.shape[-2:], strict=True))
-    return rows.T @ ways @ columns
+    with full_precision(ways.device):
+        return rows.T @ ways[..., : len(rows), : len(columns)] @ columns
 
 
 def _waves(size: int, count: int) -> torch.Tensor:

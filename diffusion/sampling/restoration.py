@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from diffusion.data.dataset import evenly_spaced
+from diffusion.photographs import as_stored
 from diffusion.rng import seeds
 from diffusion.samplers.base import Callback, noise_of_parts
 from diffusion.sampling.pipeline import Pipeline
@@ -165,11 +166,6 @@ def _parts(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def _thumbnail(z: torch.Tensor) -> torch.Tensor:
     """Pictures [N, C, H, W] as means over blocks, float64 [N, C, h, w]."""
     return functional.adaptive_avg_pool2d(z.double().cpu(), THUMBNAIL)
-
-
-def as_stored(z: torch.Tensor) -> torch.Tensor:
-    """Pictures as a file holds them: cut to [0, 1], rounded to eight bits."""
-    return (255.0 * z.clamp(0.0, 1.0)).round() / 255.0
 
 
 def restore(

@@ -1,7 +1,7 @@
 """Photographs of any size restored in tiles, by a run of the preset ``photographs``, and their blur and noise estimated.
 
-A tile is restored with what lies around it, as far as the network sees, so tiles fit together without seams, and memory does not grow
-with the picture but for the arrays that hold it. Beyond its edges a picture is mirrored.
+A tile is restored with what lies around it, as far as the network sees, so tiles fit together without seams, and memory does not
+grow with the picture but for the arrays that hold it. Beyond its edges a picture is mirrored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from diffusion.files import asset, load_tensors, save_tensors
 from diffusion.photographs import LocalUNet, Photographs, as_stored
-from diffusion.rng import seeds
+from diffusion.rng import seeds, uniform
 from diffusion.sampling.pipeline import Pipeline
 from lbm_warp.checks import InputError, check_integer, check_number
 from lbm_warp.heat import blur, cosines, to_modes
@@ -87,7 +87,8 @@ def tiles(pipeline: Pipeline, picture: np.ndarray, sigma: float, noise: float, s
         with torch.inference_mode():
             inputs, base, gain = denoiser.estimate(part.expand(3, -1, -1)[None], *numbers)
             left_over, log_variance = pipeline.network(inputs, torch.ones(1, dtype=torch.int64)).chunk(2, dim=1)
-            found = (base + gain * left_over, gain * torch.exp(0.5 * log_variance))
+            # Nothing in [0, 1] has a larger deviation.
+            found = (base + gain * left_over, (gain * torch.exp(0.5 * log_variance)).clamp_max(0.5))
         inner = (slice(None), slice(halo, halo + h), slice(halo, halo + w))
         mean, deviation = (one[0][inner].cpu().numpy() for one in found)
         if channels == 1:
@@ -103,52 +104,49 @@ def _mirrored(places: np.ndarray, length: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Degradation:
-    """What is known of a photograph's blur and noise.
+    """What is known of a photograph's blur and noise, in cells of pairs of the two.
 
     Attributes:
-        blur: blur widths that were compared [pixels], float64 [B].
-        noise: noises, float64 [N].
-        evidence: logarithms of the probabilities of the pairs, but for a constant, float64 [B, N].
+        evidence: logarithms of the probabilities of the cells, but for a constant, float64 [B, N].
+        mean: blur [pixels] and noise, if they are in the cell, float64 [B, N, 2].
+        variance: of both, float64 [B, N, 2].
     """
 
-    blur: np.ndarray
-    noise: np.ndarray
     evidence: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
 
     def given(self, sigma: float | None, noise: float | None) -> Degradation:
         """The same where one of the two is known, or both."""
-        found = self
-        if sigma is not None:
-            near = np.abs(found.blur - sigma).argmin()
-            found = Degradation(np.array([sigma]), found.noise, found.evidence[near : near + 1])
-        if noise is not None:
-            near = np.abs(found.noise - noise).argmin()
-            found = Degradation(found.blur, np.array([noise]), found.evidence[:, near : near + 1])
-        return found
+        evidence, mean, variance = self.evidence.copy(), self.mean.copy(), self.variance.copy()
+        for axis, (value, grid) in enumerate(((sigma, BLURS), (noise, NOISES))):
+            if value is not None:
+                away = np.arange(len(grid)) != np.abs(grid - value).argmin()
+                np.moveaxis(evidence, axis, 0)[away] = -np.inf
+                mean[..., axis], variance[..., axis] = value, 0.0
+        return Degradation(evidence, mean, variance)
 
-    @property
-    def probability(self) -> np.ndarray:
-        """Of the pairs, float64 [B, N]."""
-        weights = np.exp(self.evidence - self.evidence.max())
-        return weights / weights.sum()
-
-    @property
-    def sigma(self) -> tuple[float, float]:
-        """Mean and standard deviation of the blur [pixels]."""
-        return _moments(self.blur, self.probability.sum(axis=1))
-
-    @property
-    def noises(self) -> tuple[float, float]:
-        """Mean and standard deviation of the noise."""
-        return _moments(self.noise, self.probability.sum(axis=0))
+    def moments(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Mean and standard deviation of the blur [pixels], and of the noise."""
+        share = np.exp(self.evidence - self.evidence.max())[..., None]
+        share /= share.sum()
+        known = self.mean[0, 0]  # exactly, where all are the same
+        mean = known + (share * (self.mean - known)).sum(axis=(0, 1))
+        deviation = np.sqrt((share * (self.variance + (self.mean - mean) ** 2)).sum(axis=(0, 1)))
+        return (float(mean[0]), float(deviation[0])), (float(mean[1]), float(deviation[1]))
 
 
 class DegradationEstimator:
-    """Finds blur and noise of photographs by a synthetic likelihood (Wood 2010): numbers of a picture are Gaussian, with a mean and a
-    covariance for every pair of blur and noise that were measured on photographs.
+    """Finds blur and noise of photographs by a synthetic likelihood (Wood 2010).
 
-    The numbers are logarithms of powers in bands of the spectrum, of the noise where the picture is smoothest, and of shares of cut
-    pixels, of patches spread over the picture.
+    Blur and noise lie in a grid of cells. In each, numbers that are taken of a picture, and the blur and the noise themselves, are
+    Gaussian, with a mean and a covariance that were measured on photographs. So the numbers of a picture give the probability of
+    every cell and, by linear regression, blur and noise within it.
+
+    Args:
+        means: of blur, noise and the numbers, [B N, 2 + F].
+        covariances: of the same, [B N, 2 + F, 2 + F].
+        factors: by what the network's deviations are multiplied so that 90 % intervals hold 90 % of the pixels, [N].
     """
 
     def __init__(self, means: torch.Tensor, covariances: torch.Tensor, factors: torch.Tensor) -> None:
@@ -156,23 +154,28 @@ class DegradationEstimator:
 
     @classmethod
     def load(cls, folder: Path = MODEL) -> DegradationEstimator:
-        """Of the files of a run that ``tools.photographs levels`` wrote."""
+        """Of the files of a bundled model, which ``tools.photographs`` writes."""
         tensors = load_tensors(folder / LEVELS)
         if {"means", "covariances", "factors"} - tensors.keys():
-            raise InputError(f"{folder / LEVELS}: not what tools.photographs levels writes; write it again")
+            raise InputError(f"{folder / LEVELS}: not what tools.photographs writes; write it again")
         return cls(tensors["means"], tensors["covariances"], tensors["factors"])
 
     @classmethod
     def measured(cls, photographs: Sequence[torch.Tensor]) -> DegradationEstimator:
-        """Measured on patches of clean photographs, float32 [P, 3, PATCH, PATCH] each, all degraded to every pair."""
+        """Measured on patches of clean photographs, float32 [P, 3, PATCH, PATCH] each, all degraded to every cell."""
         means, covariances = [], []
         noises = [normal(seeds(i, "levels", np.arange(len(x))), x.shape, x.device) for i, x in enumerate(photographs)]
-        for sigma, noise in product(BLURS, NOISES):
-            width = torch.tensor([sigma], dtype=torch.float64)
-            pictures = zip(photographs, noises, strict=True)
-            rows = torch.stack([features(as_stored(blur(x, width.expand(len(x)), False) + noise * e)) for x, e in pictures])
-            means.append(rows.mean(dim=0))
-            covariances.append(torch.cov(rows.T) + SLACK * torch.eye(rows.shape[1], dtype=rows.dtype))
+        for row, column in product(range(len(BLURS)), range(len(NOISES))):
+            rows = []
+            for i, (x, e) in enumerate(zip(photographs, noises, strict=True)):
+                across, along = uniform(seeds(i, "cell", row), "cell", [2 * column, 2 * column + 1]).tolist()
+                width = float(np.interp(row - 0.5 + across, np.arange(len(BLURS)), BLURS))
+                r = float(np.interp(column - 0.5 + along, np.arange(-1, len(NOISES)), [0.0, *NOISES]))
+                blurred = blur(x, torch.full((len(x),), width, dtype=torch.float64), periodic=False)
+                rows.append(torch.cat([torch.tensor([width, r]).double(), features(as_stored(blurred + r * e))]))
+            joint = torch.stack(rows)
+            means.append(joint.mean(dim=0))
+            covariances.append(torch.cov(joint.T))
         return cls(torch.stack(means), torch.stack(covariances), torch.ones(len(NOISES)))
 
     def save(self, folder: Path) -> None:
@@ -182,11 +185,18 @@ class DegradationEstimator:
 
     def __call__(self, picture: np.ndarray) -> Degradation:
         """Of a picture, float32 [C, H, W] in [0, 1]."""
-        difference = features(patches(picture)) - self.means
-        factor = torch.linalg.cholesky(self.covariances)
+        difference = features(patches(picture)) - self.means[:, 2:]
+        own, cross, of_both = self.covariances[:, 2:, 2:], self.covariances[:, :2, 2:], self.covariances[:, :2, :2]
+        factor = torch.linalg.cholesky(own + SLACK * torch.eye(own.shape[1]))
         distance = torch.linalg.solve_triangular(factor, difference[:, :, None], upper=False).square().sum(dim=(1, 2))
         evidence = -factor.diagonal(dim1=1, dim2=2).log().sum(dim=1) - 0.5 * distance
-        return Degradation(BLURS, NOISES, evidence.reshape(len(BLURS), len(NOISES)).numpy())
+        # Before the picture is seen, that it is not blurred is as probable as that it is.
+        evidence[: len(NOISES)] += np.log(len(BLURS) - 1)
+        gain = torch.cholesky_solve(cross.mT, factor).mT
+        mean = (self.means[:, :2] + (gain @ difference[:, :, None])[..., 0]).clamp_min(0.0)
+        variance = (of_both - gain @ cross.mT).diagonal(dim1=1, dim2=2).clamp_min(0.0)
+        grid = len(BLURS), len(NOISES)
+        return Degradation(evidence.reshape(grid).numpy(), mean.reshape(*grid, 2).numpy(), variance.reshape(*grid, 2).numpy())
 
     def factor(self, noise: float) -> float:
         """By what the network's deviations are multiplied so that 90 % intervals hold 90 % of the pixels, at this noise."""
@@ -220,8 +230,3 @@ def features(patches: torch.Tensor) -> torch.Tensor:
     floor = torch.stack([torch.quantile(local, share) for share in (0.05, 0.3)])
     cut = torch.stack([(patches <= 0.0).double().mean(), (patches >= 1.0).double().mean()])
     return torch.cat([torch.cat([powers, floor]).clamp_min(LEAST_POWER).log(), cut.clamp_min(LEAST_SHARE).log()])
-
-
-def _moments(values: np.ndarray, probability: np.ndarray) -> tuple[float, float]:
-    mean = float(probability @ values)
-    return mean, float(np.sqrt(probability @ (values - mean) ** 2))

@@ -106,7 +106,9 @@ def _check_parts(config: RunConfig, network: nn.Module, dataset: Sequence[np.nda
     arguments = f"(images, levels{', labels' * len(labels)}{', told=numbers' * len(told)})"
     name = f"{type(network).__name__} called as {arguments} with images {list(inputs.shape)}"
     predicted = [2, denoiser.outputs(config.channels), *config.size]
-    prediction = _check(name, "a tensor", called(name, partial(network.train(), **told), inputs, level.to(device), *labels), predicted)
+    prediction = _check(
+        name, "a tensor", called(name, partial(network.train(), **told), inputs, level.to(device), *labels), predicted
+    )
     name = of_loss = f"{type(denoiser).__name__}.loss"
     loss = called(name, partial(denoiser.loss, forward, prediction, target, level, seed))
     loss = _check(name, "a loss for each image", loss, [2])

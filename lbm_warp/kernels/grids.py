@@ -75,7 +75,7 @@ def transfers(dtype: type) -> Transfers:
         upper = fine[n, 2 * y]
         lower = fine[n, 2 * y + 1]
         means = coarse[n, y]
-        for x in range(part * run, (part + 1) * run):
+        for x in range(part * run, wp.min((part + 1) * run, means.shape[0])):
             means[x] = (upper[2 * x] + upper[2 * x + 1] + lower[2 * x] + lower[2 * x + 1]) / dtype(4.0)
 
     @kernel

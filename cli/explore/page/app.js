@@ -6,7 +6,7 @@ import { enlarged } from "./draw.js";
 import { Generate } from "./generate.js";
 import { Player } from "./player.js";
 import { Restore } from "./restore.js";
-import { Stir } from "./stir.js";
+import { LIVE, Stir } from "./stir.js";
 import { keep, kept } from "./store.js";
 import { Story } from "./story.js";
 import { messages } from "./stream.js";
@@ -17,12 +17,13 @@ const USUAL = {
   sprocess: "beyond-blur", model: "fashion", num: "36", gseed: "0", steps: "0", label: "", guidance: "1", mode: "new",
   rpicture: "degraded", rmodel: "emoji", rclean: "", rdegrade: "300", rlevel: "", rsamples: "4", rseed: "0",
   st: "0.7000", t: "0.3000", ct: "0.3000", gt: "1.0000", rt: "1.0000",
+  ...LIVE,
 };
 const TIME = { story: "st", corrupt: "t", compare: "ct", generate: "gt", restore: "rt", live: "t" };
 const SEED = { corrupt: "seed", compare: "seed", generate: "gseed", restore: "rseed" };
 // With a change of these the browser's Back comes back to what was before.
 const PLACES = ["view", "step", "picture", "rpicture", "process", "sprocess", "model", "rmodel", "rclean"];
-const NAMES = { chelsea: "the cat", degraded: "two emoji", emoji: "an emoji" };
+const NAMES = { chelsea: "the cat", astronaut: "an astronaut", degraded: "two emoji", emoji: "an emoji" };
 // Files that are no pictures of pixels that Pillow reads.
 const OTHERS = [
   [/\.(heic|heif)$/i, "HEIC pictures are not read here: save it as JPEG or PNG, and drop that."],

@@ -167,7 +167,7 @@ export class Corrupt {
         { x: about.k, y: law, colour: "--soft", dashed: true, width: 1.2 },
         { x: about.k, y: about.energy, colour: "--warm" },
       ],
-      { xLabel: "waves per side; dashed: k^(-5/3)", decades: 4 });
+      { xLabel: "waves per side; dashed: k⁻⁵ᐟ³", decades: 4 });
     this.paint.ink();
     this.show();
   }

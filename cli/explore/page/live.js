@@ -4,7 +4,7 @@ import { CurlNoise, Strokes, measured, velocity } from "./flow.js";
 import { Lattice, PEAK_TO_RMS } from "./lattice.js";
 import { PATTERNS, drawn } from "./patterns.js";
 
-const USUAL = { peclet: 1000, speed: 240, boundary: "wall", brush: 7, turbulence: 15, unrest: 0.5, seed: 0 };
+export const KNOBS = { peclet: 1000, speed: 240, boundary: "wall", brush: 7, turbulence: 15, unrest: 0.5, seed: 0 };
 const LARGEST = 384, SMALLEST = 192; // shorter side of the picture [cells]
 const ITERATION_MS = 6; // a picture is made smaller until an iteration takes at most so long
 const LASTING = 180; // iterations after which a stroke has lost all but 1 / e of its speed
@@ -71,11 +71,12 @@ export function mount(element, picture, options) {
 
 class Live {
   // Options: knobs by name; size, the shorter side [cells], by default what the machine can do; pictures, addresses by name, to
-  // choose from beside files; paused, by default where motion is not wanted; settings, another element for the knobs.
-  constructor(element, { knobs, size, pictures, paused, settings } = {}) {
-    this.knobs = { ...USUAL, ...knobs };
+  // choose from beside files; paused, by default where motion is not wanted; settings, another element for the knobs; changed,
+  // called with the knobs that were turned, and with the name of another picture ("" for a file).
+  constructor(element, { knobs, size, pictures, paused, settings, changed } = {}) {
+    this.knobs = { ...KNOBS, ...knobs };
     this.size = size && Math.min(Math.max(size, 64), 1024);
-    Object.assign(this, { element, record: [], playing: false, due: 0, allowed: 4, particles: [] });
+    Object.assign(this, { element, changed, record: [], playing: false, due: 0, allowed: 4, particles: [] });
     element.innerHTML = TEMPLATE;
     element.classList.add("live");
     this.canvases = Object.fromEntries(["picture", "past", "ink"].map((name) => [name, this.find(`.live-${name}`)]));
@@ -96,15 +97,20 @@ class Live {
     this.find(".live-pictures").append(...Object.entries(pictures).map(([name, source]) => {
       const button = document.createElement("button");
       button.textContent = name;
-      button.addEventListener("click", () => this.show(source));
+      button.addEventListener("click", () => this.take(source, name));
       return button;
     }));
-    this.on(this.find("[type=file]"), "change", ({ target }) => target.files[0] && this.show(target.files[0]));
+    this.on(this.find("[type=file]"), "change", ({ target }) => target.files[0] && this.take(target.files[0]));
     this.on(window, "dragover", (event) => event.preventDefault());
     this.on(window, "drop", (event) => {
       event.preventDefault();
-      if (event.dataTransfer.files[0]) this.show(event.dataTransfer.files[0]);
+      if (event.dataTransfer.files[0]) this.take(event.dataTransfer.files[0]);
     });
+  }
+
+  take(picture, name = "") {
+    this.changed?.({ picture: name });
+    this.show(picture);
   }
 
   find(selector) {
@@ -260,6 +266,7 @@ class Live {
   turn(changes) {
     Object.assign(this.knobs, changes);
     this.arrange();
+    this.changed?.(Object.fromEntries(Object.keys(changes).map((name) => [name, String(this.knobs[name])])));
     if (!this.lattice) return;
     if ("seed" in changes || "boundary" in changes) this.still();
     this.fresh = true; // strokes have what the turbulence leaves of the largest velocity
@@ -269,7 +276,7 @@ class Live {
     for (const control of this.controls) {
       const name = control.dataset.knob, output = control.closest("label").querySelector("output");
       if (control.value !== String(this.knobs[name])) control.value = this.knobs[name];
-      this.knobs[name] = control.value ||= USUAL[name]; // what an address may say that is no value
+      this.knobs[name] = control.value ||= KNOBS[name]; // what an address may say that is no value
       if (output) output.textContent = control.value;
     }
     this.element.style.setProperty("--brush", this.knobs.brush / 100);

@@ -1,9 +1,15 @@
 // The place of the live mode, which live.js fills: mount(element, picture) begins it, destroy() ends it.
 
 import { pictureCanvas } from "./draw.js";
+import { KNOBS, mount } from "./live.js";
 import { messages } from "./stream.js";
 
 const SIZE = 256;
+
+// The knobs of the live view as the address of the page names them.
+export const inAddress = (knobs) =>
+  Object.fromEntries(Object.entries(knobs).map(([name, value]) => [`l${name}`, String(value)]));
+export const LIVE = inAddress(KNOBS);
 
 export class Stir {
   constructor(app) {
@@ -15,9 +21,11 @@ export class Stir {
   load() {
     this.stop();
     return this.app.work(async (signal) => {
-      const { mount } = await import("./live.js");
-      const picture = await this.picture(signal);
-      if (!signal.aborted) this.mounted = mount(this.place, picture, { settings: document.getElementById("live-settings") });
+      const picture = await this.picture(signal), { app } = this;
+      if (signal.aborted) return;
+      const knobs = Object.fromEntries(Object.keys(KNOBS).map((name) => [name, app.state[`l${name}`]]));
+      const changed = (turned) => app.set(inAddress(turned));
+      this.mounted = mount(this.place, picture, { settings: document.getElementById("live-settings"), knobs, changed });
     });
   }
 

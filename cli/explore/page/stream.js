@@ -3,8 +3,14 @@
 // The server ends what this page no longer wants, and is fair between pages.
 const client = Array.from(crypto.getRandomValues(new Uint32Array(2)), (part) => part.toString(36)).join("");
 
+const PATIENCE = 8; // times that a busy server is asked again, a second later each
+
 export async function* messages(path, query, signal) {
-  const answer = await fetch(`${path}?${new URLSearchParams({ ...query, client })}`, { signal });
+  let answer;
+  for (let asked = 0; asked < PATIENCE && (!answer || answer.status === 503); asked++) {
+    if (answer) await new Promise((resolve) => setTimeout(resolve, 1000));
+    answer = await fetch(`${path}?${new URLSearchParams({ ...query, client })}`, { signal });
+  }
   if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
   const reader = answer.body.getReader();
   const parts = [];
