@@ -15,13 +15,12 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageOps
 
 from cli import console, render
+from cli.photograph import RECORD, WHITE, restored_photograph
 from cli.video import read_still
-from diffusion.data.images import data_errors, fit, open_image, read_image
-from diffusion.data.pair_files import png, tiff
-from diffusion.data.products import mark, save_image
+from diffusion.data.images import fit, read_image
+from diffusion.data.products import save_image
 from diffusion.files import asset, owned, products, write_json
 from diffusion.photographs import Photographs
 from diffusion.rng import seeds
@@ -31,11 +30,8 @@ from diffusion.sampling.restoration import LevelEstimate, LevelEstimator, as_sto
 from diffusion.size import Size
 from lbm_warp.checks import InputError, amount, check_integer
 
-RECORD = "restoration.json"
 PANEL = 160
 COLUMNS = 4
-# A standard deviation of the samples that is drawn white, in units of the range.
-WHITE = 0.3
 MOST_OWN = 2**15  # pixels of a picture that is restored in its own size
 EXAMPLE = asset("degraded.png")
 
@@ -44,10 +40,11 @@ EXAMPLE = asset("degraded.png")
 class Restore:
     """Options of ``python -m cli.restore``."""
 
-    picture: Annotated[Path, tyro.conf.Positional] = EXAMPLE
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = (EXAMPLE,)
     """The degraded picture; by default two emoji, included, and the model emoji. A photograph keeps its size, its bits and its
-    transparency. For a run a picture is resized so that its shorter side is that of the run's images, but for a larger one that
-    looks more like these in its own size; its shape stays."""
+    transparency. Several photographs, a folder or a film are frames of one scene behind moving air: they are aligned, and become
+    one. For a run a picture is resized so that its shorter side is that of the run's images, but for a larger one that looks more
+    like these in its own size; its shape stays."""
     run: str = ""
     """By default photographs, the bundled model, or another one that tools.photographs wrote. Else a run folder of cli.train,
     owner/name on the Hugging Face Hub, or digits, fashion or emoji, for pictures of that kind."""
@@ -88,101 +85,37 @@ class Restore:
             raise InputError("--blur and --noise are for photographs; the level of a run's process has both: --level")
         if self.photographs and (self.level != "auto" or self.degrade is not None or self.best or self.steps is not None):
             raise InputError("--level, --degrade, --best and --steps go with --run; photographs have --blur and --noise")
+        if not self.photographs and len(self.pictures) > 1:
+            raise InputError(f"a run restores one picture, got {len(self.pictures)}; frames of one scene go without --run")
 
 
 def restore_picture(options: Restore) -> None:
     """Read the picture, find its level, restore it, write the results."""
-    if options.picture == EXAMPLE and not options.run:
+    if options.pictures == (EXAMPLE,) and not options.run:
         options = replace(options, run="emoji")
     options.validate()
-    out = options.out or Path("outputs") / f"{options.picture.resolve().stem}-restored"
-    names = "sample-*.png", "restored.png", "restored.tif", "spread.png", "restoration.png"
+    picture = options.pictures[0]
+    out = options.out or Path("outputs") / f"{picture.resolve().stem}-restored"
+    names = "sample-*.png", "restored.*", "aligned.*", "spread.png", "restoration.png"
     with owned(out), products(out, RECORD, *names) as folder:
-        made = photograph_into(folder, options) if options.photographs else restored_into(folder, options)
+        device = console.pick_device(options.device)
+        if options.photographs:
+            made = restored_photograph(folder, options.pictures, options.photographs, device, options.blur, options.noise)
+        else:
+            made = restored_into(folder, picture, options, device)
     print(f"wrote {', '.join(str(out / name) for name in made)} and {out / RECORD}")
 
 
-def photograph_into(folder: Path, options: Restore) -> list[str]:
-    """Restore a photograph in tiles; write it with its own bits and transparency, the map of what is not known, and the record.
-
-    Returns:
-        Names of what it wrote.
-    """
-    device = console.pick_device(options.device)
-    read = Photograph.read(options.picture)
-    model = options.photographs or tiles.MODEL
-    pipeline, known = Pipeline.from_pretrained(model, device=device), tiles.DegradationEstimator.load(model)
-    record: dict[str, object] = {"picture": str(options.picture), "size": list(read.pixels.shape[1:])}
-    found = known(read.pixels).given(options.blur, options.noise)
-    (sigma, sigma_spread), (noise, noise_spread) = found.moments()
-    print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
-    restored, spread = np.empty(read.pixels.shape, read.dtype), np.empty(read.pixels.shape[1:], np.uint8)
-    half, inside = tiles.NINETY * known.factor(noise), 0.0
-    for tile in tiles.tiles(pipeline, read.pixels, sigma, noise):
-        restored[:, tile.rows, tile.columns] = np.rint(tile.mean.clip(0.0, 1.0) * np.iinfo(read.dtype).max)
-        width = half * tile.deviation.mean(axis=0)
-        spread[tile.rows, tile.columns] = np.rint(255.0 * (width / WHITE).clip(0.0, 1.0))
-        inside += float(width.sum()) / spread.size
-    name = read.write(folder, restored)
-    save_image(folder / "spread.png", spread[..., None], "figure")
-    print(f"90 % of the pixels lie within +- {inside:.3f} on average (spread.png: white is +- {WHITE:g})")
-    record |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread], "half_width_90_percent": inside, "white": WHITE}
-    write_json(folder / RECORD, record)
-    return [name, "spread.png"]
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A picture as its file holds it.
-
-    Attributes:
-        pixels: float32 [C, H, W] in [0, 1]; under transparency the colours themselves.
-        alpha: uint8 [H, W], if it has transparency.
-        dtype: uint8 or uint16.
-        tiff: whether the file is a TIFF file.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None
-    dtype: type[np.uint8] | type[np.uint16]
-    tiff: bool
-
-    @classmethod
-    def read(cls, path: Path) -> Photograph:
-        """The first picture of a file."""
-        pixels = read_still(path)
-        with data_errors(str(path)), open(path, "rb") as file:
-            image: Image.Image = open_image(file, str(path))
-            deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
-            is_tiff = image.format == "TIFF"
-            if not image.has_transparency_data:
-                return cls(pixels, None, np.uint16 if deep else np.uint8, is_tiff)
-            ImageOps.exif_transpose(image, in_place=True)
-            *colours, alpha = np.asarray(image.convert("LA" if len(pixels) == 1 else "RGBA")).transpose(2, 0, 1)
-        return cls(np.stack(colours).astype(np.float32) / 255.0, alpha, np.uint8, is_tiff)
-
-    def write(self, folder: Path, restored: np.ndarray) -> str:
-        """Write what it became, [C, H, W] of its dtype; returns the name."""
-        pixels, deep = restored.transpose(1, 2, 0), self.dtype is np.uint16
-        name = "restored.tif" if deep and self.tiff else "restored.png"
-        if deep:
-            (folder / name).write_bytes((tiff if self.tiff else png)(pixels, mark("sample")))
-        else:
-            save_image(folder / name, pixels if self.alpha is None else np.dstack([pixels, self.alpha]), "sample")
-        return name
-
-
-def restored_into(folder: Path, options: Restore) -> list[str]:
+def restored_into(folder: Path, path: Path, options: Restore, device: torch.device) -> list[str]:
     """Restore the picture by a run; write the samples, what is taken, all of them side by side, and the record."""
-    device = console.pick_device(options.device)
-    read_image(options.picture)  # before the model, which takes longer
+    read_image(path)  # before the model, which takes longer
     pipeline = Pipeline.from_pretrained(options.run, device=device)
     if isinstance(pipeline.method.denoiser, Photographs):
         raise InputError(f"{options.run}: restores photographs only as a model that python -m tools.photographs --run makes of it")
-    image = read_still(options.picture, "L" if pipeline.config.channels == 1 else "RGB")
+    image = read_still(path, "L" if pipeline.config.channels == 1 else "RGB")
     clean, size = fitted(pipeline, image)
     picture = degraded(pipeline, clean, size, options)
-    record: dict[str, object] = {"picture": str(options.picture), "run": options.run}
+    record: dict[str, object] = {"pictures": [str(path)], "run": options.run}
     if options.level == "auto":
         estimator = LevelEstimator(pipeline, seed=options.seed)
         estimate = estimator(picture)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from cli.restore import main
 from diffusion.data.images import fit, read_image
 from diffusion.files import asset
 from diffusion.sampling.burst import ROUNDS, Aligned, align
 from diffusion.size import Size
 from lbm_warp import InputError, OpticalTurbulence
 from lbm_warp.optics import shifted
+from tests.runs import exit_code
 
 FRAMES, SIZE, BORDER = 12, 96, 8
 NOISE = 0.02
@@ -120,3 +126,50 @@ def test_it_takes_no_gradients_and_full_precision() -> None:
 def test_bursts_that_are_none_are_refused(frames: list[torch.Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message):
         align(frames)
+
+
+def written(folder: Path, count: int = 4, deep: bool = False) -> list[str]:
+    """Frames of a burst as files."""
+    _, frames, _ = burst(3.0)
+    folder.mkdir()
+    for number, frame in enumerate(frames[:count]):
+        levels = (frame.clamp(0.0, 1.0) * (65535 if deep else 255)).round().numpy()[0]
+        Image.fromarray(levels.astype(np.uint16 if deep else np.uint8)).save(folder / f"frame{number}.png")
+    return [str(folder / f"frame{number}.png") for number in range(count)]
+
+
+def test_the_command_makes_one_picture_of_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = written(tmp_path / "frames")
+    assert exit_code(main, *names) == 0
+    out = tmp_path / "outputs" / "frame0-restored"
+    assert sorted(file.name for file in out.iterdir()) == ["aligned.png", "restoration.json", "restored.png"]
+    record = json.loads((out / "restoration.json").read_text())
+    assert record["pictures"] == names and len(record["noise_of_frames"]) == len(names) and record["size"] == [SIZE, SIZE]
+    # A folder of the same frames gives the same picture, but in colour, as films have.
+    assert exit_code(main, "frames") == 0
+    of_folder = read_image(tmp_path / "outputs" / "frames-restored" / "aligned.png", "L")
+    np.testing.assert_allclose(of_folder, read_image(out / "aligned.png"), atol=1.5 / 255)
+
+
+def test_frames_of_16_bits_stay_so(tmp_path: Path) -> None:
+    names = written(tmp_path / "frames", 2, deep=True)
+    assert exit_code(main, *names, "--out", str(tmp_path / "out")) == 0
+    with Image.open(tmp_path / "out" / "aligned.png") as image:
+        assert image.mode.startswith("I")
+
+
+def test_bursts_that_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = written(tmp_path / "frames", 2)
+    Image.new("L", (SIZE, SIZE + 2)).save(tmp_path / "other.png")
+    (tmp_path / "one").mkdir()
+    Image.new("L", (SIZE, SIZE)).save(tmp_path / "one" / "one.png")
+    for arguments, message in (
+        ([*names, str(tmp_path / "other.png")], "number 3 has"),
+        ([str(tmp_path / "one")], "at least two frames of one scene, got 1"),
+        ([*names, str(tmp_path / "missing.png")], "missing.png"),
+        ([*names, "--run", "digits"], "a run restores one picture, got 2"),
+    ):
+        assert exit_code(main, *arguments, "--out", str(tmp_path / "out")) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -61,7 +61,9 @@ def test_a_preset_builds_a_network_of_the_size_that_was_counted(name: str) -> No
     network = config.build_network(empty=True)
     # fluid shows the network two estimates of an image.
     seen = config.channels * (2 if config.process_name == "fluid" else 1)
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters(seen, config.channels, config.network)
+    # What it is told of an augmentation enters the embedding, which has four times the width, without a bias.
+    told = 4 * config.network.width * config.training.augment.told
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters(seen, config.channels, config.network) + told
     u = torch.empty((2, seen, *config.size), device="meta")
     assert network(u, torch.empty(2, dtype=torch.int64, device="meta")).shape == (2, *config.shape)
     sides = sum(isinstance(module, SelfAttention) for module in network.modules())

@@ -96,7 +96,7 @@ def structures() -> Iterator[tuple[str, RunConfig]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [pytest.param(config, id=name) for name, config in structures()])
 def test_a_network_is_one_graph(config: RunConfig) -> None:
-    network = config.build_network(empty=True).train()
+    network = config.build_network(empty=True).to("meta").train()
     with META:
         inputs = torch.empty(2, *config.input_shape), torch.empty(2, dtype=torch.int64)
     torch.compiler.reset()

@@ -226,7 +226,7 @@ class Desk:
         level = number(query, "level", "auto", lambda text: str(int(text)))
         picture, run = Path(query.get("picture", "degraded")), query.get("model") or "emoji"
         how = {"degrade": number(query, "degrade", None, int), "samples": number(query, "samples", Restore.samples)}
-        wanted = Restore(picture, run, level=level, **how, seed=number(query, "seed", 0))
+        wanted = Restore((picture,), run, level=level, **how, seed=number(query, "seed", 0))
         wanted.validate()
         pipeline, read, own = await self.read(self.studio.degraded, str(picture), run)
         return Stream(self.work(request, self.studio.restored(pipeline, read, own, wanted)))

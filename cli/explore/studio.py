@@ -281,7 +281,7 @@ class Studio:
         check_integer("samples", wanted.samples, 1, 16)
         clean, size = fitted(pipeline, read)
         picture = degraded(pipeline, clean, size, wanted)
-        words = ["python", "-m", "cli.restore", *_positional(str(wanted.picture), "degraded"), "--run", wanted.run]
+        words = ["python", "-m", "cli.restore", *_positional(str(wanted.pictures[0]), "degraded"), "--run", wanted.run]
         options = ("degrade", "samples", "seed", "level")
         words += _differing({name: (getattr(wanted, name), getattr(Restore, name)) for name in options})
         about = {"kind": "scene", "count": wanted.samples, "own": list(own), "levels": pipeline.method.levels}

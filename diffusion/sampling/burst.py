@@ -9,8 +9,9 @@ as the tilt has: a shift that all frames share cannot be seen. Noise and rms of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -28,6 +29,13 @@ SLOPE = 2.5
 SHIFT, NOISE = 2.0, 0.05
 # The largest value of a frame, far above white; noise may go beyond.
 BEYOND = 10.0
+
+
+class Frames(Protocol):
+    """Pictures [C, H, W] that can be gone through again and again: a list, a tensor [M, C, H, W], or what reads them from files."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Aligned:
 
 
 @torch.no_grad()
-def align(frames: Sequence[torch.Tensor] | torch.Tensor, callback: Callable[[int, torch.Tensor], None] | None = None) -> Aligned:
+def align(frames: Frames, callback: Callable[[int, torch.Tensor], None] | None = None) -> Aligned:
     """Find how the frames of a burst were shifted, and their mean without the shifts.
 
     Args:
@@ -88,13 +96,13 @@ def align(frames: Sequence[torch.Tensor] | torch.Tensor, callback: Callable[[int
         shift = max(0.1 / side, float(_fields(ways, height, width).square().mean().sqrt()))
         if callback is not None:
             callback(number, scene)
-    scene = torch.zeros_like(frames[0], dtype=torch.float32)
+    scene = small.new_zeros(())
     for frame, way, weight in zip(_checked(frames), ways, _weights(noise), strict=True):
-        scene += weight * _carried(frame, way)
+        scene = scene + weight * _carried(frame, way)
     return Aligned(scene, ways, noise)
 
 
-def _checked(frames: Sequence[torch.Tensor] | torch.Tensor) -> Iterator[torch.Tensor]:
+def _checked(frames: Frames) -> Iterator[torch.Tensor]:
     """The frames, float32."""
     first = None
     for number, frame in enumerate(frames, 1):
