@@ -19,7 +19,9 @@ pytest.importorskip("uvicorn", reason="the extra 'explore' is not installed")
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from playwright import sync_api as browsers
+from starlette.applications import Starlette
 
+from cli.explore.server import application
 from cli.render import to_pixels
 from cli.restore import EXAMPLE, fitted
 from cli.scene import PHOTOGRAPH
@@ -37,8 +39,13 @@ PIXELS = """id => { const c = document.getElementById(id), d = c.getContext('2d'
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("runs")) as place:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Starlette:
+    return application(torch.device("cpu"), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def address(app: Starlette) -> Iterator[str]:
+    with serving(Path(), app) as place:
         yield place
 
 
@@ -360,7 +367,7 @@ def test_back_and_forward_and_the_time_of_each_view(page: browsers.Page) -> None
     assert page.locator("[data-time]:visible").input_value() == "0.9"
 
 
-def test_a_dropped_picture_survives_a_reload(page: browsers.Page, browser: browsers.Browser) -> None:
+def test_a_dropped_picture_survives_a_reload_and_another_server(page: browsers.Page, app: Starlette) -> None:
     page.goto("/?view=corrupt&size=128&t=0")
     settle(page)
     page.route("**/api/pictures", lambda route: (page.wait_for_timeout(200), route.continue_()))
@@ -370,8 +377,13 @@ def test_a_dropped_picture_survives_a_reload(page: browsers.Page, browser: brows
     settle(page)
     before, command = shown(page, "picture"), page.inner_text("#command")
     assert "'./-my cat.png'" in command
-    with page.expect_request("**/api/pictures"):  # the server may have been started anew
-        page.reload()
+    pictures = app.state.studio.pictures
+    pictures.added.clear(), pictures.resized.clear()  # as a server that was started anew
+    set_value(page, "seed", 3)
+    settle(page)
+    assert page.locator("#notice").is_hidden() and pictures.added
+    set_value(page, "seed", 0)
+    page.reload()
     settle(page)
     assert np.array_equal(shown(page, "picture"), before) and page.inner_text("#command") == command
     assert page.inner_text("#picture-name") == "-my cat.png"
@@ -488,10 +500,24 @@ def test_degrade_a_picture_then_restore_it(page: browsers.Page) -> None:
     page.goto(f"{page.url}&rlevel=300&rsamples=2")
     settle(page)
     page.wait_for_selector("#restored-caption:has-text('mean of the samples')")
-    assert page.locator("#clean").is_visible() and "level 300" in page.inner_text("#degraded-caption")
+    assert page.locator("#clean").is_visible() and page.inner_text("#degraded-caption").startswith("Level 300. It is")
     clean, degraded, restored = (shown(page, name).astype(float) for name in ("clean", "degraded", "restored"))
     assert np.square(restored - clean).mean() < 0.7 * np.square(degraded - clean).mean()
     assert "--degrade 300" in page.inner_text("#command")
+
+
+def test_a_picture_that_stays_as_it_is_has_no_empty_samples(page: browsers.Page) -> None:
+    page.goto("/?view=restore&rpicture=chelsea")
+    settle(page)
+    page.wait_for_selector("#restored-caption:has-text('the picture as it is')")
+    assert not page.locator("#draws canvas").count() and not page.inner_text("#numbers")
+
+
+def test_addresses_may_name_what_every_object_of_the_language_has(page: browsers.Page) -> None:
+    page.goto("/?view=constructor&step=4&sprocess=toString&speclet=&constructor=1&rpicture=__proto__")
+    settle(page)
+    assert page.locator("#notice").is_hidden() and page.locator("#tab-story[aria-selected=true]").count() == 1
+    assert "[object" not in page.locator("#restored-name").text_content()
 
 
 def test_a_server_that_is_gone_is_said(page: browsers.Page) -> None:

@@ -24,6 +24,10 @@ LONGEST = 4  # longer side in units of the shorter one
 SMALL = 128  # shorter side of what is seen first [pixels]
 
 
+class Gone(InputError):
+    """A picture is not here, or no longer: whoever has its file may send it again."""
+
+
 class Pictures:
     """Files of pictures by name: the bundled ones, and those that were added, whose names are their checksums.
 
@@ -64,14 +68,14 @@ class Pictures:
         """A picture in its own size, or what is cut out of it, float32 [C, H, W].
 
         Raises:
-            InputError: if it is not here.
+            Gone: if it is not here.
         """
         if name in self.bundled:
             return read_image(self.bundled[name], mode, cut=cut)
         try:
             data = self.added[name]
         except KeyError:
-            raise InputError("this picture is no longer in the memory of this machine; drop it on the page again") from None
+            raise Gone("this picture is no longer in the memory of this machine; drop it on the page again") from None
         return read_image(io.BytesIO(data), mode, "this file", cut=cut)
 
     def of_size(self, name: str, size: int) -> np.ndarray:

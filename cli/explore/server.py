@@ -31,8 +31,8 @@ A stream is messages: the length of a JSON header (uint32, little-endian), the h
     cancelled  text: the last message of a stream that was ended, by a newer one or by /api/cancel
     error      text: the last message of a stream that failed
 
-An answer that is no stream has status 200, or 400 (what is wrong), 408 (it came too slowly), 409 (it was ended), 503 (too much at
-once), with {error: words}; so does a stream that is refused before it begins.
+An answer that is no stream has status 200, or 400 (what is wrong), 408 (it came too slowly), 409 (it was ended), 410 (the
+picture is not here: send it again), 503 (too much at once), with {error: words}; so does a stream that is refused before it begins.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cli.corrupt import Corrupt
-from cli.explore.pictures import check_bytes
+from cli.explore.pictures import Gone, check_bytes
 from cli.explore.stream import FAILED, Busy, Ended, Turns, Work, film, message, told
 from cli.explore.studio import SIZES, Samples, Studio
 from cli.film import FPS
@@ -113,7 +113,7 @@ def application(device: torch.device, runs: Path, *, local: bool = True) -> Star
 
 
 # Who has left reads no answer; there is none without a status.
-REFUSED = {InputError: 400, TimeoutError: 408, Ended: 409, ClientDisconnect: 499, Busy: 503}
+REFUSED = {InputError: 400, TimeoutError: 408, Ended: 409, Gone: 410, ClientDisconnect: 499, Busy: 503}
 
 
 async def refused(status: int, _: Request, error: Exception) -> Response:

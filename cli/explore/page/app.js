@@ -9,7 +9,7 @@ import { Restore } from "./restore.js";
 import { LIVE, Stir } from "./stir.js";
 import { keep, kept } from "./store.js";
 import { Story } from "./story.js";
-import { messages } from "./stream.js";
+import { messages, send } from "./stream.js";
 
 const USUAL = {
   view: "story", step: "1", picture: "chelsea", size: "256", process: "", peclet: "400", sigma: "4", octaves: "4",
@@ -23,7 +23,8 @@ const TIME = { story: "st", corrupt: "t", compare: "ct", generate: "gt", restore
 const SEED = { corrupt: "seed", compare: "seed", generate: "gseed", restore: "rseed" };
 // With a change of these the browser's Back comes back to what was before.
 const PLACES = ["view", "step", "picture", "rpicture", "process", "sprocess", "model", "rmodel", "rclean"];
-const NAMES = { chelsea: "the cat", astronaut: "an astronaut", degraded: "two emoji", emoji: "an emoji" };
+// Addresses name what they like, "constructor" too: tables of such names have no prototype.
+const NAMES = { __proto__: null, chelsea: "the cat", astronaut: "an astronaut", degraded: "two emoji", emoji: "an emoji" };
 // Files that are no pictures of pixels that Pillow reads.
 const OTHERS = [
   [/\.(heic|heif)$/i, "HEIC pictures are not read here: save it as JPEG or PNG, and drop that."],
@@ -39,7 +40,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 class App {
   constructor() {
     this.state = this.read();
-    this.files = {};
+    this.files = { __proto__: null };
     this.waiting = [];
     this.player = new Player((number, share) => {
       this.state[TIME[this.state.view]] = share.toFixed(4);
@@ -47,6 +48,7 @@ class App {
       this.stage.show(number);
     });
     this.views = {
+      __proto__: null,
       story: new Story(this), corrupt: new Corrupt(this), compare: new Compare(this), generate: new Generate(this),
       restore: new Restore(this), live: new Stir(this),
     };
@@ -55,9 +57,9 @@ class App {
     this.begun.catch((error) => this.fail(error));
   }
 
-  // The state that the address says.
+  // The state that the address says; an empty value is the usual one.
   read() {
-    const known = [...new URLSearchParams(location.search)].filter(([key]) => key in USUAL);
+    const known = [...new URLSearchParams(location.search)].filter(([key, value]) => value && Object.hasOwn(USUAL, key));
     return { ...USUAL, ...Object.fromEntries(known) };
   }
 
@@ -78,6 +80,7 @@ class App {
   async start() {
     const answer = await fetch("/api/choices");
     this.choices = await answer.json();
+    Object.setPrototypeOf(this.choices.processes, null);
     const option = (name) => new Option(name, name);
     document.querySelector("[data-key=process]")
       .append(new Option("flow and blur", ""), ...Object.keys(this.choices.processes).map(option));
@@ -244,27 +247,14 @@ class App {
     history.replaceState(null, "", this.address);
   }
 
-  // The server may have been started anew; this browser still has what was dropped.
+  // Names of the pictures that were dropped in this browser before.
   async bring() {
     for (const name of new Set([this.state.picture, this.state.rpicture])) {
       if (name in NAMES || name in this.files) continue;
       const found = await kept(name);
-      if (!found) continue;
-      this.files[name] = found.title;
-      await this.send(found.file).catch((error) => this.say(words(error)));
+      if (found) this.files[name] = found.title;
     }
     this.arrange();
-  }
-
-  async send(file) {
-    const answer = await fetch("/api/pictures", {
-      method: "POST",
-      body: file,
-      headers: { "content-type": "application/octet-stream" },
-    });
-    const found = await answer.json();
-    if (!answer.ok) throw new Error(found.error);
-    return found.name;
   }
 
   async add([file, ...others]) {
@@ -276,7 +266,7 @@ class App {
       sign.textContent = `Reading ${file.name} …`;
       $("drop").classList.add("reading");
       await this.begun;
-      const name = await this.send(file), key = this.state.view === "restore" ? "rpicture" : "picture";
+      const name = await send(file), key = this.state.view === "restore" ? "rpicture" : "picture";
       this.files[name] = file.name;
       await keep(name, file);
       if (others.length) this.say(`The first of ${others.length + 1} files is taken.`);

@@ -62,7 +62,7 @@ export class Restore {
   clean({ body }) {
     $("clean-figure").hidden = false;
     showPixels($("clean"), body, this.about.width, this.about.height);
-    $("degraded-caption").textContent += `, level ${this.app.state.rdegrade}`;
+    $("degraded-caption").prepend(`Level ${this.app.state.rdegrade}. `);
   }
 
   progress({ text, done, of }) {
@@ -91,9 +91,14 @@ export class Restore {
     this.show(this.app.player.number);
   }
 
+  // Of a picture that stays as it is there are no samples.
   result({ body, spread }) {
     showPixels($("restored"), body, this.about.width, this.about.height);
     $("restored-caption").textContent = `restored: mean of the samples; they differ by ${spread.toFixed(3)}`;
+    if (this.frames.length) return;
+    $("restored-caption").textContent = "the picture as it is";
+    $("draws").replaceChildren();
+    this.app.numbers({});
   }
 
   show(number) {

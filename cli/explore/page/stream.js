@@ -1,16 +1,33 @@
 // Messages of the server: the length of a JSON header (uint32, little-endian), the header, the bytes it announces.
 
+import { kept } from "./store.js";
+
 // The server ends what this page no longer wants, and is fair between pages.
 const client = Array.from(crypto.getRandomValues(new Uint32Array(2)), (part) => part.toString(36)).join("");
 
 const PATIENCE = 8; // times that a busy server is asked again, a second later each
 
-export async function* messages(path, query, signal) {
-  let answer;
-  for (let asked = 0; asked < PATIENCE && (!answer || answer.status === 503); asked++) {
-    if (answer) await new Promise((resolve) => setTimeout(resolve, 1000));
-    answer = await fetch(`${path}?${new URLSearchParams({ ...query, client })}`, { signal });
+// Add a picture; its name.
+export async function send(file) {
+  const headers = { "content-type": "application/octet-stream" };
+  const answer = await fetch("/api/pictures", { method: "POST", body: file, headers });
+  const found = await answer.json();
+  if (!answer.ok) throw new Error(found.error);
+  return found.name;
+}
+
+// The server, until it is not busy. It may have been started anew, or have made room: this browser still has what was dropped.
+async function asked(path, query, signal) {
+  for (let again = 1; ; again++) {
+    const answer = await fetch(`${path}?${new URLSearchParams({ ...query, client })}`, { signal });
+    const lost = answer.status === 410 && (await kept(query.picture));
+    if (again === PATIENCE || !(lost || answer.status === 503)) return answer;
+    await (lost ? send(lost.file) : new Promise((resolve) => setTimeout(resolve, 1000)));
   }
+}
+
+export async function* messages(path, query, signal) {
+  const answer = await asked(path, query, signal);
   if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
   const reader = answer.body.getReader();
   const parts = [];
