@@ -27,10 +27,11 @@ from lbm_warp.checks import (
     as_images,
     check_boundary,
     check_levels,
+    check_no_tangent,
     check_number,
     check_object,
 )
-from lbm_warp.flow import STEADY, Clock, Flow, sorted_like
+from lbm_warp.flow import STEADY, Clock, Flow, sorted_like, sorting
 from lbm_warp.heat import blur
 from lbm_warp.interop import check_no_transform, not_traced
 from lbm_warp.medium import AroundWalls, Medium
@@ -161,14 +162,16 @@ class AdvectionDiffusion(Operator):
             return tuple(self.apply(u0, level, seed) for level in levels)
         now, graded = self._now(), torch.is_grad_enabled()
         peclet = self._peclet if isinstance(self._peclet, torch.Tensor) else torch.full((), now.peclet, device=u0.device)
+        check_no_tangent("the Peclet number", peclet)
         learned = graded and peclet.requires_grad
         if learned and self.turbulence_time > 0.0:
             raise InputError(STEADY)
         field = None
         if learned or (graded and now.peclet > 0.0 and self.turbulence_time == 0.0):
             field = self.turbulence.velocity(seed, *u0.shape[2:], boundary=self.boundary, device=u0.device)
+            check_no_tangent("the velocity", field)
             learned |= field.requires_grad
-        flow = now._flow(u0, seed, _sorting(levels), field, graded)
+        flow = now._flow(u0, seed, levels, field, graded)
         if learned:
             return _Physics.apply(u0, field, peclet, now, seed, flow, *levels)
         del field
@@ -182,9 +185,9 @@ class AdvectionDiffusion(Operator):
         u0 = as_images(u0)
         levels = [torch.full((len(u0),), level, device="cpu") for level in range(self.levels + 1)]
         with torch.no_grad():
-            flow = self._now()._flow(u0, as_batch("seed", seed, len(u0)), torch.arange(len(u0), device="cpu"))
+            flow = self._now()._flow(u0, as_batch("seed", seed, len(u0)), levels)
         u = u0.detach().to(flow.dtype, copy=True)
-        for level, image in enumerate(trajectory.forward(u, flow, levels)):
+        for level, image in enumerate(trajectory.forward(u, flow)):
             yield level, image.to(u0.dtype)
 
     @not_traced
@@ -247,9 +250,14 @@ class AdvectionDiffusion(Operator):
         return operator
 
     def _flow(
-        self, u: torch.Tensor, seed: torch.Tensor, order: torch.Tensor, field: torch.Tensor | None = None, graded: bool = False
+        self,
+        u: torch.Tensor,
+        seed: torch.Tensor,
+        levels: Sequence[torch.Tensor],
+        field: torch.Tensor | None = None,
+        graded: bool = False,
     ) -> Flow:
-        """The flow of images like ``u``, sorted like ``order``, and the plan of their iterations.
+        """The flow of images like ``u`` on their way to some levels, and the plan of their iterations.
 
         ``field`` is the velocity, if it is known. With ``graded`` a flow that changes in time must not need a gradient.
         """
@@ -259,7 +267,7 @@ class AdvectionDiffusion(Operator):
         plan, clock = self.plan(*size), Clock(self.peclet, self.turbulence_time, min(size))
         interval = clock.intervals(plan, self.scheme)
         where = (size, self.boundary, plan, interval, _computed(u.dtype), u.device)
-        return Flow(self.turbulence, clock, seed, order, *where, field, graded, self.offset, self.medium)
+        return Flow(self.turbulence, clock, seed, levels, *where, field, graded, self.offset, self.medium)
 
 
 class _Forward(torch.autograd.Function):
@@ -274,7 +282,7 @@ class _Forward(torch.autograd.Function):
         order = flow.order
         u = sorted_like(u0.to(flow.dtype), order).contiguous()
         u = u.clone() if u.data_ptr() == u0.data_ptr() else u  # the iterations overwrite it
-        images = trajectory.forward(u, flow, [level[order] for level in levels])
+        images = trajectory.forward(u, flow)
         return tuple(sorted_like(image, torch.argsort(order)).to(u0.dtype) for image in images)
 
     @staticmethod
@@ -311,10 +319,10 @@ class _Physics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *images: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         u0, field, peclet = ctx.saved_tensors
-        order = _sorting(ctx.levels)
-        flow, back = ctx.operator._flow(u0, ctx.seed, order, field), torch.argsort(order)
+        flow = ctx.operator._flow(u0, ctx.seed, ctx.levels, field)
+        order, back = flow.order, torch.argsort(flow.order)
         u, *gradients = (sorted_like(tensor.to(flow.dtype).contiguous(), order) for tensor in (u0, *images))
-        w, moments = sensitivity.gradients(u, gradients, flow, [level[order] for level in ctx.levels])
+        w, moments = sensitivity.gradients(u, gradients, flow)
         moments = [None if m is None else sorted_like(m, back) for m in moments]
         velocity, number = sensitivity.of_velocity(moments, field, peclet, flow)
         return sorted_like(w, back).to(u0.dtype), velocity, number, None, None, None, *[None] * len(ctx.levels)
@@ -328,11 +336,9 @@ class _Adjoint(torch.autograd.Function):
         ctx: Any, operator: AdvectionDiffusion, seed: torch.Tensor, levels: tuple[torch.Tensor, ...], *images: torch.Tensor
     ) -> torch.Tensor:
         ctx.operator, ctx.seed, ctx.levels = operator, seed, levels
-        order = _sorting(levels)
-        flow = operator._flow(images[0], seed, order)
-        gradients = [sorted_like(w.to(flow.dtype), order) for w in images]
-        w = trajectory.adjoint(gradients, flow, [level[order] for level in levels])
-        return sorted_like(w, torch.argsort(order)).to(images[0].dtype)
+        flow = operator._flow(images[0], seed, levels)
+        w = trajectory.adjoint([sorted_like(w.to(flow.dtype), flow.order) for w in images], flow)
+        return sorted_like(w, torch.argsort(flow.order)).to(images[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, u: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -343,19 +349,14 @@ def _linear(
     operator: AdvectionDiffusion, u: torch.Tensor, seed: torch.Tensor, levels: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
     """The operator's linear part."""
-    flow = operator._flow(u, seed, _sorting(levels))
+    flow = operator._flow(u, seed, levels)
     flow.homogeneous = True
     return _Forward.apply(u, operator, seed, flow, *levels)
 
 
-def _sorting(levels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The order of images by their levels, the highest first, int64 [N]; the last of the levels counts most."""
-    return torch.from_numpy(np.lexsort([-level.numpy() for level in levels]))
-
-
 def _in_one_pass(levels: Sequence[torch.Tensor]) -> bool:
     """Whether no image's level falls from one of the levels to the next, and all levels fall in one order of the images."""
-    order = _sorting(levels)
+    order = sorting(levels)
     rising = all(bool((before <= after).all()) for before, after in pairwise(levels))
     return rising and all(bool((level[order].diff() <= 0).all()) for level in levels)
 

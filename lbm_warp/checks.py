@@ -10,6 +10,7 @@ from numbers import Number
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 BOUNDARIES = ("wall", "periodic")
 LARGEST = sys.float_info.max
@@ -90,6 +91,12 @@ def as_tensor(name: str, value: object) -> torch.Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} must be an array or tensor of numbers, got {type(value).__name__}") from None
+
+
+def check_no_tangent(name: str, tensor: torch.Tensor) -> None:
+    """Raise InputError if a tensor has a derivative in forward mode, which would be lost without a word."""
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise InputError(f"the operator gives no derivative in {name} in forward mode; pass it without a tangent")
 
 
 def as_integers(name: str, value: Integers) -> torch.Tensor:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from lbm_warp.checks import Device, InputError, Integers
-from lbm_warp.grids import restrict_velocity
+from lbm_warp.grids import coarsen, restrict, restrict_velocity
+from lbm_warp.interop import has_blocks
 from lbm_warp.medium import Medium
 from lbm_warp.planner import Plan, Scheme
 from lbm_warp.stepping import UNLIMITED, stencil
 from lbm_warp.turbulence import Turbulence
 
+# A GPU makes the weights of all iterations on a grid in one launch if they are those of at most so many cells, 0.6 GB in float32.
+TOGETHER = 2**24
 STEADY = "gradients in the velocity or the Peclet number need a steady flow: turbulence_time must be 0"
 
 
@@ -58,7 +62,7 @@ class Flow:
         turbulence: generator of the fields.
         clock: their time.
         seed: seeds of the images.
-        order: the images are sorted like this, int64 [N].
+        levels: levels of the images, int64 [N] each. The batch is sorted by them, the highest first, and so are they here.
         size: height and width [pixels].
         boundary: ``wall`` or ``periodic``.
         plan: iterations on every grid.
@@ -74,7 +78,7 @@ class Flow:
     turbulence: Turbulence
     clock: Clock
     seed: Integers
-    order: torch.Tensor
+    levels: Sequence[torch.Tensor]
     size: tuple[int, int]
     boundary: str
     plan: Plan
@@ -91,10 +95,13 @@ class Flow:
     _velocities: list[torch.Tensor] = field(default_factory=list, init=False)
     # The fields of the medium on each grid that was asked for.
     _media: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict, init=False)
-    # What the last weights are of, and these.
-    _last: tuple[tuple[int, int, float, bool], torch.Tensor] | None = field(default=None, init=False)
+    # The weights in use by grid, interval, row of temperatures, and whether they are those of the adjoint.
+    _made: dict[tuple[int, int, int, bool], torch.Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.order = sorting(self.levels)
+        self.levels = [level[self.order] for level in self.levels]
+        self._temperatures = self.plan.temperatures(np.stack([level.numpy() for level in self.levels]))
         # A steady field is made before the caller copies the images: the memory for both is then not needed at once.
         if self.interval[0] == UNLIMITED:
             self._velocity(0, 0)
@@ -117,25 +124,19 @@ class Flow:
         runs = []
         for interval in range(int(first.min()) // length, -(-int(stop.max()) // length)):
             begin, end = interval * length, min((interval + 1) * length, UNLIMITED)
-            for theta, low, high in ((thetas[0], begin, min(end, smooth_from)), (thetas[1], max(begin, smooth_from), end)):
+            for row, low, high in ((0, begin, min(end, smooth_from)), (1, max(begin, smooth_from), end)):
                 count = stop.clamp(low, high) - first.clamp(low, high) if low < high else torch.zeros_like(first)
                 if bool(count.any()):
-                    runs.append((interval, theta, count[: int(count.nonzero()[-1]) + 1]))
-        for interval, theta, count in reversed(runs) if adjoint else runs:
-            key = (grid, interval, theta, adjoint)
-            if self._last is None or self._last[0] != key or len(self._last[1]) < len(count):
-                self._last = None
-                velocity = self._velocity(grid, interval)
-                thetas_of = velocity.new_full((len(count),), theta)
-                self._last = key, self._stencil(grid, velocity, slice(len(count)), thetas_of, adjoint)
-            yield self._last[1][: len(count)], theta, count
+                    runs.append((interval, row, count[: int(count.nonzero()[-1]) + 1]))
+        for interval, row, count in reversed(runs) if adjoint else runs:
+            yield self._weights(grid, interval, row, slice(0, len(count)), adjoint), thetas[row], count
 
     def at(
-        self, grid: int, rows: slice, done: torch.Tensor, theta: torch.Tensor, adjoint: bool = False
+        self, grid: int, rows: slice, done: torch.Tensor, output: int, adjoint: bool = False
     ) -> Iterator[tuple[torch.Tensor, slice]]:
-        """The weights of one iteration of the images ``rows`` after ``done`` iterations (int32, one each, falling).
+        """The weights of the partial iteration of the images ``rows``, after ``done`` iterations (int32, one each, falling).
 
-        ``theta`` holds their lattice temperatures, in the dtype and on the device of the fields.
+        ``output`` says to which of the levels.
 
         Yields:
             ``(weights, part)`` for every interval; ``part`` counts from ``rows.start``.
@@ -143,11 +144,32 @@ class Flow:
         interval = done // self.interval[grid]
         ends = [0, *(torch.nonzero(interval[1:] != interval[:-1]).flatten() + 1).tolist(), len(done)]
         for begin, end in pairwise(ends):
-            velocity, here = self._velocity(grid, int(interval[begin])), slice(rows.start + begin, rows.start + end)
-            yield self._stencil(grid, velocity, here, theta[begin:end], adjoint), slice(begin, end)
+            images = slice(rows.start + begin, rows.start + end)
+            yield self._weights(grid, int(interval[begin]), 2 + output, images, adjoint), slice(begin, end)
+
+    def _weights(self, grid: int, interval: int, row: int, images: slice, adjoint: bool) -> torch.Tensor:
+        """The weights of some images at a row of the temperatures."""
+        made = self._made.get(key := (grid, interval, row, adjoint))
+        if made is not None and len(made) >= images.stop:
+            return made[images]
+        velocity, thetas = self._velocity(grid, interval), self._temperatures[grid]
+        rows, every = [row], images
+        if has_blocks(velocity.device) and self.interval[grid] == UNLIMITED:
+            needed = np.flatnonzero((thetas > 0.0).any(axis=1)).tolist()
+            first = int(np.flatnonzero((thetas >= 0.0).any(axis=0))[-1]) + 1
+            if len(needed) * first * velocity[0, 0].numel() <= TOGETHER:
+                rows, every = needed, slice(0, first)
+        if keep := len(rows) > 1 or row < 2:
+            self._made = {}  # frees them before others are made
+        sets = self._stencil(grid, velocity, every, torch.from_numpy(thetas[rows, every]), adjoint)
+        found = {(grid, interval, row, adjoint): weights for row, weights in zip(rows, sets, strict=True)}
+        if keep:
+            self._made = found
+        return found[key][images.start - every.start : images.stop - every.start]
 
     def _stencil(self, grid: int, velocity: torch.Tensor, rows: slice, theta: torch.Tensor, adjoint: bool) -> torch.Tensor:
-        """The weights of the images ``rows``, of which ``theta`` has the lattice temperatures."""
+        """The weights of the images ``rows`` at sets of lattice temperatures, float64 [P, M] on the CPU."""
+        theta = theta.to(velocity.dtype).to(velocity.device, non_blocking=True)
         medium = {name: field[rows] for name, field in self._medium(grid).items()}
         offset = self.offset
         if self.homogeneous:
@@ -176,6 +198,14 @@ class Flow:
             self._velocities.append(restrict_velocity(self._velocities[-1], self.periodic))
         return self._velocities[grid]
 
+    def coarsened(self, u: torch.Tensor, grid: int) -> torch.Tensor:
+        """The first images on the next coarser grid, where a steady velocity goes along."""
+        if self.interval[grid] != UNLIMITED or len(self._velocities) != grid + 1:
+            return restrict(u)
+        u, velocity = coarsen(u, self._velocities[grid][: len(u)], self.periodic)
+        self._velocities.append(velocity)
+        return u
+
     def _generated(self, grid: int, interval: int, steady: bool) -> torch.Tensor:
         """The field in the middle of an interval, on the pixel grid, in the order of the images."""
         if self.clock.peclet == 0.0:
@@ -200,3 +230,8 @@ def sorted_like(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     if bool((order == torch.arange(len(order), device="cpu")).all()):
         return images
     return images.index_select(0, order.to(images.device, non_blocking=True))
+
+
+def sorting(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The order of images by their levels, the highest first, int64 [N]; the last of the levels counts most."""
+    return torch.from_numpy(np.lexsort([-level.numpy() for level in levels]))

@@ -22,7 +22,7 @@ NORMAL, TANGENTIAL = -1.0, 1.0
 
 def restrict(u: torch.Tensor) -> torch.Tensor:
     """Means over 2 x 2 cells: [N, C, H, W] to [N, C, H / 2, W / 2], H and W even."""
-    return _of_images(_coarser, _kernels(u).restrict, u)
+    return coarsen(u, u.new_empty((0, 2, *u.shape[2:])), False)[0]
 
 
 def restrict_transposed(w: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,16 @@ def restrict_velocity(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:
     stream function, smoothed by (1, 2, 1) / 4 along both axes and subsampled at every other corner. So a field without divergence
     stays without divergence, but a stream function is not needed.
     """
-    return _coarser(_kernels(velocity).restrict_velocity, velocity, periodic)
+    return coarsen(velocity.new_empty((len(velocity), 0, *velocity.shape[2:])), velocity, periodic)[1]
+
+
+def coarsen(u: torch.Tensor, velocity: torch.Tensor, periodic: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`restrict` of images and :func:`restrict_velocity` of as many velocities or of none, in one launch."""
+    half = (u.shape[2] // 2, u.shape[3] // 2)
+    coarse, coarse_velocity = u.new_empty((*u.shape[:2], *half)), velocity.new_empty((*velocity.shape[:2], *half))
+    kernel = _kernels(u).restrict
+    _launch(kernel, [u.contiguous(), velocity.contiguous()], [coarse, coarse_velocity], coarse, [periodic])
+    return coarse, coarse_velocity
 
 
 def restrict_velocity_transposed(w: torch.Tensor, periodic: bool) -> torch.Tensor:
@@ -74,22 +83,28 @@ def _of_images(transfer: Callable[..., torch.Tensor], kernel: Any, u: torch.Tens
 def _coarser(kernel: Any, fine: torch.Tensor, *inputs: bool) -> torch.Tensor:
     """What a kernel makes of a batch on the finer grid."""
     coarse = fine.new_empty((*fine.shape[:-2], fine.shape[-2] // 2, fine.shape[-1] // 2))
-    _launch(kernel, fine, coarse, coarse, inputs)
+    _launch(kernel, [fine.contiguous()], [coarse], coarse, inputs)
     return coarse
 
 
 def _finer(kernel: Any, coarse: torch.Tensor, *inputs: bool) -> torch.Tensor:
     """What a kernel makes of a batch on the coarser grid."""
     fine = coarse.new_empty((*coarse.shape[:-2], 2 * coarse.shape[-2], 2 * coarse.shape[-1]))
-    _launch(kernel, coarse, fine, coarse, inputs)
+    _launch(kernel, [coarse.contiguous()], [fine], coarse, inputs)
     return fine
 
 
-def _launch(kernel: Any, source: torch.Tensor, target: torch.Tensor, coarse: torch.Tensor, inputs: Sequence[bool]) -> None:
+def _launch(
+    kernel: Any,
+    sources: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    coarse: torch.Tensor,
+    inputs: Sequence[bool],
+) -> None:
     """Launch a kernel with one thread for a row of ``coarse`` on a CPU, for a cell of it on a GPU."""
     height, width = coarse.shape[-2:]
     run, runs = (width, 1) if coarse.device.type == "cpu" else (1, width)
-    launch(kernel, (len(coarse), height, runs), batched=[source.contiguous()], inputs=[*inputs, run], outputs=[target])
+    launch(kernel, (len(coarse), height, runs), batched=sources, inputs=[*inputs, run], outputs=targets)
 
 
 def with_ghost_cells(velocity: torch.Tensor, periodic: bool) -> torch.Tensor:

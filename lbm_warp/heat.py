@@ -83,6 +83,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a later call may be outside of it
 def _modes(size: int, periodic: bool, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Wavenumbers [1 / pixel] and orthonormal modes, [size] and [size, size], one mode per row."""
     k, modes = _sines_and_cosines(size) if periodic else cosines(size)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
-from lbm_warp.checks import InputError, as_floats, as_tensor
+from lbm_warp.checks import InputError, as_floats, as_tensor, check_no_tangent
+from lbm_warp.interop import check_no_transform
 from lbm_warp.planner import DEFAULT_SCHEME, Scheme
 from lbm_warp.turbulence import FieldRequest, Turbulence, curl, stream_function
 
@@ -56,8 +57,10 @@ class Medium:
     def __post_init__(self) -> None:
         if not self.fields:
             raise InputError("a medium needs alpha, walls or source")
+        check_no_transform()
         for name, given in self.fields.items():
             field = as_tensor(name, given)
+            check_no_tangent(f"{name} of a medium", field)
             if field.requires_grad:
                 raise InputError(f"the operator gives no gradient in {name} of a medium: pass {name}.detach()")
             if (field.dtype == torch.bool) != (name == "walls"):

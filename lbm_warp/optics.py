@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,9 @@ class OpticalTurbulence(Operator):
         for name, (unit, low, high) in LIMITS.items():
             check_number(f"{name} [{unit}]", getattr(self, name), low, high)
         check_integer("levels", self.levels, 1)
+        for name in ("spherical", "long_exposure"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, got {value!r}")
         if (self.d_over_r0 is None) == (self.cn2 is None):
             raise InputError("the strength is either d_over_r0 or cn2 (which gives r0, with the path): give one of the two")
         if self.d_over_r0 is not None:
@@ -256,6 +259,19 @@ class OpticalTurbulence(Operator):
     def _aberrations(self, ask: FieldRequest, order: int) -> torch.Tensor:
         """Aberrations over the field of view in units of their rms without outer scale, float32 [N, F, height, width].
 
+        The last ones are kept: the levels of a trajectory, and the steps of a solver, have one air.
+        """
+        kept: dict[int, tuple[FieldRequest, torch.Tensor]] = self.__dict__.setdefault("_last_air", {})
+        last, field = kept.get(order, (None, torch.empty(0)))
+        if last is None or not last.same_as(ask):
+            with torch.inference_mode(False):  # a later call may be outside of it
+                field = self._waves(ask, order)
+            kept[order] = replace(ask, seed=ask.seed.clone()), field
+        return field
+
+    def _waves(self, ask: FieldRequest, order: int) -> torch.Tensor:
+        """The sum of the waves of the phase that :meth:`_aberrations` gives.
+
         Of order 1, the tilt along x and y; of order 2, defocus and two of astigmatism. A wave exp(2 pi i f.r) of the phase at z
         is exp(2 pi i f.(r gamma + theta z - wind t)) in the aperture, for a point of the scene in the direction theta.
         """
@@ -287,6 +303,8 @@ class OpticalTurbulence(Operator):
 
 def _numbers(name: str, value: Any, low: float, high: float) -> float | tuple[float, ...]:
     """A number or several, checked; several as a tuple, which can be compared and written down."""
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        raise InputError(f"the operator gives no gradient in {name}: pass {name}.detach()")
     value = value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
     several = value if isinstance(value, tuple | list) else [value]
     for number in several:

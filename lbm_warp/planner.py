@@ -190,6 +190,26 @@ class Plan:
             grids.append(grid)
             start, factor = end, 2 * factor
 
+    def temperatures(self, level: np.ndarray) -> np.ndarray:
+        """Lattice temperatures of the iterations of images on their way to some levels.
+
+        Args:
+            level: int64 [levels, N]; the levels of an image do not fall from one to the next.
+
+        Returns:
+            float64 [grids, 2 + levels, N]: of the full iterations with ``theta[0]`` and ``theta[1]``, and of the partial one to
+            each level, 0 if none is needed; -1 for an image without such iterations on the grid.
+        """
+        on, grid = self.level_grid[level], np.arange(len(self.grids))[:, None]
+        theta, smooth_from, iterations = (
+            np.array([getattr(grid, name) for grid in self.grids]) for name in ("theta", "smooth_from", "iterations")
+        )
+        here = np.where(on[-1] == grid, self.level_iterations[level[-1]], 0)
+        most = np.where(on[-1] > grid, iterations[:, None], here)
+        sharp, smooth = np.minimum(most, smooth_from[:, None]) > 0, most > smooth_from[:, None]
+        full = np.where(np.stack([sharp, smooth], axis=1), theta[:, :, None], -1.0)
+        return np.concatenate([full, np.where(on == grid[:, None], self.level_theta[level], -1.0)], axis=1)
+
     @property
     def iterations(self) -> np.ndarray:
         """Lattice iterations from the clean image to levels 0..K, float64 [K + 1], in units of one iteration on the pixel grid.

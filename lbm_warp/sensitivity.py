@@ -25,21 +25,19 @@ from lbm_warp.stepping import advance
 from lbm_warp.trajectory import Coarsen, Iterate, ReadOut, stages
 
 
-def gradients(
-    u: torch.Tensor, images: Sequence[torch.Tensor], flow: Flow, levels: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+def gradients(u: torch.Tensor, images: Sequence[torch.Tensor], flow: Flow) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
     """Gradients of a loss with respect to the clean images and the moments of the displacement.
 
     Args:
         u: clean images, sorted like ``flow``, in its dtype.
         images: gradients of the loss with respect to the images at each of the levels, sorted too.
-        flow, levels: as for ``trajectory.forward``; the flow is steady.
+        flow: as for ``trajectory.forward``; it is steady.
 
     Returns:
         The gradient [N, C, H, W] of ``u``, and those of the moments of q, [N, 11, height, width] on every grid that was reached,
         else None.
     """
-    walk, before = list(stages(flow.plan, levels)), []
+    walk, before = list(stages(flow.plan, flow.levels)), []
     for stage in walk:
         before.append(u)
         if isinstance(stage, Iterate):

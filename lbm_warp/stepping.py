@@ -1,7 +1,7 @@
 """Lattice iterations with weights that do not change: how they are split among cores and launches.
 
 On the CPU a thread computes all iterations of an image, which stays in the cache of its core. On a GPU a block of threads does so,
-in the memory of its multiprocessor; large images are cut into tiles with a halo.
+in the memory of its multiprocessor; large images are cut into pieces that overlap.
 
 If there are fewer images than cores, images are divided into tiles of rows by trapezoidal temporal blocking. In a first phase every
 tile loses one row per iteration at each inner edge, so it needs no other tile for several iterations. In a second phase tiles grow
@@ -10,6 +10,7 @@ from the edges over the gaps, by the same number of iterations.
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,9 +23,9 @@ from lbm_warp.kernels import stencil as kernels
 
 # Least rows of a tile. Threads synchronise after at most half as many iterations.
 MIN_TILE_ROWS = 24
-# Side of a tile of a large image on chip, and the cells around it, which are also the iterations of a launch. With its halo a tile
-# has 64 x 64 cells, the most that fit.
-TILE, HALO = 48, 8
+# Side of a piece of a large image on chip: 64 x 64 cells are the most whose weights fit into registers. A launch begins with
+# reading them, which takes about as long as some iterations (predicted for an H200).
+SIDE, BEGIN = 64, 7
 # Updates of a cell that take a core as long as another kernel's element.
 UPDATES = 16
 # Updates of a cell in one launch on a CPU, about a second on a core: Ctrl-C waits for the end of a launch.
@@ -49,7 +50,8 @@ def stencil(
     Args:
         velocity: (v_x, v_y) in units of V, float32 or float64 [N, 2, H, W], contiguous.
         velocity_per_theta: the velocity of an iteration is this times its lattice temperature times ``velocity``.
-        theta: lattice temperatures, [N], dtype and device of ``velocity``.
+        theta: lattice temperatures, [N] or, of several sets of weights, [P, N], dtype and device of ``velocity``. On a GPU a set
+            has no weights where it is negative.
         periodic: periodic boundary, otherwise walls.
         offset: density of the background.
         adjoint: of the transposed iteration, of its linear part.
@@ -57,28 +59,32 @@ def stencil(
         source: the density that an iteration of lattice temperature one adds, [N, H, W], else as ``velocity``.
 
     Returns:
-        [N, 9, H, W], the weight of each neighbour, row by row; [N, 10, H, W] with the source, if there is one or a background.
+        [N, 9, H, W], or [P, N, 9, H, W], the weight of each neighbour, row by row; 10 with the source, if there is one or a
+        background.
     """
     count, _, height, width = velocity.shape
     background = (offset != 0.0 or source is not None) and not adjoint
-    weights = velocity.new_empty((count, 9 + background, height, width))
-    dtype, batched, inputs = WARP_DTYPES[velocity.dtype], [theta, velocity], [velocity_per_theta, periodic]
-    if velocity.device.type == "cpu":
-        launch(cpu.stencil_kernel(dtype, adjoint), (count, height), batched=batched, inputs=inputs, outputs=[weights])
-    else:
-        launch(kernels.stencil_kernel(dtype, adjoint), (count, height, width), batched=batched, inputs=inputs, outputs=[weights])
-    if resistance is not None:
-        medium = [theta, resistance]
-        launch(kernels.medium_kernel(dtype), (count, height, width), batched=medium, inputs=[periodic], outputs=[weights])
-    if background:
-        extra = weights[:, 9]
+    weights = velocity.new_empty((*theta.shape, 9 + background, height, width))
+    dtype, inputs, cells = WARP_DTYPES[velocity.dtype], [velocity_per_theta, periodic], (count, height, width)
+    sets = weights.view(-1, *weights.shape[-4:])
+    if velocity.device.type != "cpu":
+        numbers = [theta.view(-1, count), *inputs, sets.flatten(0, 1)]
+        launch(kernels.stencil_kernel(dtype, adjoint), cells, batched=[velocity], inputs=numbers)
+    for temperature, one in zip(theta.view(-1, count), sets, strict=True):
+        batched = [temperature, velocity]
+        if velocity.device.type == "cpu":
+            launch(cpu.stencil_kernel(dtype, adjoint), (count, height), batched=batched, inputs=inputs, outputs=[one])
+        if resistance is not None:
+            medium = [temperature, resistance]
+            launch(kernels.medium_kernel(dtype), cells, batched=medium, inputs=[periodic], outputs=[one])
+        if not background:
+            continue
         if offset == 0.0:
-            extra.zero_()
+            one[:, 9].zero_()
         else:
-            inputs = [*inputs, offset]
-            launch(kernels.source_kernel(dtype), (count, height, width), batched=batched, inputs=inputs, outputs=[weights])
+            launch(kernels.source_kernel(dtype), cells, batched=batched, inputs=[*inputs, offset], outputs=[one])
         if source is not None:
-            extra += theta[:, None, None] * source
+            one[:, 9] += temperature[:, None, None] * source
     return weights
 
 
@@ -92,7 +98,7 @@ def advance(u: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, periodi
         periodic: as for :func:`stencil`.
     """
     u = u[: len(count)]
-    pieces = Pieces.of(u) if has_blocks(u.device) else None
+    pieces = Pieces.of(u, periodic) if has_blocks(u.device) else None
     # A launch on chip does many iterations; the others swap the buffers after every one.
     swaps = -(-count // pieces.most) if pieces else count
     # The kernels start an odd number in the second buffer, so that all images end in the first.
@@ -116,7 +122,7 @@ def _iterate(
     if pieces:
         kernel = onchip.advance_kernel(background)
         for number in range(-(-most // pieces.most)):
-            inputs = [there, weights, periodic, *pieces.tile, pieces.halo, pieces.most, number]
+            inputs = [there, weights, periodic, *pieces.counts, *pieces.lengths, *pieces.halos, pieces.most, number]
             launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, outputs=[a, b], block=pieces.threads)
     elif a.device.type == "cpu":
         kernel = cpu.advance_kernel(dtype, background, a.shape[1])
@@ -134,31 +140,49 @@ def _iterate(
 
 
 class Pieces(NamedTuple):
-    """How images are cut for the iterations on chip.
+    """How images are cut for the iterations on chip: along y, along x.
 
     Attributes:
-        tile: height and width of what a block is responsible for.
-        halo: cells around it that it computes too.
+        counts: number of pieces.
+        lengths: cells of each.
+        halos: cells at an inner edge that a piece computes for itself alone.
         most: iterations of a launch.
         blocks, threads: number of blocks, and of threads of a block.
     """
 
-    tile: tuple[int, int]
-    halo: int
+    counts: tuple[int, int]
+    lengths: tuple[int, int]
+    halos: tuple[int, int]
     most: int
     blocks: int
     threads: int
 
     @classmethod
-    def of(cls, u: torch.Tensor) -> Pieces | None:
-        """The pieces of images [N, C, H, W]; None if a side is shorter than a thread's rows or the halo, or for float64."""
+    def of(cls, u: torch.Tensor, periodic: bool) -> Pieces | None:
+        """The pieces of images [N, C, H, W]; None if a side is shorter than a thread's rows, or for float64."""
         images, channels, height, width = u.shape
-        if u.dtype != torch.float32 or min(height, width) < max(onchip.ROWS, HALO):
+        size = height, width
+        if u.dtype != torch.float32 or min(size) < onchip.ROWS:
             return None
-        if _threads(height, width) <= onchip.THREADS and 2 * (height + 2) * (width + 2) <= onchip.MEMORY:
-            return cls((height, width), 0, UNLIMITED, images * channels, _threads(height, width))
-        blocks = images * channels * -(-height // TILE) * -(-width // TILE)
-        return cls((TILE, TILE), HALO, HALO, blocks, onchip.THREADS)
+        lengths, counts, halos = size, (1, 1), (0, 0)
+        if _threads(height, width) > onchip.THREADS or 2 * (height + 2) * (width + 2) > onchip.MEMORY:
+            lengths = min(height, SIDE), min(width, SIDE)
+            counts, halos = zip(*(cut(side, periodic) for side in size), strict=True)
+        most = min((halo for halo in halos if halo > 0), default=UNLIMITED)
+        return cls(counts, lengths, halos, most, images * channels * math.prod(counts), _threads(*lengths))
+
+
+@functools.cache
+def cut(size: int, periodic: bool) -> tuple[int, int]:
+    """Number of pieces along an axis, and their halo. Smaller halos compute fewer cells twice, but take more launches."""
+    if size <= SIDE:
+        return 1, 0
+
+    def count(halo: int) -> int:
+        return math.ceil((size - (0 if periodic else 2 * halo)) / (SIDE - 2 * halo))  # no halo at a wall
+
+    halo = min(range(1, SIDE // 2), key=lambda halo: count(halo) ** 2 * (1.0 + BEGIN / halo))
+    return count(halo), halo
 
 
 def _threads(rows: int, columns: int) -> int:

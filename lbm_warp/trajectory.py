@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lbm_warp.flow import Flow
-from lbm_warp.grids import prolong, prolong_transposed, restrict, restrict_transposed
+from lbm_warp.grids import prolong, prolong_transposed, restrict_transposed
 from lbm_warp.planner import Plan
 from lbm_warp.stepping import advance, step
 
@@ -39,13 +39,14 @@ class Iterate:
 
 @dataclass(frozen=True)
 class Coarsen:
-    """The first ``stay`` of ``images`` images go on to the next coarser grid."""
+    """The first ``stay`` of ``images`` images on a grid go on to the next coarser one."""
 
+    grid: int
     images: int
     stay: int
 
     def apply(self, u: torch.Tensor, flow: Flow) -> torch.Tensor:
-        return restrict(u[: self.stay])
+        return flow.coarsened(u[: self.stay], self.grid)
 
     def transposed(self, w: torch.Tensor, flow: Flow) -> torch.Tensor:
         w = restrict_transposed(w)
@@ -96,8 +97,7 @@ class ReadOut:
     def _partial(self, u: torch.Tensor, flow: Flow, adjoint: bool) -> torch.Tensor:
         if not bool(self.theta.any()):
             return u.clone()
-        theta = self.theta.to(u.dtype).to(u.device, non_blocking=True)
-        parts = flow.at(self.grid, self.rows, self.done, theta, adjoint)
+        parts = flow.at(self.grid, self.rows, self.done, self.output, adjoint)
         return _joined([step(u[part], weights, flow.periodic) for weights, part in parts])
 
 
@@ -126,19 +126,18 @@ def stages(plan: Plan, levels: Sequence[torch.Tensor]) -> Iterator[Iterate | Coa
         further = int((grid_of[levels[-1]] > index).sum())
         if further == 0:
             return
-        yield Coarsen(images, further)
+        yield Coarsen(index, images, further)
 
 
-def forward(u: torch.Tensor, flow: Flow, levels: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Images at each of the levels, as soon as all are read out.
+def forward(u: torch.Tensor, flow: Flow) -> Iterator[torch.Tensor]:
+    """Images at each of the levels of the flow, as soon as all are read out.
 
     Args:
         u: clean images; overwritten.
-        flow: the velocities of the batch and the plan of its iterations.
-        levels: as for :func:`stages`.
+        flow: the velocities of the batch, its levels, and the plan of its iterations.
     """
     parts: dict[int, list[torch.Tensor]] = defaultdict(list)
-    for stage in stages(flow.plan, levels):
+    for stage in stages(flow.plan, flow.levels):
         if not isinstance(stage, ReadOut):
             u = stage.apply(u, flow)
             continue
@@ -152,10 +151,10 @@ def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def adjoint(images: Sequence[torch.Tensor], flow: Flow, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+def adjoint(images: Sequence[torch.Tensor], flow: Flow) -> torch.Tensor:
     """The transpose of the linear part of :func:`forward`, applied to one tensor like the images for each of the levels."""
     w: torch.Tensor | None = None
-    for stage in reversed(list(stages(flow.plan, levels))):
+    for stage in reversed(list(stages(flow.plan, flow.levels))):
         if isinstance(stage, ReadOut):
             w = stage.transposed(w, flow, images[stage.output])
         elif w is not None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from diffusion.files import asset
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, SpectralTurbulence
-from lbm_warp.grids import prolong, restrict, restrict_velocity
+from lbm_warp.grids import coarsen, prolong, restrict, restrict_velocity
 from tests.test_turbulence import corner_divergence
 
 
@@ -18,6 +19,14 @@ def test_restriction_undoes_prolongation() -> None:
     for periodic in (False, True):
         torch.testing.assert_close(restrict(prolong(u, periodic)), u, rtol=0, atol=1e-15)
         torch.testing.assert_close(prolong(u, periodic).mean(dim=(2, 3)), u.mean(dim=(2, 3)))
+
+
+def test_images_and_velocities_go_to_a_coarser_grid_together() -> None:
+    u, velocity = torch.rand((2, 3, 12, 20)), torch.randn((2, 2, 12, 20))
+    for periodic in (False, True):
+        together = coarsen(u, velocity, periodic)
+        assert torch.equal(together[0], restrict(u)) and torch.equal(together[1], restrict_velocity(velocity, periodic))
+        torch.testing.assert_close(together[0], functional.avg_pool2d(u, 2))
 
 
 @pytest.mark.parametrize("periodic", [False, True])

@@ -125,10 +125,13 @@ def on_one_core(u: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, per
 def test_the_weights_of_cuda_kernels_equal_those_of_cpu_kernels(size: tuple[int, int], adjoint: bool, periodic: bool) -> None:
     """One thread a cell, and one a row with pieces of constant length; forward weights are those of the adjoint, gathered."""
     _, weights, velocity, theta = iterations((3, 1, *size), torch.float64, periodic, adjoint, False)
-    found = torch.full_like(weights, torch.nan)
     kernel = stencils.stencil_kernel(wp.float64, adjoint)
-    launch(kernel, (3, *size), batched=[theta, velocity], inputs=[0.05, periodic], outputs=[found])
-    torch.testing.assert_close(found, weights, rtol=0, atol=1e-15)
+    thetas = torch.stack([theta, -torch.ones_like(theta), theta])
+    together = torch.full((9, *weights.shape[1:]), torch.nan, dtype=torch.float64)
+    launch(kernel, (3, *size), batched=[velocity], inputs=[thetas, 0.05, periodic, together])
+    first, none, last = together.unflatten(0, (3, 3))
+    assert torch.equal(first, last) and bool(none.isnan().all())
+    torch.testing.assert_close(first, weights, rtol=0, atol=1e-15)
     # A cell gives away all it has. What it gets is more or less: this velocity has a divergence.
     total = weights.sum(dim=1)
     torch.testing.assert_close(total if adjoint else total.mean(dim=(1, 2)), torch.ones_like(total if adjoint else total[:, 0, 0]))
@@ -157,29 +160,35 @@ def test_cuda_kernels_equal_cpu_kernels(adjoint: bool, background: bool, periodi
 @pytest.mark.slow
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize(
-    ("size", "tile", "halo", "most"),
-    [((12, 17), (12, 17), 0, 1000), ((8, 33), (8, 33), 0, 1000), ((40, 50), (16, 16), 4, 4), ((40, 9), (16, 16), 5, 5)],
+    ("size", "counts", "lengths", "halos", "most"),
+    [
+        ((12, 17), (1, 1), (12, 17), (0, 0), 1000),
+        ((8, 33), (1, 1), (8, 33), (0, 0), 1000),
+        ((40, 50), (2, 3), (25, 24), (2, 3), 2),
+        ((41, 9), (3, 1), (24, 9), (5, 0), 5),
+    ],
 )
 @KINDS
 def test_kernels_on_chip_equal_cpu_kernels(
     adjoint: bool,
     background: bool,
     size: tuple[int, int],
-    tile: tuple[int, int],
-    halo: int,
+    counts: tuple[int, int],
+    lengths: tuple[int, int],
+    halos: tuple[int, int],
     most: int,
     periodic: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Blocks of threads in fibers on one core: whole images and tiles, with and without a side that a piece goes round."""
+    """Blocks of threads in fibers on one core: whole images and pieces, with and without a side that a piece goes round."""
     monkeypatch.setattr(wp.config, "enable_cpu_blocks", True)
     u, weights, *_ = iterations((3, 2, *size), torch.float32, periodic, adjoint, background)
     count = torch.tensor([0, 15, 8], dtype=torch.int32)
     a, b = u.clone(), u.clone()
     kernel, threads = onchip.advance_kernel(background), 192
-    blocks = 3 * 2 * -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    blocks = 3 * 2 * counts[0] * counts[1]
     for number in range(-(-15 // most)):
-        inputs = [count, weights, periodic, *tile, halo, most, number]
+        inputs = [count, weights, periodic, *counts, *lengths, *halos, most, number]
         launch(kernel, (blocks, threads), inputs=inputs, outputs=[a, b], block=threads)
     # The weights and their order are the same; the compiler may contract other products.
     torch.testing.assert_close(a, on_one_core(u, weights, count, periodic), rtol=0, atol=2e-6)
@@ -193,14 +202,15 @@ def test_transfers_between_grids_do_not_depend_on_how_rows_are_cut(periodic: boo
     for name, kernel in transfers(wp.float64)._asdict().items():
         finer = name in ("restrict_transposed", "prolong", "restrict_velocity_transposed")
         source, target = (coarse, fine) if finer else (fine, coarse)
-        if "velocity" not in name:
+        if name in ("restrict_transposed", "prolong", "prolong_transposed"):
             source, target = source.flatten(0, 1), target.flatten(0, 1)
-        results = [torch.full_like(target, torch.nan) for _ in range(3)]
-        for run, result in zip((6, 1, 4), results, strict=True):
-            inputs = [run] if name.startswith("restrict") and "velocity" not in name else [periodic, run]
-            launch(kernel, (len(source), 4, -(-6 // run)), batched=[source], inputs=inputs, outputs=[result])
-        for result in results[1:]:
-            torch.testing.assert_close(result, results[0], rtol=0, atol=1e-15)
+        arrays = 2 if name == "restrict" else 1  # images and velocities
+        results = [[torch.full_like(target, torch.nan) for _ in range(arrays)] for _ in range(3)]
+        for run, outputs in zip((6, 1, 4), results, strict=True):
+            inputs = [run] if name == "restrict_transposed" else [periodic, run]
+            launch(kernel, (len(source), 4, -(-6 // run)), batched=[source] * arrays, inputs=inputs, outputs=outputs)
+        for outputs in results[1:]:
+            torch.testing.assert_close(outputs, results[0], rtol=0, atol=1e-15)
 
 
 def test_a_flow_does_not_depend_on_how_rows_are_cut() -> None:
@@ -213,15 +223,21 @@ def test_a_flow_does_not_depend_on_how_rows_are_cut() -> None:
         torch.testing.assert_close(field, fields[0], rtol=0, atol=1e-6)
 
 
-def test_pieces_fit_on_chip_and_cover_every_image() -> None:
-    for height, width in ((8, 8), (16, 16), (28, 28), (64, 64), (8, 500), (65, 64), (128, 128), (9, 700), (500, 9), (5000, 9)):
-        pieces = Pieces.of(torch.empty((3, 2, height, width), device="meta"))
-        rows, columns = (min(side + 2 * pieces.halo, 2 * size) for side, size in zip(pieces.tile, (height, width), strict=True))
+@pytest.mark.parametrize("periodic", [False, True])
+def test_pieces_fit_on_chip_and_cover_every_image(periodic: bool) -> None:
+    for size in ((8, 8), (16, 16), (28, 28), (64, 64), (8, 500), (65, 64), (128, 128), (512, 512), (9, 700), (500, 9), (5000, 9)):
+        pieces = Pieces.of(torch.empty((3, 2, *size), device="meta"), periodic)
+        rows, columns = pieces.lengths
         assert 2 * (rows + 2) * (columns + 2) <= onchip.MEMORY
         assert -(-rows // onchip.ROWS) * columns <= pieces.threads <= onchip.THREADS and pieces.threads % 32 == 0
-        assert pieces.blocks == 6 * -(-height // pieces.tile[0]) * -(-width // pieces.tile[1])
+        assert pieces.blocks == 6 * pieces.counts[0] * pieces.counts[1]
+        for side, count, length, halo in zip(size, *pieces[:3], strict=True):
+            # Outer pieces need no halo at walls.
+            own = count * (length - 2 * halo) + (0 if periodic else 2 * halo)
+            assert own >= side and (0 < pieces.most <= halo if count > 1 else halo == 0)
+    assert Pieces.of(torch.empty((1, 1, 128, 128), device="meta"), periodic).most == (10 if periodic else 16)
     for image in (
         *(torch.empty((1, 1, *size), device="meta") for size in ((7, 64), (64, 7))),
         torch.empty((1, 1, 64, 64), dtype=torch.float64, device="meta"),
     ):
-        assert Pieces.of(image) is None
+        assert Pieces.of(image, periodic) is None

@@ -13,6 +13,7 @@ import torch
 from scipy.linalg import eigh, expm
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import expm_multiply
+from torch.autograd import forward_ad
 
 from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, InputError, Medium, Schedule, SpectralTurbulence
 from lbm_warp.turbulence import curl, stream_function
@@ -377,6 +378,20 @@ ONES = torch.ones(8, 8)
 def test_a_bad_medium_is_refused_in_one_line(fields: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Medium(**fields)
+
+
+def test_derivatives_that_would_be_lost_are_refused() -> None:
+    velocity, peclet = torch.zeros(1, 2, 8, 8), torch.tensor(1.0)
+    with forward_ad.dual_level():
+        with pytest.raises(InputError, match="no derivative in alpha of a medium in forward mode"):
+            Medium(alpha=forward_ad.make_dual(ONES, ONES))
+        for dual, name in ((velocity, "velocity"), (peclet, "Peclet number")):
+            v, number = (forward_ad.make_dual(one, one) if one is dual else one for one in (velocity, peclet))
+            operator = AdvectionDiffusion(SCHEDULE, peclet=number, turbulence=GivenVelocity(v))
+            with pytest.raises(InputError, match=f"no derivative in the {name} in forward mode"):
+                operator(torch.ones(1, 1, 8, 8), 3, 0)
+    with pytest.raises(InputError, match=r"torch.func \(grad, vmap, jvp, ...\) cannot transform"):
+        torch.func.vmap(lambda alpha: Medium(alpha=alpha).alpha)(ONES[None])
 
 
 def test_a_medium_of_another_size_or_number_is_refused() -> None:

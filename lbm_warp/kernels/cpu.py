@@ -112,7 +112,7 @@ def advance_kernel(dtype: type, background: bool, channels: int) -> wp.Kernel:
 
 @functools.cache
 def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
-    """As ``lbm_warp.kernels.stencil.stencil_kernel``, with one thread a row."""
+    """As ``lbm_warp.kernels.stencil.stencil_kernel`` at one temperature, with one thread a row."""
 
     @wp.struct
     class Weights:
@@ -124,7 +124,8 @@ def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
 
     @wp.func
     def update_cell(on: Weights, height: wp.int32, row: Neighbours, column: Neighbours):
-        send(on.vx, on.vy, row, column, on.scale, on.theta, height, on.planes)
+        sent = fractions(scaled(moments(on.vx, on.vy, row, column), on.scale), on.theta)
+        send(sent, row, column, height, on.planes)
 
     def piece_of(length: int) -> Callable:
         @wp.func

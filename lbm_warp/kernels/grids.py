@@ -49,13 +49,12 @@ five_pairs = wp.types.vector(length=10, dtype=wp.int32)
 
 
 class Transfers(NamedTuple):
-    """The kernels for one dtype: see the functions of these names in ``lbm_warp.grids``."""
+    """The kernels for one dtype: see the functions of these names in ``lbm_warp.grids``; ``restrict`` is its ``coarsen``."""
 
     restrict: wp.Kernel
     restrict_transposed: wp.Kernel
     prolong: wp.Kernel
     prolong_transposed: wp.Kernel
-    restrict_velocity: wp.Kernel
     restrict_velocity_transposed: wp.Kernel
 
 
@@ -64,19 +63,49 @@ def transfers(dtype: type) -> Transfers:
     """The kernels for images [N, height, width] and velocities [N, 2, height, width] of this dtype, in one module."""
     kernel = functools.partial(wp.kernel, module=f"{__name__}.{dtype.__name__}", enable_backward=False)
 
+    @wp.func
+    def sums_of_column(v: wp.array3d[dtype], y: wp.int32, x: wp.int32, periodic: wp.bool):
+        """Sums of the two components over the four fine cells of a coarse one in fine column ``x``: see ``restrict_velocity``."""
+        height = v.shape[1]
+        i = inside(x, v.shape[2], periodic)
+        above = inside(2 * y - 1, height, periodic)
+        below = inside(2 * y + 2, height, periodic)
+        across = v[0, above, i] + dtype(3.0) * (v[0, 2 * y, i] + v[0, 2 * y + 1, i]) + v[0, below, i]
+        along = v[1, 2 * y, i] + v[1, 2 * y + 1, i]
+        along += wp.where(mirrored(2 * y - 1, height, periodic), -v[1, above, i], v[1, above, i])
+        along += wp.where(mirrored(2 * y + 2, height, periodic), -v[1, below, i], v[1, below, i])
+        return wp.vector(wp.where(mirrored(x, v.shape[2], periodic), -across, across), along)
+
     @kernel
     def restrict(
-        fine: wp.array3d[dtype],
+        images: wp.array4d[dtype],
+        velocities: wp.array4d[dtype],
+        periodic: wp.bool,
         run: wp.int32,
         # outputs
-        coarse: wp.array3d[dtype],
+        coarse_images: wp.array4d[dtype],
+        coarse_velocities: wp.array4d[dtype],
     ):
         n, y, part = wp.tid()
-        upper = fine[n, 2 * y]
-        lower = fine[n, 2 * y + 1]
-        means = coarse[n, y]
-        for x in range(part * run, wp.min((part + 1) * run, means.shape[0])):
-            means[x] = (upper[2 * x] + upper[2 * x + 1] + lower[2 * x] + lower[2 * x + 1]) / dtype(4.0)
+        first_x = part * run
+        end = wp.min(first_x + run, coarse_images.shape[3])
+        for c in range(coarse_images.shape[1]):
+            upper = images[n, c, 2 * y]
+            lower = images[n, c, 2 * y + 1]
+            means = coarse_images[n, c, y]
+            for x in range(first_x, end):
+                means[x] = (upper[2 * x] + upper[2 * x + 1] + lower[2 * x] + lower[2 * x + 1]) / dtype(4.0)
+        if n < velocities.shape[0]:
+            v = velocities[n]
+            first = sums_of_column(v, y, 2 * first_x - 1, periodic)
+            second = sums_of_column(v, y, 2 * first_x, periodic)
+            for x in range(first_x, end):
+                third = sums_of_column(v, y, 2 * x + 1, periodic)
+                fourth = sums_of_column(v, y, 2 * x + 2, periodic)
+                coarse_velocities[n, 0, y, x] = (first[0] + second[0] + third[0] + fourth[0]) / dtype(32.0)
+                coarse_velocities[n, 1, y, x] = (first[1] + dtype(3.0) * (second[1] + third[1]) + fourth[1]) / dtype(32.0)
+                first = third
+                second = fourth
 
     @kernel
     def restrict_transposed(
@@ -90,41 +119,64 @@ def transfers(dtype: type) -> Transfers:
             for k in range(4):
                 fine[n, 2 * y + k // 2, 2 * x + k % 2] = coarse[n, y, x] / dtype(4.0)
 
+    def along_a_row(name: str, rows_beside: wp.Function, column_of: wp.Function, write: wp.Function) -> wp.Kernel:
+        """The kernel that writes for every coarse cell what five columns of it and beside it give."""
+
+        @functools.partial(kernel, name=name)
+        def pass_along(
+            source: wp.array3d[dtype],
+            periodic: wp.bool,
+            run: wp.int32,
+            # outputs
+            target: wp.array3d[dtype],
+        ):
+            n, y, part = wp.tid()
+            values = source[n]
+            rows = rows_beside(y, values.shape[0], periodic)
+            x = part * run
+            two_left = column_of(values, rows, x - 2, periodic)
+            left = column_of(values, rows, x - 1, periodic)
+            here = column_of(values, rows, x, periodic)
+            right = column_of(values, rows, x + 1, periodic)
+            while x < wp.min((part + 1) * run, wp.min(values.shape[1], target.shape[2])):
+                two_right = column_of(values, rows, x + 2, periodic)
+                write(target[n], y, x, two_left, left, here, right, two_right)
+                two_left = left
+                left = here
+                here = right
+                right = two_right
+                x += 1
+
+        return pass_along
+
+    @wp.func
+    def five_beside(y: wp.int32, height: wp.int32, periodic: wp.bool) -> five_rows:
+        rows = five_rows()
+        for k in range(5):
+            rows[k] = inside(y - 2 + k, height, periodic)
+        return rows
+
     @wp.func
     def halves_of_column(u: wp.array2d[dtype], rows: five_rows, x: wp.int32, periodic: wp.bool):
         """The upper and the lower half of the middle one of five cells, one below the other."""
         i = inside(x, u.shape[1], periodic)
         return halves(u[rows[0], i], u[rows[1], i], u[rows[2], i], u[rows[3], i], u[rows[4], i])
 
-    @kernel
-    def prolong(
-        coarse: wp.array3d[dtype],
-        periodic: wp.bool,
-        run: wp.int32,
-        # outputs
-        fine: wp.array3d[dtype],
+    @wp.func
+    def write_quarters(
+        fine: wp.array2d[dtype], y: wp.int32, x: wp.int32, two_left: Any, left: Any, here: Any, right: Any, two_right: Any
     ):
-        n, y, part = wp.tid()
-        u = coarse[n]
-        rows = five_rows()
-        for k in range(5):
-            rows[k] = inside(y - 2 + k, u.shape[0], periodic)
-        x = part * run
-        two_left = halves_of_column(u, rows, x - 2, periodic)
-        left = halves_of_column(u, rows, x - 1, periodic)
-        here = halves_of_column(u, rows, x, periodic)
-        right = halves_of_column(u, rows, x + 1, periodic)
-        while x < wp.min((part + 1) * run, u.shape[1]):
-            two_right = halves_of_column(u, rows, x + 2, periodic)
-            for k in range(2):
-                quarters = halves(two_left[k], left[k], here[k], right[k], two_right[k])
-                fine[n, 2 * y + k, 2 * x] = quarters[0]
-                fine[n, 2 * y + k, 2 * x + 1] = quarters[1]
-            two_left = left
-            left = here
-            here = right
-            right = two_right
-            x += 1
+        for k in range(2):
+            quarters = halves(two_left[k], left[k], here[k], right[k], two_right[k])
+            fine[2 * y + k, 2 * x] = quarters[0]
+            fine[2 * y + k, 2 * x + 1] = quarters[1]
+
+    @wp.func
+    def pairs_beside(y: wp.int32, height: wp.int32, periodic: wp.bool) -> five_pairs:
+        rows = five_pairs()
+        for k in range(10):
+            rows[k] = inside(2 * y - 4 + k, height, periodic)
+        return rows
 
     @wp.func
     def joined_in_column(w: wp.array2d[dtype], rows: five_pairs, x: wp.int32) -> dtype:
@@ -144,67 +196,14 @@ def transfers(dtype: type) -> Transfers:
         right = joined_in_column(w, rows, inside(2 * x + 1, w.shape[1], periodic))
         return wp.vector(left, right)
 
-    @kernel
-    def prolong_transposed(
-        fine: wp.array3d[dtype],
-        periodic: wp.bool,
-        run: wp.int32,
-        # outputs
-        coarse: wp.array3d[dtype],
-    ):
-        n, y, part = wp.tid()
-        w = fine[n]
-        rows = five_pairs()
-        for k in range(10):
-            rows[k] = inside(2 * y - 4 + k, w.shape[0], periodic)
-        x = part * run
-        two_left = joined_columns(w, rows, x - 2, periodic)
-        left = joined_columns(w, rows, x - 1, periodic)
-        here = joined_columns(w, rows, x, periodic)
-        right = joined_columns(w, rows, x + 1, periodic)
-        while x < wp.min((part + 1) * run, coarse.shape[2]):
-            two_right = joined_columns(w, rows, x + 2, periodic)
-            coarse[n, y, x] = joined(two_left, left, here, right, two_right)
-            two_left = left
-            left = here
-            here = right
-            right = two_right
-            x += 1
-
     @wp.func
-    def sums_of_column(v: wp.array3d[dtype], y: wp.int32, x: wp.int32, periodic: wp.bool):
-        """Sums of the two components over the four fine cells of a coarse one in fine column ``x``: see ``restrict_velocity``."""
-        height = v.shape[1]
-        i = inside(x, v.shape[2], periodic)
-        above = inside(2 * y - 1, height, periodic)
-        below = inside(2 * y + 2, height, periodic)
-        across = v[0, above, i] + dtype(3.0) * (v[0, 2 * y, i] + v[0, 2 * y + 1, i]) + v[0, below, i]
-        along = v[1, 2 * y, i] + v[1, 2 * y + 1, i]
-        along += wp.where(mirrored(2 * y - 1, height, periodic), -v[1, above, i], v[1, above, i])
-        along += wp.where(mirrored(2 * y + 2, height, periodic), -v[1, below, i], v[1, below, i])
-        return wp.vector(wp.where(mirrored(x, v.shape[2], periodic), -across, across), along)
-
-    @kernel
-    def restrict_velocity(
-        fine: wp.array4d[dtype],
-        periodic: wp.bool,
-        run: wp.int32,
-        # outputs
-        coarse: wp.array4d[dtype],
+    def write_joined(
+        coarse: wp.array2d[dtype], y: wp.int32, x: wp.int32, two_left: Any, left: Any, here: Any, right: Any, two_right: Any
     ):
-        n, y, part = wp.tid()
-        v = fine[n]
-        x = part * run
-        first = sums_of_column(v, y, 2 * x - 1, periodic)
-        second = sums_of_column(v, y, 2 * x, periodic)
-        while x < wp.min((part + 1) * run, coarse.shape[3]):
-            third = sums_of_column(v, y, 2 * x + 1, periodic)
-            fourth = sums_of_column(v, y, 2 * x + 2, periodic)
-            coarse[n, 0, y, x] = (first[0] + second[0] + third[0] + fourth[0]) / dtype(32.0)
-            coarse[n, 1, y, x] = (first[1] + dtype(3.0) * (second[1] + third[1]) + fourth[1]) / dtype(32.0)
-            first = third
-            second = fourth
-            x += 1
+        coarse[y, x] = joined(two_left, left, here, right, two_right)
+
+    prolong = along_a_row("prolong", five_beside, halves_of_column, write_quarters)
+    prolong_transposed = along_a_row("prolong_transposed", pairs_beside, joined_columns, write_joined)
 
     @kernel
     def restrict_velocity_transposed(
@@ -233,4 +232,4 @@ def transfers(dtype: type) -> Transfers:
                 fine[n, 0, 2 * y + k // 2, 2 * x + k % 2] = vx / dtype(32.0)
                 fine[n, 1, 2 * y + k // 2, 2 * x + k % 2] = vy / dtype(32.0)
 
-    return Transfers(restrict, restrict_transposed, prolong, prolong_transposed, restrict_velocity, restrict_velocity_transposed)
+    return Transfers(restrict, restrict_transposed, prolong, prolong_transposed, restrict_velocity_transposed)

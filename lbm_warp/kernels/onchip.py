@@ -1,9 +1,9 @@
 """The iterations on a GPU, on chip: a block takes a piece of an image through many of them in its shared memory.
 
-A piece is one channel of a whole image, or of a tile with a halo. A thread owns some cells of a column and keeps their weights in
-registers. A ring of ghost cells surrounds the piece: beyond a wall the mirror image, on a periodic image the opposite side. At an
-inner edge of a tile the ghost cells hold nothing of use, so the outermost cells become wrong, one more with every iteration. The
-halo is as wide as a launch has iterations, and is not written back.
+A piece is one channel of a whole image, or a part of it. A thread owns some cells of a column and keeps their weights in registers.
+A ring of ghost cells surrounds the piece: beyond a wall the mirror image, on a periodic image the opposite side. At an inner edge
+the ghost cells hold nothing of use, so the outermost cells become wrong, one more with every iteration. So pieces overlap: each has
+a halo as wide as a launch has iterations, which is not written back.
 
 The same source runs on a CPU with ``wp.config.enable_cpu_blocks``, which is how it is tested without a device.
 """
@@ -61,6 +61,26 @@ def wrapped(i: wp.int32, size: wp.int32) -> wp.int32:
     return wp.where(i >= size, i - size, i)
 
 
+@wp.func_native(
+    snippet="""
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(i));
+#endif
+    return i;
+"""
+)
+def kept(i: wp.int32) -> wp.int32:
+    """The same number, which the compiler then keeps in a register: it must not compute it anew in every iteration."""
+    ...
+
+
+@wp.func
+def own_from(piece: wp.int32, pieces: wp.int32, own: wp.int32, halo: wp.int32, size: wp.int32, periodic: wp.bool) -> wp.int32:
+    """The first cell along an axis that a piece writes back: it writes ``own`` cells, and those of its halo at a wall."""
+    first = piece * own + wp.where(periodic or piece == 0, 0, halo)
+    return wp.where(piece == pieces, size, wp.min(first, size))
+
+
 @wp.struct
 class Column:
     """The cells of a thread in the memory, and where their copies among the ghost cells lie, from the cell itself."""
@@ -109,9 +129,12 @@ def advance_kernel(background: bool) -> wp.Kernel:
         count: wp.array[wp.int32],
         stencil: wp.array4d[wp.float32],
         periodic: wp.bool,
-        tile_height: wp.int32,
-        tile_width: wp.int32,
-        halo: wp.int32,
+        down: wp.int32,
+        across: wp.int32,
+        rows: wp.int32,
+        columns: wp.int32,
+        halo_y: wp.int32,
+        halo_x: wp.int32,
         most: wp.int32,
         launch: wp.int32,
         # inputs and outputs
@@ -121,16 +144,15 @@ def advance_kernel(background: bool) -> wp.Kernel:
         """Iterations ``launch`` x ``most`` and up to ``most`` - 1 further ones; for float32.
 
         An image needs some number of launches. Its state starts in ``b`` if that is odd, otherwise in ``a``; it ends in ``a``.
-        Blocks are numbered by image, channel, row and column of the tile.
+        The pieces, ``down`` x ``across`` of them, have ``rows`` x ``columns`` cells; blocks are numbered by image, channel, and
+        row and column of the piece.
         """
         block, thread = wp.tid()
         channels = a.shape[1]
         height = a.shape[2]
         width = a.shape[3]
-        down = (height + tile_height - 1) / tile_height
-        across = (width + tile_width - 1) / tile_width
-        column_of_tile = block % across
-        row_of_tile = (block / across) % down
+        i = block % across
+        j = (block / across) % down
         c = (block / (across * down)) % channels
         n = block / (across * down * channels)
 
@@ -140,20 +162,13 @@ def advance_kernel(background: bool) -> wp.Kernel:
         steps = wp.min(count[n] - done, most)
         launches_left = (count[n] - done - 1) / most + 1
 
-        # The piece: rows y0 to y1 - 1, columns x0 to x1 - 1; on a periodic axis they may lie outside the image.
-        y0 = row_of_tile * tile_height - halo
-        x0 = column_of_tile * tile_width - halo
-        y1 = wp.min((row_of_tile + 1) * tile_height, height) + halo
-        x1 = wp.min((column_of_tile + 1) * tile_width, width) + halo
-        if not periodic:
-            y0 = wp.max(y0, 0)
-            x0 = wp.max(x0, 0)
-            y1 = wp.min(y1, height)
-            x1 = wp.min(x1, width)
-        rows = y1 - y0
-        columns = x1 - x0
-        pitch = columns + 2
-        ring = (rows + 2) * pitch
+        # On a periodic axis a piece may begin before the image or end beyond it.
+        own_rows = rows - 2 * halo_y
+        own_columns = columns - 2 * halo_x
+        y0 = wp.where(periodic, j * own_rows - halo_y, wp.min(j * own_rows, height - rows))
+        x0 = wp.where(periodic, i * own_columns - halo_x, wp.min(i * own_columns, width - columns))
+        pitch = kept(columns + 2)
+        ring = kept((rows + 2) * pitch)
         wraps_y = periodic and rows == height
         wraps_x = periodic and columns == width
 
@@ -173,9 +188,9 @@ def advance_kernel(background: bool) -> wp.Kernel:
             x == 0 or x == columns - 1,
             top == 0,
             top + ROWS == rows,
-            wp.where(x == 0, wp.where(wraps_x, columns, -1), wp.where(wraps_x, -columns, 1)),
-            wp.where(wraps_y, rows, -1) * pitch,
-            wp.where(wraps_y, -rows, 1) * pitch,
+            kept(wp.where(x == 0, wp.where(wraps_x, columns, -1), wp.where(wraps_x, -columns, 1))),
+            kept(wp.where(wraps_y, rows, -1) * pitch),
+            kept(wp.where(wraps_y, -rows, 1) * pitch),
         )
 
         value = cells_of_thread()
@@ -229,12 +244,14 @@ def advance_kernel(background: bool) -> wp.Kernel:
                 centre = low
                 right = low_right
 
-        # The tile without its halo.
+        # The piece without its halo.
+        own_y0 = own_from(j, down, own_rows, halo_y, height, periodic)
+        own_y1 = own_from(j + 1, down, own_rows, halo_y, height, periodic)
+        own_x0 = own_from(i, across, own_columns, halo_x, width, periodic)
+        own_x1 = own_from(i + 1, across, own_columns, halo_x, width, periodic)
         for r in range(ROWS):
             y = y0 + top + r
-            inside_y = has_cells and y >= row_of_tile * tile_height and y < wp.min((row_of_tile + 1) * tile_height, height)
-            inside_x = x0 + x >= column_of_tile * tile_width and x0 + x < wp.min((column_of_tile + 1) * tile_width, width)
-            if inside_y and inside_x:
+            if has_cells and y >= own_y0 and y < own_y1 and x0 + x >= own_x0 and x0 + x < own_x1:
                 if launches_left % 2 == 0:
                     b[n, c, y, x0 + x] = value[r]
                 else:

@@ -15,22 +15,18 @@ from lbm_warp.kernels.rules import Neighbours, at_rest, beside, excess, exchange
 def send_function(dtype: type, adjoint: bool) -> wp.Function:
     """A function that writes the weights which a cell gives: forward those of the cells that it sends to, else its own.
 
-    Its ``planes`` are the weights of an image, one below the other, ``height`` rows each.
+    ``sent`` are the fractions of the cell. Its ``planes`` are the weights of an image, one below the other, ``height`` rows each.
     """
 
     @wp.func
     def send(
-        vx: wp.array2d[dtype],
-        vy: wp.array2d[dtype],
+        sent: wp.types.vector(length=9, dtype=dtype),
         row: Neighbours,
         column: Neighbours,
-        scale: dtype,
-        theta: dtype,
         height: wp.int32,
         # outputs
         planes: wp.array2d[dtype],
     ):
-        sent = fractions(scaled(moments(vx, vy, row, column), scale), theta)
         for k in range(9):
             if wp.static(adjoint):
                 planes[k * height + row.here, column.here] = sent[k]
@@ -45,26 +41,34 @@ def send_function(dtype: type, adjoint: bool) -> wp.Function:
 
 @functools.cache
 def stencil_kernel(dtype: type, adjoint: bool) -> wp.Kernel:
-    """The nine weights; one thread a cell."""
+    """The nine weights at each of some temperatures; one thread a cell."""
     send = send_function(dtype, adjoint)
 
     @wp.kernel(module="unique", enable_backward=False)
     def weights(
-        theta: wp.array[dtype],
         velocity: wp.array4d[dtype],
+        theta: wp.array2d[dtype],
         velocity_per_theta: dtype,
         periodic: wp.bool,
         # outputs
         stencil: wp.array4d[dtype],
     ):
-        """The velocity is ``velocity_per_theta`` theta[n] times ``velocity`` [cells per iteration]."""
+        """The velocity is ``velocity_per_theta`` theta[p, n] times ``velocity`` [cells per iteration].
+
+        The weights are entry p N + n of ``stencil``; none are made for a negative temperature.
+        """
         n, y, x = wp.tid()
         height = velocity.shape[2]
         width = velocity.shape[3]
-        planes = wp.array(ptr=stencil[n].ptr, shape=(stencil.shape[1] * height, width), dtype=dtype)
         row = neighbours(y, height, periodic)
         column = neighbours(x, width, periodic)
-        send(velocity[n, 0], velocity[n, 1], row, column, velocity_per_theta * theta[n], theta[n], height, planes)
+        m = moments(velocity[n, 0], velocity[n, 1], row, column)
+        for p in range(theta.shape[0]):
+            here = theta[p, n]
+            if here >= dtype(0.0):
+                entry = stencil[p * theta.shape[1] + n]
+                planes = wp.array(ptr=entry.ptr, shape=(stencil.shape[1] * height, width), dtype=dtype)
+                send(fractions(scaled(m, velocity_per_theta * here), here), row, column, height, planes)
 
     return weights
 
