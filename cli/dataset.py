@@ -41,6 +41,10 @@ class Dataset:
     """Degraded frames of each scene."""
     interval: float | None = None
     """Seconds from frame to frame of a burst, in air that the wind moves; by default every frame has air of its own."""
+    spherical: bool = True
+    """The scene is at the end of the air; --no-spherical: it is far behind it (a plane wave)."""
+    long_exposure: bool = False
+    """The mean over all moments of the air: more blur, no shifts."""
     flow: bool = True
     """Write the flow of each pair, too: tilt in pixels, or velocity."""
     workers: int = THREADS
@@ -80,9 +84,10 @@ def ranges(options: Dataset) -> Ranges:
         strength = "cn2" if "cn2" in given else "d_over_r0"
         given = {strength: STRENGTHS} | given
         air: dict[str, Any] = {strength: given[strength][1]}
-        operator = OpticalTurbulence(**air)
+        operator = OpticalTurbulence(**air, spherical=options.spherical, long_exposure=options.long_exposure)
         level = level or (operator.levels, operator.levels)
     else:
+        console.check_left_out(options, "is for optical turbulence; leave out --process or this", "spherical", "long_exposure")
         forward = named_method(options.process).forward
         operator = ProcessOperator(forward.operator, forward.scales)
     return Ranges(Sensor(operator), level and (int(level[0]), int(level[1])), given)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from cli.video import is_film, open_film, read_still
-from diffusion.data.images import data_errors, open_image, read_image
+from diffusion.data.images import data_errors, decoded, open_image, read_image
 from diffusion.data.pair_files import png, tiff
 from diffusion.data.products import mark, save_image
 from diffusion.files import write_json
-from diffusion.sampling import tiles
-from diffusion.sampling.burst import ROUNDS, align
+from diffusion.sampling import burst, tiles
 from diffusion.sampling.pipeline import Pipeline
-from lbm_warp.checks import amount
+from lbm_warp.checks import InputError, amount
 
 RECORD = "restoration.json"
 # What is drawn white in a map of what is not known, in units of the range.
@@ -32,7 +31,7 @@ class Photograph:
 
     Attributes:
         pixels: float32 [C, H, W] in [0, 1]; under transparency the colours themselves.
-        alpha: uint8 [H, W], if it has transparency.
+        alpha: of its dtype, [1, H, W], if it has transparency.
         dtype: uint8 or uint16.
         tiff: whether the file is a TIFF file.
     """
@@ -45,16 +44,21 @@ class Photograph:
     @classmethod
     def read(cls, path: Path) -> Photograph:
         """The first picture of a file."""
-        pixels = read_still(path)
+        read_still(path)  # which says what it leaves out
         with data_errors(str(path)), open(path, "rb") as file:
             image: Image.Image = open_image(file, str(path))
-            deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
-            is_tiff = image.format == "TIFF"
-            if not image.has_transparency_data:
-                return cls(pixels, None, np.uint16 if deep else np.uint8, is_tiff)
-            ImageOps.exif_transpose(image, in_place=True)
-            *colours, alpha = np.asarray(image.convert("LA" if len(pixels) == 1 else "RGBA")).transpose(2, 0, 1)
-        return cls(np.stack(colours).astype(np.float32) / 255.0, alpha, np.uint8, is_tiff)
+            stored = _stored(image)
+            layers = decoded(image, str(path), over_white=False)
+        read = cls(layers, None, *stored)
+        return read if len(layers) in (1, 3) else replace(read, pixels=layers[:-1], alpha=read.quantised(layers[-1:]))
+
+    @classmethod
+    def of_burst(cls, pixels: np.ndarray, path: Path) -> Photograph:
+        """What became of frames, with the bits and the kind of file of the first; of those of a folder or film, 8 and PNG."""
+        if is_film(path):
+            return cls(pixels, None, np.uint8, False)
+        with data_errors(str(path)), open(path, "rb") as file:
+            return cls(pixels, None, *_stored(open_image(file, str(path))))
 
     def quantised(self, values: np.ndarray) -> np.ndarray:
         """Values around [0, 1] in its dtype."""
@@ -62,13 +66,20 @@ class Photograph:
 
     def write(self, folder: Path, name: str, pixels: np.ndarray) -> str:
         """Write pixels [C, H, W] of its dtype, with its transparency, in its kind of file; returns the whole name."""
-        pixels, deep = pixels.transpose(1, 2, 0), self.dtype is np.uint16
+        deep = self.dtype is np.uint16
+        pixels = (pixels if self.alpha is None else np.concatenate([pixels, self.alpha])).transpose(1, 2, 0)
         name += ".tif" if deep and self.tiff else ".png"
         if deep:
             (folder / name).write_bytes((tiff if self.tiff else png)(pixels, mark("sample")))
         else:
-            save_image(folder / name, pixels if self.alpha is None else np.dstack([pixels, self.alpha]), "sample")
+            save_image(folder / name, pixels, "sample")
         return name
+
+
+def _stored(image: Image.Image) -> tuple[type[np.uint8] | type[np.uint16], bool]:
+    """The dtype of an image that is not decoded yet, and whether it is of a TIFF file."""
+    deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    return np.uint16 if deep else np.uint8, image.format == "TIFF"
 
 
 @dataclass(frozen=True)
@@ -103,47 +114,65 @@ class Frames:
 
 
 def restored_photograph(
-    folder: Path, pictures: tuple[Path, ...], model: Path, device: torch.device, blur: float | None, noise: float | None
+    folder: Path,
+    pictures: tuple[Path, ...],
+    model: Path,
+    device: torch.device,
+    blur: float | None,
+    noise: float | None,
+    sampling: float | None,
 ) -> list[str]:
     """Restore a photograph in tiles; write it with its own bits and transparency, the map of what is not known, and the record.
 
     Args:
         folder: where to.
         pictures: a picture; or several, a folder or a film: frames of one scene behind moving air. Of these the mean of the aligned
-            frames is written too, and no map: the blur of air is not the Gaussian that the model's intervals are for.
+            frames is written too.
         model: folder of a model of photographs.
         device: where the network works.
-        blur, noise: if they are known.
+        blur, noise: of a picture, if they are known.
+        sampling: of the camera of frames, if it is known: lambda / D in pixels.
 
     Returns:
         Names of what it wrote.
+
+    Raises:
+        InputError: if blur or noise is given with frames, or the sampling without.
     """
     record: dict[str, object] = {"pictures": [str(path) for path in pictures]}
-    if frames := Frames.of(pictures):
-        with tqdm(total=ROUNDS, unit="round", desc=f"aligning {amount(len(frames), 'frame')}") as bar:
-            aligned = align(frames, callback=lambda *_: bar.update())
-        of_file = Photograph.read(pictures[0]) if len(pictures) > 1 else None
-        read = Photograph(aligned.picture.numpy(), None, of_file.dtype if of_file else np.uint8, bool(of_file and of_file.tiff))
+    frames = Frames.of(pictures)
+    if frames and (blur is not None or noise is not None):
+        raise InputError("--blur and --noise are of one photograph; blur and noise of several frames follow from how they differ")
+    if not frames and sampling is not None:
+        raise InputError("--sampling goes with several frames; one photograph has --blur and --noise")
+    sampling = burst.SAMPLING if sampling is None else sampling
+    pipeline, known = Pipeline.from_pretrained(model, device=device), tiles.DegradationEstimator.load(model)
+    if frames:
+        with tqdm(total=burst.ROUNDS, unit="round", desc=f"aligning {amount(len(frames), 'frame')}") as bar:
+            aligned = burst.align(frames, callback=lambda *_: bar.update())
+        read = Photograph.of_burst(aligned.picture.numpy(), pictures[0])
         made = [read.write(folder, "aligned", read.quantised(read.pixels))]
-        record["noise_of_frames"] = aligned.noise.tolist()
+        found, half = burst.restored(pipeline, known, aligned, sampling), tiles.NINETY
+        shift, strength = aligned.tilt**0.5, aligned.air(sampling).strength
+        print(f"shifts of {shift:.2f} px: D / r0 = {strength:.1f}, if lambda / D is {sampling:g} px (--sampling)")
+        if strength > 10.0:
+            print("this is more than the model of air is right for: did the camera move, too?")
+        record |= {"noise_of_frames": aligned.noise.tolist(), "shift": shift, "sampling": sampling, "d_over_r0": strength}
     else:
         read, made = Photograph.read(pictures[0]), []
-    pipeline, known = Pipeline.from_pretrained(model, device=device), tiles.DegradationEstimator.load(model)
-    (sigma, sigma_spread), (noise, noise_spread) = known(read.pixels).given(blur, noise).moments()
-    print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
-    record |= {"size": list(read.pixels.shape[1:]), "sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
+        (sigma, sigma_spread), (noise, noise_spread) = known(read.pixels).given(blur, noise).moments()
+        found, half = tiles.tiles(pipeline, read.pixels, sigma, noise), tiles.NINETY * known.factor(noise)
+        print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
+        record |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
     restored, spread = np.empty(read.pixels.shape, read.dtype), np.empty(read.pixels.shape[1:], np.uint8)
-    half, inside = tiles.NINETY * known.factor(noise), 0.0
-    for tile in tiles.tiles(pipeline, read.pixels, sigma, noise):
+    inside = 0.0
+    for tile in found:
         restored[:, tile.rows, tile.columns] = read.quantised(tile.mean)
         width = half * tile.deviation.mean(axis=0)
         spread[tile.rows, tile.columns] = np.rint(255.0 * (width / WHITE).clip(0.0, 1.0))
         inside += float(width.sum()) / spread.size
-    made = [read.write(folder, "restored", restored), *made]
-    if not frames:
-        save_image(folder / "spread.png", spread[..., None], "figure")
-        print(f"90 % of the pixels lie within +- {inside:.3f} on average (spread.png: white is +- {WHITE:g})")
-        record |= {"half_width_90_percent": inside, "white": WHITE}
-        made.append("spread.png")
-    write_json(folder / RECORD, record)
+    made = [read.write(folder, "restored", restored), *made, "spread.png"]
+    save_image(folder / "spread.png", spread[..., None], "figure")
+    print(f"90 % of the pixels lie within +- {inside:.3f} on average (spread.png: white is +- {WHITE:g})")
+    write_json(folder / RECORD, record | {"size": list(spread.shape), "half_width_90_percent": inside, "white": WHITE})
     return made

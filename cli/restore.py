@@ -28,7 +28,7 @@ from diffusion.sampling import tiles
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import LevelEstimate, LevelEstimator, as_stored, best, restore
 from diffusion.size import Size
-from lbm_warp.checks import InputError, amount, check_integer
+from lbm_warp.checks import InputError, check_integer, check_number
 
 PANEL = 160
 COLUMNS = 4
@@ -53,7 +53,7 @@ class Restore:
     degrade: int | None = None
     """With a run: degrade the picture first, to this level of its process: what is restored then, and what is invented?"""
     samples: int = 4
-    """With a run: number of restored pictures; how they differ shows what is not known."""
+    """With a run: number of restored pictures; how they differ shows what is not known, uncalibrated."""
     best: bool = False
     """With a run: take the restored picture that explains the degraded one best, instead of the mean of all."""
     seed: int = 0
@@ -64,6 +64,9 @@ class Restore:
     """Of a photograph: standard deviation of its blur, a Gaussian, 0 to 4 pixels, if you know it; else it is estimated."""
     noise: float | None = None
     """Of a photograph: standard deviation of its noise, 0 to 0.25 of the range, if you know it; else it is estimated."""
+    sampling: float | None = None
+    """Of several frames: lambda / D of the lens in pixels, which is wavelength times f-number over the pitch of the pixels. By
+    default 1.5, as of many long lenses; it matters most where the air is weak."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture>-restored by default."""
     device: str = "auto"
@@ -83,6 +86,10 @@ class Restore:
             raise InputError(f"--level takes auto or a number from 1, got {self.level!r}")
         if not self.photographs and (self.blur is not None or self.noise is not None):
             raise InputError("--blur and --noise are for photographs; the level of a run's process has both: --level")
+        if self.sampling is not None:
+            if not self.photographs:
+                raise InputError("--sampling is for frames of one scene behind moving air, which go without --run")
+            check_number("--sampling [pixels]", self.sampling, 0.1, 100.0)
         if self.photographs and (self.level != "auto" or self.degrade is not None or self.best or self.steps is not None):
             raise InputError("--level, --degrade, --best and --steps go with --run; photographs have --blur and --noise")
         if not self.photographs and len(self.pictures) > 1:
@@ -100,7 +107,8 @@ def restore_picture(options: Restore) -> None:
     with owned(out), products(out, RECORD, *names) as folder:
         device = console.pick_device(options.device)
         if options.photographs:
-            made = restored_photograph(folder, options.pictures, options.photographs, device, options.blur, options.noise)
+            known = options.blur, options.noise, options.sampling
+            made = restored_photograph(folder, options.pictures, options.photographs, device, *known)
         else:
             made = restored_into(folder, picture, options, device)
     print(f"wrote {', '.join(str(out / name) for name in made)} and {out / RECORD}")
@@ -157,7 +165,7 @@ def restored_into(folder: Path, path: Path, options: Restore, device: torch.devi
     save_image(folder / "restoration.png", render.grid(labelled, min(len(labelled), COLUMNS), gap=6), "grid")
     record |= {"size": size.to_json(), "level": level}
     write_json(folder / RECORD, record | {"samples": len(restored), "best": chosen, "seed": options.seed})
-    return ["restored.png", amount(options.samples, "sample")]
+    return ["restored.png", "sample-*.png"]
 
 
 def degraded(pipeline: Pipeline, picture: torch.Tensor, size: Size, options: Restore) -> torch.Tensor:
@@ -192,7 +200,8 @@ def in_own_size(
 def remarks(estimate: LevelEstimate, run: str) -> list[str]:
     """What a person should know of a picture."""
     unknown = f"this picture does not look like those that {run} was trained on: what it restores may be made up"
-    nothing = f"no blur or noise is found (probability {estimate.clean:.2f}): the picture stays as it is"
+    nothing = f"no blur or noise of the kind that {run} knows is found, by its guess (probability {estimate.clean:.2f}): the "
+    nothing += "picture stays as it is; it would not see other damage"
     return [unknown] * (not estimate.familiar) + [nothing] * (estimate.quantile(0.5) == 0)
 
 

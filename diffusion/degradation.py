@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from diffusion import specs
+from diffusion.data.images import check_picture
 from diffusion.forward import operators
 from diffusion.forward.process import ForwardProcess
 from diffusion.forward.scales import Scales
@@ -21,7 +22,7 @@ from diffusion.methods import known_classes
 from diffusion.rng import below, seeds, uniform
 from diffusion.size import Size
 from lbm_warp import Operator, OpticalTurbulence
-from lbm_warp.checks import Device, InputError, check_integer, check_number
+from lbm_warp.checks import Device, InputError, check_integer, check_number, check_object
 from lbm_warp.random import normal
 
 
@@ -74,6 +75,7 @@ class Sensor(Operator):
     random = True
 
     def __post_init__(self) -> None:
+        check_object("operator", self.operator, Operator)
         check_number("shot_noise", self.shot_noise, 0.0, 10.0)
         check_number("read_noise", self.read_noise, 0.0, 10.0)
 
@@ -87,7 +89,8 @@ class Sensor(Operator):
         if not self.shot_noise + self.read_noise > 0.0:
             return u
         moment = int(np.float64(getattr(self.operator, "time", 0.0)).view(np.int64))
-        deviation = (self.shot_noise**2 * u.clamp_min(0.0) + self.read_noise**2).sqrt()
+        # At black the derivative of the root is infinite. The noise of so little light is seen in no format.
+        deviation = (self.shot_noise**2 * u.clamp_min(1e-12) + self.read_noise**2).sqrt()
         return u + deviation * normal(seeds(seed, "sensor", moment), u.shape, u.device).to(u.dtype)
 
     def flow(self, level: int, seed: int, size: Size) -> torch.Tensor | None:
@@ -121,6 +124,10 @@ class Ranges:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_object("operator", self.operator, Operator)
+        for name, ends in {"level": self.levels, **self.ranges}.items():
+            if np.shape(ends) != (2,):
+                raise InputError(f"{name} takes two numbers, from and to, got {ends!r}")
         low, high = self.levels
         check_integer("the lowest level", low, 1)
         check_integer("the highest level", high, 1, self.operator.levels)
@@ -169,16 +176,22 @@ class Degrade:
     device: Device = "cpu"
 
     def __post_init__(self) -> None:
+        if isinstance(self.draw, Operator):
+            raise InputError("what is drawn is a function of a seed, such as Ranges(operator), got an operator")
         check_integer("--burst", self.burst, 1, 10_000)
         if self.interval is not None:
             check_number("--interval", self.interval, 0.0)
             if self.burst == 1:
                 raise InputError("--interval is the time between the frames of a burst; add --burst, or leave it out")
-            if not any("time" in getattr(part, "__dataclass_fields__", ()) for part in specs.parts(self.draw(0).operator)):
+            operator = self.draw(0).operator
+            if not any("time" in getattr(part, "__dataclass_fields__", ()) for part in specs.parts(operator)):
                 raise InputError("--interval is for optical turbulence, whose air moves from frame to frame; leave it out")
+            specs.changed(operator, time=self.interval * (self.burst - 1))
 
     def __call__(self, seed: int) -> tuple[dict[str, Any], Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]]:
-        operator, level, parameters = self.draw(seed)
+        drawn = self.draw(seed)
+        check_object("what is drawn", drawn, Drawn)
+        operator, level, parameters = drawn
         frames = np.arange(self.burst)
         times = {} if self.interval is None else {"times": (self.interval * frames).tolist()}
         record = {"parameters": {"level": level, **parameters}, **times}
@@ -186,9 +199,8 @@ class Degrade:
         record["operator"] = specs.to_json(operator, "an operator of pairs")
 
         def degrade(clean: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-            fields = [flow_of(*moment, Size(*clean.shape[1:])) for moment in _moments(operator, record)] if self.flow else [None]
-            flow = None if fields[0] is None else torch.stack(fields).numpy()  # type: ignore[arg-type]
-            return _frames(operator, record, clean, self.device), flow
+            frames, flows = _frames(operator, record, clean, self.device, self.flow)
+            return frames, None if flows[0] is None else torch.stack(flows).numpy()
 
         return record, degrade
 
@@ -212,8 +224,9 @@ def degrade_again(record: Mapping[str, Any], clean: np.ndarray, types: Iterable[
         operator, _, _ = record["operator"], record["parameters"]["level"], record["seeds"]
     except (KeyError, TypeError):
         raise InputError("the record of a pair has the entries operator, parameters and seeds; this has not") from None
+    check_picture(clean := np.asarray(clean), "the clean picture")
     known = known_classes((OpticalTurbulence, ProcessOperator, Sensor, *types))
-    return _frames(specs.from_json(operator, known, "the record"), record, clean, device)
+    return _frames(specs.from_json(operator, known, "the record"), record, clean, device)[0]
 
 
 def flow_of(operator: Any, level: int, seed: int, size: Size) -> torch.Tensor | None:
@@ -231,14 +244,20 @@ def flow_of(operator: Any, level: int, seed: int, size: Size) -> torch.Tensor | 
     return None
 
 
-def _frames(operator: Operator, record: Mapping[str, Any], clean: np.ndarray, device: Device) -> np.ndarray:
-    """The degraded frames of a clean picture [C, H, W], float32 [M, C, H, W]."""
+def _frames(
+    operator: Operator, record: Mapping[str, Any], clean: np.ndarray, device: Device, flow: bool = False
+) -> tuple[np.ndarray, list[Any]]:
+    """The degraded frames of a clean picture [C, H, W], float32 [M, C, H, W], and if wanted the flow of each."""
     u0 = torch.from_numpy(np.ascontiguousarray(clean, np.float32))[None].to(device)
+    frames, flows = [], []
     with torch.no_grad():
-        frames = torch.cat([one(u0, level, seed) for one, level, seed in _moments(operator, record)]).cpu()
-    if not frames.isfinite().all():
+        for one, level, seed in _moments(operator, record):
+            frames.append(one(u0, level, seed).cpu())
+            flows.append(flow_of(one, level, seed, Size(*clean.shape[1:])) if flow else None)
+    degraded = torch.cat(frames)
+    if not degraded.isfinite().all():
         raise InputError(f"{type(operator).__name__} gives values that are NaN or infinite")
-    return frames.numpy()
+    return degraded.numpy(), flows
 
 
 def _moments(operator: Operator, record: Mapping[str, Any]) -> list[tuple[Any, int, int]]:

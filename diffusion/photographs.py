@@ -180,9 +180,12 @@ class Photographs(Denoiser):
 
     def _moments(self, sigma: torch.Tensor, noise: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Variance of the modes of photographs, factors of the blur, variance of what is seen, float64 [N or 1, 1, H, W]."""
-        power = self.power * (_squares(size) + self.bend**2) ** (-0.5 * self.exponent)
-        transfer = _transfer(sigma, size)
+        power, transfer = self.spectrum(size), _transfer(sigma, size)
         return power, transfer, power * transfer.square() + noise.square()[:, None, None, None]
+
+    def spectrum(self, size: Size) -> torch.Tensor:
+        """Variance of the cosine modes of photographs, float64 [1, 1, H, W]."""
+        return self.power * (_squares(size) + self.bend**2) ** (-0.5 * self.exponent)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cli import __main__ as cli
-from cli import archives, figures, scene, train
+from cli import archives, figures, render, scene, train
 from diffusion import CleanImage, ConstantNoise, Operator, Resample, Uniform, methods
 from diffusion.augmentation import GeometricAugmentation
 from diffusion.data.dataset import open_dataset
@@ -36,7 +36,7 @@ from diffusion.presets import OWN, PRESETS, preset_for
 from diffusion.specs import to_json
 from diffusion.training import observers
 from diffusion.weighting import Weighting
-from lbm_warp import SpectralTurbulence
+from lbm_warp import OpticalTurbulence, SpectralTurbulence
 from tests.runs import exit_code
 from tests.runs import files as contents
 
@@ -169,6 +169,19 @@ def test_corrupt_without_a_picture_takes_the_bundled_one(call: Call, tmp_path: P
 
 
 @pytest.mark.usefixtures("empty_figures")
+def test_corrupt_shows_the_air_in_time(call: Call, picture: Path, tmp_path: Path) -> None:
+    small = ["--air", "3", "--view", "2e-4", "--wind", "2", "--levels", "2", "--columns", "2", "--size", "16", "--seed", "4"]
+    code, _, err = call("corrupt", picture, "--out", "air", *small, "--video", "--frames", "3", "--fps", "5")
+    assert code == 0, err
+    film = iio.imread(tmp_path / "air" / "trajectory.mp4")
+    assert len(film) == 3 and (film[0] != film[2]).any()
+    air = OpticalTurbulence(3.0, view=2e-4, wind=2.0, levels=2)
+    assert json.loads((tmp_path / "air" / "corruption.json").read_text())["operator"] == to_json(air)
+    u0 = torch.from_numpy(resize_shorter(read_image(picture), 16))[None]
+    np.testing.assert_array_equal(iio.imread(tmp_path / "air" / "corrupted.png"), render.to_pixels(air(u0, 2, 4)[0]))
+
+
+@pytest.mark.usefixtures("empty_figures")
 def test_every_option_changes_the_result(call: Call, picture: Path, tmp_path: Path) -> None:
     small = ["--levels", "5", "--columns", "2", "--size", "20"]
     assert call("corrupt", picture, "--out", "default", *small)[0] == 0
@@ -227,6 +240,9 @@ def test_bad_pictures_are_refused_in_one_line(call: Call, tmp_path: Path, name: 
     ("command", "arguments", "message"),
     [
         ("corrupt", ["--peclet", "-1"], "peclet must be from 0 to 1000000, got -1"),
+        ("corrupt", ["--air", "0"], "d_over_r0 must be from 0.001"),
+        ("corrupt", ["--air", "3", "--octaves", "2"], "--octaves does not go with --air"),
+        ("corrupt", ["--view", "1"], "--view is for turbulent air; add --air"),
         ("corrupt", ["--peclet", "nan"], "peclet must be from 0 to 1000000, got nan"),
         ("corrupt", ["--turbulence-time", "-1"], "turbulence_time must be at least 0, got -1"),
         ("corrupt", ["--process", "ddmp"], "unknown process 'ddmp'"),

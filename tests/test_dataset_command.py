@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from cli import dataset
-from diffusion import Degrade, Drawn, Gallery, PairOptions, Ranges, Sensor, degrade_again, write_pairs
+from diffusion import Degrade, Drawn, Gallery, PairOptions, Ranges, Sensor, degrade_again, open_gallery, write_pairs
 from diffusion.data import pair_files
 from diffusion.data.images import read_image
 from diffusion.data.products import kind_of
@@ -45,7 +45,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         code = exit_code(dataset.main, "--data", *arguments)
-        return code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return code, out, err.rpartition("\r")[2]  # without the bar that a slow machine shows
 
     return run
 
@@ -172,6 +173,8 @@ def test_the_workers_and_an_interruption_change_nothing(
             call(*arguments, "--out", "two")[1] == "wrote 0 pairs to two; the others were there\n"
             and files(tmp_path / "two") == whole
         )
+        next((tmp_path / "two").rglob("000000.*[gr]")).unlink()  # a picture or a tar file
+        assert call(*arguments, "--out", "two")[1].startswith("wrote ") and files(tmp_path / "two") == whole
         for name in ("one", "two"):
             (tmp_path / name).rename(tmp_path / f"{name}-{kind.__name__}")
 
@@ -293,8 +296,14 @@ def test_a_burst_is_one_scene_behind_moving_or_independent_air(call: Call, photo
             for frame, seed, moment in zip(degraded, record["seeds"], record.get("times", (0.0, 0.0, 0.0)), strict=True):
                 alone = replace(air, time=moment)(torch.from_numpy(clean)[None], air.levels, seed)
                 np.testing.assert_array_equal(frame, alone[0].numpy())
+    assert call(photos / "p1.png", "--out", "star", "--no-spherical", "--format", "npz")[0] == 0
+    ((record, clean, degraded, _),) = pairs_in(Path("star/train")).values()
+    star = OpticalTurbulence(record["parameters"]["d_over_r0"], spherical=False)
+    np.testing.assert_array_equal(degraded, star(torch.from_numpy(clean)[None], star.levels, record["seeds"]).numpy())
     code, _, err = call(photos, "--out", "no", "--burst", 2, "--interval", 0.1, *PROCESS)
     assert code == 2 and "--interval is for optical turbulence" in err and not Path("no").exists()
+    code, _, err = call(photos, "--out", "no", "--burst", 2, "--interval", 1e9)
+    assert code == 2 and err.startswith("error: time [s] must be from") and not Path("no").exists()
 
 
 def test_the_noise_of_a_sensor() -> None:
@@ -308,6 +317,9 @@ def test_the_noise_of_a_sensor() -> None:
     torch.testing.assert_close(camera(u[2:3], 1, 2) - u[2:3], noise[2:3], rtol=0, atol=0)
     later = replace(camera, operator=replace(camera.operator, time=1.0))
     assert ((later(u, 1, torch.arange(5)) - u) * noise).mean().abs() < 5 * 0.03 / noise.numel() ** 0.5
+    black = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    replace(camera, read_noise=0.0)(black, 1, 0).sum().backward()
+    assert black.grad is not None and black.grad.isfinite().all()
 
 
 @dataclass(frozen=True)
@@ -340,6 +352,8 @@ def test_an_operator_and_pictures_of_ones_own(tmp_path: Path) -> None:
             degrade_again(record, clean)
     with pytest.raises(InputError, match="entries operator, parameters and seeds; this has not"):
         degrade_again({"other": 1}, pictures[0])
+    with pytest.raises(InputError, match="the clean picture: expected floating-point"):
+        degrade_again(record, np.uint8(255 * pictures[0]), types=[Still])
     broken = Degrade(lambda seed: Drawn(Still(float("nan")), 1))
     with pytest.raises(InputError, match=r"no pair was made: 3 of 3 .*Still gives values that are NaN or infinite"):
         write_pairs(Gallery.of(pictures), tmp_path / "nan", broken)
@@ -347,6 +361,38 @@ def test_an_operator_and_pictures_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="an operator of pairs holds a AdvectionDiffusion"):
         write_pairs(Gallery.of(pictures), tmp_path / "object", kept)
     assert not (tmp_path / "object").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda u: np.uint8(255 * u), r"picture 0: expected floating-point \[C, H, W\] in .*, C = 1 or 3, of numpy; got uint8"),
+        (lambda u: u.transpose(1, 2, 0), r"got float32 \[20, 24, 3\]"),
+        (lambda u: u[[0, 1, 2, 0]], r"got float32 \[4, 20, 24\]"),
+        (torch.from_numpy, r"got torch.float32 \[3, 20, 24\]"),
+        (lambda u: 255.0 * u, "values from .* to 255; expected 0 to 1"),
+        (lambda u: u * np.nan, "NaN or infinite"),
+    ],
+)
+def test_pictures_of_another_kind_are_refused(tmp_path: Path, change: Callable, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write_pairs(Gallery.of([change(chw(textured(0)))]), tmp_path / "made", Degrade(Ranges(Still())))
+    assert not list((tmp_path / "made").glob("*"))
+
+
+def test_what_makes_no_pairs_is_refused(tmp_path: Path, photos: Path) -> None:
+    degrade, pictures = Degrade(Ranges(Still())), open_gallery(str(photos))
+    write_pairs(pictures, tmp_path / "made", degrade)
+    for make, message in (
+        (lambda: write_pairs(pictures, tmp_path / "again", degrade), "which can be done once; open them again"),
+        (lambda: write_pairs(Gallery.of([]), tmp_path / "again", degrade), "there are no pictures"),
+        (lambda: Degrade(Still()), r"a function of a seed, such as Ranges\(operator\)"),  # type: ignore[arg-type]
+        (lambda: Ranges(Still), "operator must be a lbm_warp.Operator, got a class"),  # type: ignore[arg-type]
+        (lambda: Ranges(Still(), 3), "level takes two numbers, from and to, got 3"),  # type: ignore[arg-type]
+        (lambda: Ranges(Still(), ranges={"factor": (1.0,)}), "factor takes two numbers"),  # type: ignore[dict-item]
+    ):
+        with pytest.raises(InputError, match=message):
+            make()
 
 
 @pytest.mark.parametrize(
@@ -365,6 +411,7 @@ def test_an_operator_and_pictures_of_ones_own(tmp_path: Path) -> None:
         (("--draw", "transport", 0, 1), "transport is a bool, and only numbers are drawn"),
         (("--draw", "read_noise", 0, 1, "--draw", "read_noise", 0, 2), "--draw read_noise is given twice"),
         (("--draw", "read_noise", -1, 1), "read_noise must be from 0"),
+        (("--no-spherical",), "--spherical is for optical turbulence"),
         (("--draw", "d_over_r0", 1, 2), "no part has a value called d_over_r0"),
         (("--process", "ddpm", "--draw", "peclet", 1, 2), "no part has a value called peclet"),
         (("--process", "fliud"), "did you mean fluid?"),
@@ -395,10 +442,14 @@ def test_bad_pictures_are_one_line(call: Call, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.png").write_text("no picture")
     (tmp_path / "page.html").write_text("<html>")
+    (tmp_path / "floats").mkdir()
+    for name, white in (("a", 1.0), ("b", 60000.0)):
+        Image.fromarray(np.float32(np.eye(4) * white)).save(tmp_path / "floats" / f"{name}.tif")
     for data, words in (
         ("empty", "no image files"),
         ("missing", "no such folder or archive"),
         ("text", "no image among the 1"),
+        ("floats", r"values from 0 (floats/a.tif) to 60000 (floats/b.tif); expected 0 to 1"),
         ("page.html", "neither a picture that Pillow can read nor a video"),
         ("cifar10", "cifar-10-binary.tar.gz"),
     ):
@@ -441,11 +492,14 @@ def test_datasets_reads_them_as_they_are(call: Call, photos: Path, tmp_path: Pat
             np.testing.assert_allclose(frame.clip(0, 1), chw(np.asarray(image)), atol=0.51 / 255)
 
 
-def test_the_files_are_read_by_others(tmp_path: Path) -> None:
+def test_the_files_are_read_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_files, "STRIP", 14)  # rows of a PNG that are packed at a time: two
     tifffile = pytest.importorskip("tifffile")
-    words = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
-    for pixels in (words, words[..., :1]):
+    words = np.random.default_rng(0).integers(0, 65536, (5, 7, 4), dtype=np.uint16)
+    for pixels in (words, words[..., :3], words[..., :1]):
         found = tifffile.imread(io.BytesIO(pair_files.tiff(pixels, "beyond-blur: corrupted")))
         np.testing.assert_array_equal(np.atleast_3d(found), pixels)
         levels = (pixels >> 8).astype(np.uint8)
         np.testing.assert_array_equal(np.atleast_3d(np.asarray(Image.open(io.BytesIO(pair_files.png(levels))))), levels)
+    grey = (words[..., :2] >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(pair_files.png(grey)))), grey)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cli import photograph as photographs
 from cli.restore import main
 from diffusion import Pipeline, Size
 from diffusion.data.images import read_image
@@ -120,6 +121,8 @@ def test_blur_and_noise_are_found(cat: np.ndarray) -> None:
     for sigma, noise in ((1.5, 0.05), (2.5, 0.02), (0.0, 0.1)):
         (width, _), (found, deviation) = estimator(degraded(cat, sigma, noise)).moments()
         assert abs(width - sigma) < 0.7 and abs(found / noise - 1.0) < 0.15 and 0.0 < deviation < 0.2 * noise
+    # What the network does not know is taken for the most that it knows.
+    assert estimator(np.random.default_rng(0).random(cat.shape, np.float32)).moments()[1][0] <= 0.25
     told = estimator(degraded(cat, 1.5, 0.05)).given(1.2, None).moments()
     assert told[0] == (1.2, 0.0) and abs(told[1][0] / 0.05 - 1.0) < 0.2
 
@@ -130,6 +133,9 @@ def test_a_photograph_keeps_size_bits_and_transparency(cat: np.ndarray, tmp_path
     alpha = np.arange(21 * 34).reshape(21, 34).astype(np.uint8)
     (tmp_path / "deep.png").write_bytes(png(deep))
     (tmp_path / "deep.tif").write_bytes(tiff(deep))
+    both = np.dstack([deep, 257 * alpha.astype(np.uint16) ^ 3])
+    (tmp_path / "both.png").write_bytes(png(both[..., 2:]))
+    (tmp_path / "both.tif").write_bytes(tiff(both))
     Image.fromarray(eight[..., 0]).save(tmp_path / "grey.jpg", quality=95)
     Image.fromarray(np.dstack([eight, alpha])).save(tmp_path / "alpha.png")
     for name, made, mode in (
@@ -137,6 +143,8 @@ def test_a_photograph_keeps_size_bits_and_transparency(cat: np.ndarray, tmp_path
         ("deep.tif", "restored.tif", "RGB"),
         ("grey.jpg", "restored.png", "L"),
         ("alpha.png", "restored.png", "RGBA"),
+        ("both.png", "restored.png", "RGBA"),
+        ("both.tif", "restored.tif", "RGBA"),
     ):
         out = tmp_path / f"{name}-out"
         assert exit_code(main, tmp_path / name, "--blur", "1", "--noise", "0.05", "--out", out) == 0
@@ -150,6 +158,10 @@ def test_a_photograph_keeps_size_bits_and_transparency(cat: np.ndarray, tmp_path
     steps = np.rint(65535 * read_image(tmp_path / "deep.png-out" / "restored.png"))
     assert np.array_equal(steps, np.rint(65535 * read_image(tmp_path / "deep.tif-out" / "restored.tif")))
     assert (steps % 257 != 0).mean() > 0.9, "more than eight bits"
+    for name, channels in (("both.png", 1), ("both.tif", 3)):
+        found = photographs.Photograph.read(tmp_path / f"{name}-out" / f"restored{name[4:]}")
+        assert found.dtype is np.uint16 and found.alpha is not None and np.array_equal(found.alpha[0], both[..., 3])
+        assert len(found.pixels) == channels and (found.quantised(found.pixels) % 257 != 0).mean() > 0.9
     assert psnr(cat[:, :21, :34], steps / 65535) > psnr(cat[:, :21, :34], z.transpose(2, 0, 1)) + 1.0
 
 
@@ -167,6 +179,16 @@ def test_what_does_not_go_is_said(model: Pipeline, tmp_path: Path, capsys: pytes
     for shape in ((3, 1, 1), (1, 2, 40)):
         (tile,) = tiles(model, np.full(shape, 0.5, np.float32), 1.0, 0.05)
         assert tile.mean.shape == shape and np.abs(tile.mean - 0.5).max() < 0.05
+    flat = np.full((3, 4, 4), 0.5, np.float32)
+    for wrong, message in (
+        (np.uint8(255 * flat), "expected floating-point .*, C = 1 or 3, of numpy; got uint8"),
+        (flat[0], r"got float32 \[4, 4\]"),
+        (255.0 * flat, "values from 127.5 to 127.5"),
+        (np.nan * flat, "NaN or infinite"),
+    ):
+        for use in (lambda picture: next(tiles(model, picture, 1.0, 0.05)), DegradationEstimator.load(MODEL)):
+            with pytest.raises(InputError, match=message):
+                use(wrong)
     with pytest.raises(InputError, match="preset photographs, got one of fluid"):
         next(tiles(Pipeline.from_pretrained("digits"), np.zeros((1, 8, 8), np.float32), 0.0, 0.1))
 

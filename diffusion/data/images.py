@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -195,9 +195,12 @@ def is_grey(image: Image.Image) -> bool:
     return Image.getmodebase(image.mode) == "L" or any(str(tile[3]).startswith("LA;16") for tile in getattr(image, "tile", ()))
 
 
-def decoded(image: Image.Image, name: str, values: Range | None = None) -> np.ndarray:
-    """An open image as float32 [C, H, W] in [0, 1]; it is turned upright in place. ``values`` as for :func:`read_image`."""
-    (own, _), channels, strips = _strips(image, name, values, lambda own: Cut(own, own))
+def decoded(image: Image.Image, name: str, values: Range | None = None, over_white: bool = True) -> np.ndarray:
+    """An open image as float32 [C, H, W] in [0, 1]; it is turned upright in place. ``values`` as for :func:`read_image`.
+
+    If it is not to be shown over white, the opacity of an image with transparency is the last channel.
+    """
+    (own, _), channels, strips = _strips(image, name, values, lambda own: Cut(own, own), over_white)
     pixels, top = np.empty((channels, *own), np.float32), 0
     for strip in strips:
         bottom = top + strip.shape[1]
@@ -206,7 +209,7 @@ def decoded(image: Image.Image, name: str, values: Range | None = None) -> np.nd
 
 
 def _strips(
-    image: Image.Image, name: str, values: Range | None, cut: Callable[[Size], Cut]
+    image: Image.Image, name: str, values: Range | None, cut: Callable[[Size], Cut], over_white: bool = True
 ) -> tuple[Cut, int, Iterator[np.ndarray]]:
     """What is cut out of an open image, the number C of its channels, and its rows, float32 [C, rows, W] in [0, 1] from the top."""
     colours, low = "L" if is_grey(image) else "RGB", _low_bytes(image, name)  # which decoding forgets
@@ -214,7 +217,7 @@ def _strips(
     own = Size(image.height, image.width)
     middle, size = cut(own)
     left, top, right, bottom = _box(own, middle)
-    black_white = WORDS
+    black_white, transparent = WORDS, image.has_transparency_data and not image.mode.startswith(("F", "I"))
     if image.mode == "F":
         black_white = values or value_range([(np.min(image), np.max(image))], name)  # type: ignore[call-overload]
 
@@ -222,18 +225,17 @@ def _strips(
         strip = image.crop((left, above, right, below))
         if strip.mode == "F" or strip.mode.startswith("I"):
             return scaled(np.asarray(strip), black_white, name, OVERSHOOT if strip.mode == "F" else 0.0)[None]
-        transparent = strip.has_transparency_data
         levels = np.atleast_3d(np.asarray(strip.convert(colours + "A" if transparent else colours))).transpose(2, 0, 1)
         levels = levels if low is None else np.uint16(256) * levels + low[:, above:below, left:right]
         pixels = np.divide(levels, np.float32(255 if low is None else 65535), out=np.empty(levels.shape, np.float32))
-        if transparent:
+        if transparent and over_white:
             opacity = pixels[-1:]
             pixels = pixels[:-1] * opacity + (1 - opacity)
         return pixels
 
     rows = max(1, STRIP // middle.width)
     strips = (floats(row, min(row + rows, bottom)) for row in range(top, bottom, rows))
-    return Cut(middle, size), len(colours), strips
+    return Cut(middle, size), len(colours) + (transparent and not over_white), strips
 
 
 def _low_bytes(image: Image.Image, name: str) -> np.ndarray | None:
@@ -256,7 +258,9 @@ def _low_bytes(image: Image.Image, name: str) -> np.ndarray | None:
     return low.transpose(2, 0, 1)
 
 
-def value_range(extremes: Sequence[tuple[float, float]], name: str, overshoot: float = OVERSHOOT) -> Range:
+def value_range(
+    extremes: Sequence[tuple[float, float]], name: str, overshoot: float = OVERSHOOT, names: Sequence[str] = ()
+) -> Range:
     """Black and white of a set of float pictures: 0 to 1, -1 to 1, 0 to 255 or 0 to 65535.
 
     Args:
@@ -264,6 +268,7 @@ def value_range(extremes: Sequence[tuple[float, float]], name: str, overshoot: f
             of bytes fits into 0 to 1, and a bright one in 0 to 1 may reach 1.02.
         name: what error messages call the set.
         overshoot: by how much of white pictures may leave the range.
+        names: what error messages call the pictures.
 
     Returns:
         The first range that more than half of the pictures fill, those that are all black aside.
@@ -278,7 +283,9 @@ def value_range(extremes: Sequence[tuple[float, float]], name: str, overshoot: f
         if 2 * sum(black - slack <= low and dark <= high <= white + slack for low, high in told) > len(told) or not told:
             return black, white
     low, high = min(low for low, _ in told), max(high for _, high in told)
-    raise DataError(f"{name}: values from {low:g} to {high:g}; expected 0 to 1, -1 to 1 or 0 to 255; rescale or clip them")
+    ends = [next((f" ({one})" for one, pair in zip(names, extremes, strict=False) if end in pair), "") for end in (low, high)]
+    expected = "expected 0 to 1, -1 to 1 or 0 to 255" + " in all of these pictures" * (len(names) > 1)
+    raise DataError(f"{name}: values from {low:g}{ends[0]} to {high:g}{ends[1]}; {expected}; rescale or clip them")
 
 
 def check_values(values: np.ndarray, black_white: Range, name: str, overshoot: float = 0.0) -> None:
@@ -289,6 +296,16 @@ def check_values(values: np.ndarray, black_white: Range, name: str, overshoot: f
         raise DataError(f"{name}: values that are NaN or infinite; {expected}; repair the picture, or leave it out")
     if low < black - overshoot * white or high > white + overshoot * white:
         raise DataError(f"{name}: values from {low:g} to {high:g}; {expected}; rescale or clip them")
+
+
+def check_picture(pixels: np.ndarray, name: str, channels: Container[int] = range(1, 2**31), overshoot: float = 1e-6) -> None:
+    """Raise DataError unless a picture is floating-point [C, H, W] in [0, 1], with a right number C of channels."""
+    right = isinstance(pixels, np.ndarray) and pixels.ndim == 3 and pixels.size and pixels.dtype.kind == "f"
+    if not right or pixels.shape[0] not in channels:
+        kinds = " or ".join(map(str, channels)) if isinstance(channels, tuple) else "any"
+        got = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {list(np.shape(pixels))}"
+        raise DataError(f"{name}: expected floating-point [C, H, W] in [0, 1], C = {kinds}, of numpy; got {got}")
+    check_values(pixels, (0.0, 1.0), name, overshoot)
 
 
 def scaled(values: np.ndarray, black_white: Range, name: str, overshoot: float = OVERSHOOT) -> np.ndarray:

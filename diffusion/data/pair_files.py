@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusion.data.images import STRIP
 from diffusion.data.products import mark
-from diffusion.files import whole_file
+from diffusion.files import read_json, whole_file
+from lbm_warp.checks import MOST
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Images:
     white: int
     encode: Callable[[np.ndarray, str], bytes]
     """Makes a file of pixels [H, W, C], with a text that says what made it, if there is one."""
+    channels: tuple[int, ...] = (1, 3)
+    """C of the pictures that it takes."""
 
     def kept(self, values: np.ndarray) -> np.ndarray:
         """Values in [0, 1] as the files keep them."""
@@ -59,6 +63,8 @@ class Images:
 class Arrays:
     """NPZ files with the arrays clean, degraded and flow, float32, as they are."""
 
+    channels = range(1, MOST)
+
     def kept(self, values: np.ndarray) -> np.ndarray:
         """As :meth:`Images.kept`: the values themselves."""
         return values
@@ -71,30 +77,36 @@ class Arrays:
         return {"npz": _saved(lambda file: np.savez(file, **arrays))}  # type: ignore[arg-type]
 
 
+PNG_KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's colour type by the number of channels
+
+
 def png(pixels: np.ndarray, made_by: str = "") -> bytes:
-    """A PNG file of uint8 or uint16 [H, W, C], C 1 or 3; Pillow writes no colours of 16 bits.
+    """A PNG file of uint8 or uint16 [H, W, C], grey or RGB, C 1 or 3, or with alpha, 2 or 4; Pillow writes no colours of 16 bits.
 
     A row is its difference from the one above, in which zlib looks for runs of one byte alone. Photographs and noise have no
     others: the file is as large as Pillow's, which takes ten times as long.
     """
     height, width, channels = pixels.shape
-    rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
-    filtered = np.full((height, rows.shape[1] + 1), 2, np.uint8)  # the filter "up"
-    filtered[:, 1:] = rows
-    filtered[1:, 1:] -= rows[:-1]
     packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    header = struct.pack(">2I5B", width, height, 8 * pixels.dtype.itemsize, 0 if channels == 1 else 2, 0, 0, 0)
-    text = [(b"tEXt", b"Software\0" + made_by.encode())] if made_by else []
-    chunks = [(b"IHDR", header), *text, (b"IDAT", packer.compress(filtered.tobytes()) + packer.flush()), (b"IEND", b"")]
+    header = struct.pack(">2I5B", width, height, 8 * pixels.dtype.itemsize, PNG_KINDS[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), *([(b"tEXt", b"Software\0" + made_by.encode())] if made_by else [])]
+    count, above = max(1, STRIP // width), np.zeros(width * channels * pixels.dtype.itemsize, np.uint8)
+    for top in range(0, height, count):
+        strip = np.ascontiguousarray(pixels[top : top + count], pixels.dtype.newbyteorder(">")).view(np.uint8)
+        rows = np.vstack([above, strip.reshape(-1, len(above))])
+        filtered = np.insert(np.diff(rows, axis=0), 0, 2, axis=1)  # the filter "up"
+        above = rows[-1]
+        chunks.append((b"IDAT", packer.compress(filtered.tobytes()) + (packer.flush() if top + count >= height else b"")))
     packed = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    return b"".join((b"\x89PNG\r\n\x1a\n", *packed, b"\0\0\0\0IEND\xaeB`\x82"))
 
 
 def tiff(pixels: np.ndarray, made_by: str = "") -> bytes:
-    """A TIFF file of uint16 [H, W, C], C 1 or 3, in one strip, not compressed; Pillow writes no colours of 16 bits."""
+    """A TIFF file of uint16 [H, W, C], grey, RGB or RGB with alpha, in one strip, not compressed; see :func:`png`."""
     height, width, channels = pixels.shape
-    data, text = np.ascontiguousarray(pixels, "<u2").tobytes(), made_by.encode() + b"\0" if made_by else b""
-    place = 8 + 2 + 12 * (10 if text else 9) + 4  # behind the header and the entries: bits of every channel, the text, the pixels
+    data, text = np.ascontiguousarray(pixels, "<u2").data, made_by.encode() + b"\0" if made_by else b""
+    # Behind the header and the entries: bits of every channel, the text, the pixels.
+    place = 8 + 2 + 12 * (9 + bool(text) + (channels == 4)) + 4
     behind = struct.pack(f"<{channels}H", *[16] * channels) + text
     short, long = 3, 4
     entries = [
@@ -106,11 +118,12 @@ def tiff(pixels: np.ndarray, made_by: str = "") -> bytes:
         (273, long, 1, place + len(behind)),  # where the strip begins
         (277, short, 1, channels),
         (278, long, 1, height),
-        (279, long, 1, len(data)),
+        (279, long, 1, data.nbytes),
         *([(305, 2, len(text), place + 2 * channels)] if text else []),
+        *([(338, short, 1, 2)] if channels == 4 else []),  # alpha, which the colours are not multiplied by
     ]
     table = b"".join(struct.pack("<2H2I", *entry) for entry in entries)
-    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + table + bytes(4) + behind + data
+    return b"".join((struct.pack("<2sHIH", b"II", 42, 8, len(entries)), table, bytes(4), behind, data))
 
 
 FORMATS: dict[str, Images | Arrays] = {
@@ -121,12 +134,22 @@ FORMATS: dict[str, Images | Arrays] = {
 }
 
 
+# What records call the files of a folder; columns of the first two names are pictures to ``datasets``.
+COLUMNS = {"clean": "clean_file_name", "degraded": "degraded_file_name", "flow": "flow", "arrays": "arrays"}
+
+
 class Loose:
     """A folder of loose files, for pairs of these numbers, which rise."""
 
     def __init__(self, place: Path, numbers: Sequence[int]) -> None:
         self.place, self.numbers = place, numbers
-        self.there = {path.stem for path in place.glob("record/*.json")}
+        self.there = {path.stem for path in place.glob("record/*.json") if self._whole(path)}
+
+    def _whole(self, record: Path) -> bool:
+        """Whether all files are there that a record names."""
+        row = read_json(record)
+        named = (row.get(column + end, ()) for column in COLUMNS.values() for end in ("", "s"))
+        return all((self.place / name).exists() for names in named for name in np.atleast_1d(names))
 
     def has(self, number: int) -> bool:
         """Whether a pair is there, whole."""
@@ -140,10 +163,8 @@ class Loose:
             columns.setdefault(folder, []).append(f"{folder}/{_stem(number)}.{rest}")
             self._write(columns[folder][-1], content)
         if files:
-            # Columns of this name are pictures to ``datasets``.
-            named = {folder: f"{folder}_file_name" for folder in ("clean", "degraded")}
             row = {
-                named.get(folder, folder) + "s" * (len(names) > 1): names[0] if len(names) == 1 else names
+                COLUMNS[folder] + "s" * (len(names) > 1): names[0] if len(names) == 1 else names
                 for folder, names in columns.items()
             }
             self._write(f"record/{_stem(number)}.json", json.dumps(row | dict(record)).encode() + b"\n")

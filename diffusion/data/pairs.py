@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusion.data.dataset import find_source, open_dataset
-from diffusion.data.images import DataError, data_errors, decoded, fit, natural_key, open_image, with_channels
+from diffusion.data.images import DataError, check_picture, data_errors, decoded, fit, natural_key, open_image, with_channels
 from diffusion.data.pair_files import FORMATS, Loose, Shards
 from diffusion.data.prepare import THREADS, look
 from diffusion.data.products import SINGLE, kind_of
@@ -61,7 +61,7 @@ class Gallery(NamedTuple):
     def of(cls, pictures: Sequence[np.ndarray], name: str = "pictures") -> Gallery:
         """Pictures in memory, float32 [C, H, W] in [0, 1], such as those of :func:`diffusion.as_dataset`."""
         numbers = range(len(pictures))
-        readers = (partial(lambda number: (pictures[number], False), number) for number in numbers)
+        readers = [partial(lambda number: (pictures[number], False), number) for number in numbers]
         return cls([f"{name}, picture {number}" for number in numbers], readers, name)
 
 
@@ -163,6 +163,8 @@ def write_pairs(
     """
     folder, options = Path(folder), options or PairOptions()
     check_integer("--workers", workers, 1, 1024)
+    if not gallery.names:
+        raise InputError("there are no pictures to make pairs of")
     numbers = np.arange(options.pairs or len(gallery.names))
     of_pair = seeds(options.seed, "pair", numbers).tolist()
     # Pairs of one picture follow each other: it is decoded once, and a film is read in its order.
@@ -175,6 +177,7 @@ def write_pairs(
     def make(number: int, name: str, read: Callable[[], tuple[np.ndarray, bool]]) -> tuple[dict[str, Any], Files]:
         """The record of a pair, and its files."""
         (pixels, over_white), seed = read(), of_pair[number]
+        check_picture(pixels, name, form.channels)
         pixels, place = _piece(pixels, name, options, seed)
         clean, (record, degrade) = form.kept(pixels), draw(seed)
         degraded, flow = degrade(form.floats(clean))
@@ -184,7 +187,10 @@ def write_pairs(
 
     def tasks() -> Iterator[tuple[int, str, Callable[[], tuple[dict[str, Any], Files]]]]:
         firsts = np.searchsorted(picture, np.arange(len(gallery.names) + 1)).tolist()
-        for name, read, (first, end) in zip(gallery.names, gallery.readers, pairwise(firsts), strict=True):
+        readers = chain(gallery.readers, repeat(None))
+        for name, read, (first, end) in zip(gallery.names, readers, pairwise(firsts), strict=False):
+            if read is None:
+                raise InputError("the pictures of this gallery have been read, which can be done once; open them again")
             once = lru_cache(1)(read)
             yield from ((number, name, partial(make, number, name, once)) for number in range(first, end) if not there[number])
 

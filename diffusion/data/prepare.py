@@ -128,14 +128,14 @@ class Look(NamedTuple):
 def look(source: Readable, samples: bool = False) -> Look:
     """Look at up to 256 images of a source, evenly spaced; DataError if none can be read. ``samples`` as for :func:`prepare`."""
 
-    def one(name: Any) -> tuple[str | None, bool, tuple[float, float] | None] | DataError:
-        """What an image shows if this project made it, whether it is grey, and its least and greatest value if it is of floats."""
+    def one(name: Any) -> tuple[str, str | None, bool, tuple[float, float] | None] | DataError:
+        """What messages call an image, what it shows if we made it, whether it is grey, and its extremes if it is of floats."""
         try:
             label, content = source.read(name)
             with data_errors(label):
                 image = open_image(io.BytesIO(content), label)
                 floats = np.asarray(image) if image.mode == "F" else None
-                return kind_of(content), is_grey(image), None if floats is None else (floats.min(), floats.max())
+                return label, kind_of(content), is_grey(image), None if floats is None else (floats.min(), floats.max())
         except DataError as error:
             return error
 
@@ -143,14 +143,14 @@ def look(source: Readable, samples: bool = False) -> Look:
     with ThreadPoolExecutor(THREADS) as pool:
         seen = list(pool.map(one, probes))
     readable = [result for result in seen if not isinstance(result, DataError)]
-    kinds = [None if samples and kind in SINGLE else kind for kind, _, _ in readable]
+    kinds = [None if samples and kind in SINGLE else kind for _, kind, _, _ in readable]
     data = [result for result, is_data in zip(readable, data_among(kinds), strict=True) if is_data] or readable
     if not data:
         raise DataError(f"{source.location}: no image among the {len(probes)} that were looked at; the last: {seen[-1]}")
-    colour = sum(not grey for _, grey, _ in data)
+    colour = sum(not grey for _, _, grey, _ in data)
     found = f"colour: {colour} of {len(data)} looked at" if colour else f"grey: all {len(data)} looked at"
-    extremes = [extreme for _, _, extreme in data if extreme]
-    values = value_range(extremes, source.location) if extremes else None
+    floats = {label: extremes for label, _, _, extremes in data if extremes}
+    values = value_range(list(floats.values()), source.location, names=list(floats)) if floats else None
     return Look(3 if colour else 1, found, values, None not in kinds)
 
 

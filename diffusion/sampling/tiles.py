@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from diffusion.data.images import check_picture
 from diffusion.files import asset, load_tensors, save_tensors
 from diffusion.photographs import LocalUNet, Photographs, as_stored
 from diffusion.rng import seeds, uniform
@@ -26,6 +27,7 @@ from lbm_warp.random import normal
 MODEL = asset("photographs-model")
 LEVELS = "levels.safetensors"
 TILE = 512
+FAR = 1.0  # aligned frames leave [0, 1] by less, and pictures of other ranges by more
 # 90 % of a Gaussian lie within so many standard deviations.
 NINETY = 1.6449
 # Patches that an estimate looks at: their side, how many at most in a row or column, bands of their spectrum; the pairs.
@@ -64,11 +66,8 @@ def tiles(pipeline: Pipeline, picture: np.ndarray, sigma: float, noise: float, s
     Raises:
         InputError: if the run is another one, or an argument is out of its range.
     """
-    denoiser, network = pipeline.method.denoiser, pipeline.config.network
-    if not isinstance(denoiser, Photographs) or not isinstance(network, LocalUNet):
-        raise InputError(f"a photograph in tiles needs a run of the preset photographs, got one of {pipeline.config.process_name}")
-    if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
-        raise InputError(f"the picture must be [1, H, W] or [3, H, W], got {list(picture.shape)}")
+    denoiser, network = model_of_photographs(pipeline)
+    check_picture(picture, "the picture", (1, 3), FAR)
     check_number("blur", sigma, 0.0, pipeline.method.operator.widths(pipeline.config.size).max())
     check_number("noise", noise, 0.0, float(pipeline.forward.noise.max()))
     check_integer("side", side, 1)
@@ -96,6 +95,18 @@ def tiles(pipeline: Pipeline, picture: np.ndarray, sigma: float, noise: float, s
         yield Tile(slice(top, top + h), slice(left, left + w), mean, deviation)
 
 
+def model_of_photographs(pipeline: Pipeline) -> tuple[Photographs, LocalUNet]:
+    """What a run of the preset ``photographs`` learned with.
+
+    Raises:
+        InputError: if the run is another one.
+    """
+    denoiser, network = pipeline.method.denoiser, pipeline.config.network
+    if not isinstance(denoiser, Photographs) or not isinstance(network, LocalUNet):
+        raise InputError(f"a photograph in tiles needs a run of the preset photographs, got one of {pipeline.config.process_name}")
+    return denoiser, network
+
+
 def _mirrored(places: np.ndarray, length: int) -> np.ndarray:
     """Places of a picture of this length for places that may lie beyond its ends."""
     places = places % (2 * length)
@@ -119,8 +130,9 @@ class Degradation:
     def given(self, sigma: float | None, noise: float | None) -> Degradation:
         """The same where one of the two is known, or both."""
         evidence, mean, variance = self.evidence.copy(), self.mean.copy(), self.variance.copy()
-        for axis, (value, grid) in enumerate(((sigma, BLURS), (noise, NOISES))):
+        for axis, (name, value, grid) in enumerate((("blur", sigma, BLURS), ("noise", noise, NOISES))):
             if value is not None:
+                check_number(name, value, 0.0, float(grid[-1]))
                 away = np.arange(len(grid)) != np.abs(grid - value).argmin()
                 np.moveaxis(evidence, axis, 0)[away] = -np.inf
                 mean[..., axis], variance[..., axis] = value, 0.0
@@ -130,8 +142,8 @@ class Degradation:
         """Mean and standard deviation of the blur [pixels], and of the noise."""
         share = np.exp(self.evidence - self.evidence.max())[..., None]
         share /= share.sum()
-        known = self.mean[0, 0]  # exactly, where all are the same
-        mean = known + (share * (self.mean - known)).sum(axis=(0, 1))
+        least, most = (limit(axis=(0, 1)) for limit in (self.mean.min, self.mean.max))
+        mean = (share * self.mean).sum(axis=(0, 1)).clip(least, most)  # exactly, where all are the same
         deviation = np.sqrt((share * (self.variance + (self.mean - mean) ** 2)).sum(axis=(0, 1)))
         return (float(mean[0]), float(deviation[0])), (float(mean[1]), float(deviation[1]))
 
@@ -184,7 +196,8 @@ class DegradationEstimator:
         save_tensors(folder / LEVELS, {name: part.float() for name, part in parts.items()})
 
     def __call__(self, picture: np.ndarray) -> Degradation:
-        """Of a picture, float32 [C, H, W] in [0, 1]."""
+        """Of a picture, float32 [C, H, W] in [0, 1], with C = 1 or 3."""
+        check_picture(picture, "the picture", (1, 3), FAR)
         difference = features(patches(picture)) - self.means[:, 2:]
         own, cross, of_both = self.covariances[:, 2:, 2:], self.covariances[:, :2, 2:], self.covariances[:, :2, :2]
         factor = torch.linalg.cholesky(own + SLACK * torch.eye(own.shape[1]))
@@ -193,7 +206,8 @@ class DegradationEstimator:
         # Before the picture is seen, that it is not blurred is as probable as that it is.
         evidence[: len(NOISES)] += np.log(len(BLURS) - 1)
         gain = torch.cholesky_solve(cross.mT, factor).mT
-        mean = (self.means[:, :2] + (gain @ difference[:, :, None])[..., 0]).clamp_min(0.0)
+        most = torch.tensor([BLURS[-1], NOISES[-1]])  # that the network knows
+        mean = (self.means[:, :2] + (gain @ difference[:, :, None])[..., 0]).clamp_min(0.0).minimum(most)
         variance = (of_both - gain @ cross.mT).diagonal(dim1=1, dim2=2).clamp_min(0.0)
         grid = len(BLURS), len(NOISES)
         return Degradation(evidence.reshape(grid).numpy(), mean.reshape(*grid, 2).numpy(), variance.reshape(*grid, 2).numpy())
