@@ -339,32 +339,34 @@ class ScaledGroupNorm(torch.autograd.Function):
     ) -> torch.Tensor:
         """Features [N, C, H, W], weight and bias [N, C]."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        # Axes 1 and 2 are groups and channels of a group: views, which leave the layout as it is.
-        x, weight, bias = (tensor.unflatten(1, (groups, -1)) for tensor in (x, weight.to(dtype), bias.to(dtype)))
-        mean = x.mean((2, 3, 4), dtype=dtype)[..., None]
-        square = torch.linalg.vector_norm(x, dim=(2, 3, 4), dtype=dtype)[..., None].square() / math.prod(x.shape[2:])
+        # [N, H, W, G, C / G], a view. Pixels before channels, as they lie in memory: torch.compile asks for a contiguous out=.
+        x = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1))
+        weight, bias = (tensor.to(dtype).unflatten(1, (groups, -1))[:, None, None] for tensor in (weight, bias))
+        count, over = math.prod(x.shape[1:]) // groups, (1, 2, 4)
+        mean = x.mean(over, keepdim=True, dtype=dtype)
+        square = torch.linalg.vector_norm(x, dim=over, keepdim=True, dtype=dtype).square() / count
         r = (square - mean.square()).clamp_min(0.0).add(eps).rsqrt()
         z = _affine(x, weight * r, bias - weight * r * mean)
         ctx.save_for_backward(x, z, weight, mean, r)
-        ctx.activation = activation
-        return (F.silu(z) if activation else z).flatten(1, 2)
+        ctx.activation, ctx.count = activation, count
+        return (F.silu(z) if activation else z).flatten(3).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, z, weight, mean, r = ctx.saved_tensors
-        g = gradient.unflatten(1, x.shape[1:3])
+        g = gradient.permute(0, 2, 3, 1).unflatten(3, x.shape[3:])
         g = torch.ops.aten.silu_backward(g, z) if ctx.activation else g
-        of_bias, products = (tensor.sum((3, 4), dtype=mean.dtype) for tensor in (g, g * x))
+        of_bias, products = (tensor.sum((1, 2), keepdim=True, dtype=mean.dtype) for tensor in (g, g * x))
         of_weight = r * (products - mean * of_bias)
-        one, other = (-r / math.prod(x.shape[2:]) * (weight * t).sum(2, keepdim=True) for t in (of_bias, of_weight))
+        one, other = (-r / ctx.count * (weight * t).sum(4, keepdim=True) for t in (of_bias, of_weight))
         dx = _affine(x, r * other, one - r * other * mean)
-        dx = torch.addcmul(dx, g, (weight * r)[..., None, None], out=dx)
-        return dx.flatten(1, 2), of_weight.flatten(1), of_bias.flatten(1), None, None, None
+        dx = torch.addcmul(dx, g, weight * r, out=dx)
+        return dx.flatten(3).permute(0, 3, 1, 2), of_weight.flatten(1), of_bias.flatten(1), None, None, None
 
 
 def _affine(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a x + b for a and b [N, G, C / G] in their precision, in dtype and layout of x."""
-    return torch.addcmul(b[..., None, None], x, a[..., None, None], out=torch.empty_like(x))
+    """a x + b for a and b [N, 1, 1, G, C / G] in their precision, in dtype and layout of x."""
+    return torch.addcmul(b, x, a, out=torch.empty_like(x))
 
 
 def for_sampling(network: nn.Module, precision: str, pixels: int) -> Callable[..., torch.Tensor]:

@@ -82,7 +82,9 @@ def test_every_study_is_a_sweep_that_can_be_made(place: Path, capsys: pytest.Cap
     assert exit_code(evidence.main, "--dry-run") == 0
     lines = said(capsys.readouterr())[0].splitlines()
     assert len(lines) == sum(len(study.sweeps) for study in STUDIES.values())
-    for line in (line for line in lines if "--data digits" in line):
+    # Those that differ in numbers of images alone are one.
+    digits = {re.sub(r" --(images|num|seeds|out) \S+", "", line): line for line in lines if "--data digits" in line}
+    for line in digits.values():
         options, training = tyro.cli(sweep.Sweep, args=line.split()[3:], return_unknown_args=True)
         options.validate()
         assert sweep.planned(replace(options, dry_run=True), training).runs()

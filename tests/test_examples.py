@@ -100,15 +100,15 @@ def test_an_operator_of_ones_own_trains_resumes_after_a_kill_and_samples_masked_
     assert list(killed.glob("checkpoints/*.safetensors")) and not (killed / "way.png").exists()
     said = run("own_operator.py", "--out", killed, "--images", 1600)
     assert "share of dark pixels" in said and (killed / "way.png").is_file()
-    run("own_operator.py", "--out", whole, "--images", 1600)
+    own = module("own_operator")
+    own.main(whole, 1600)
     for name in ("model.safetensors", "ema.safetensors"):
         one, other = (load_tensors(folder / name) for folder in (killed, whole))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
     with pytest.raises(InputError, match=r"names the class Masking.*types=\[Masking\]"):
         Pipeline.from_pretrained(killed)
-    masking = module("own_operator").Masking
-    pipeline = Pipeline.from_pretrained(killed, types=[masking])
+    pipeline = Pipeline.from_pretrained(killed, types=[own.Masking])
     way: dict[int, torch.Tensor] = {}
     pipeline.sample(4, callback=lambda level, u: way.setdefault(level, u.clone()))
     levels = pipeline.forward.levels
@@ -120,19 +120,19 @@ def test_an_operator_of_ones_own_trains_resumes_after_a_kill_and_samples_masked_
 
 
 def test_a_network_of_ones_own(tmp_path: Path) -> None:
-    run("own_network.py", "--out", tmp_path, "--images", 640)
+    run("own_network.py", "--out", tmp_path, "--images", 128)
     images = Pipeline.from_pretrained(tmp_path, types=[module("own_network").EDM2]).sample(2, steps=4)
     assert images.shape == (2, 1, 16, 16) and images.isfinite().all()
 
 
 def test_data_features_logger_and_learning_rate_of_ones_own(tmp_path: Path) -> None:
-    said = run("own_data.py", "--out", tmp_path, "--images", 1024, "--scored", 8)
+    said = run("own_data.py", "--out", tmp_path, "--images", 256, "--scored", 8)
     assert "loss" in said and "Frechet distance" in said
     assert (tmp_path / "samples.png").is_file()
 
 
 def test_flow_matching(tmp_path: Path) -> None:
-    said = run("flow_matching.py", "--out", tmp_path, "--images", 640, "--scored", 8)
+    said = run("flow_matching.py", "--out", tmp_path, "--images", 128, "--scored", 8)
     assert "bits a dimension" in said
 
 

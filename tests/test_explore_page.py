@@ -245,8 +245,14 @@ def test_drop_a_picture_and_hostile_files(page: browsers.Page, tmp_path: Path) -
             page.set_input_files("#file", tmp_path / name)
         page.wait_for_selector(f"#toast.shown:has-text('{words}')")
         assert np.array_equal(shown(page, "picture"), clean)
-    for name, words in (("me.HEIC", "save it as JPEG"), ("logo.svg", "without pixels"), ("clip.mp4", "takes films")):
-        drop(page, name, b"x")
+    for name, data, words in (
+        ("me.HEIC", b"x", "save it as JPEG"),
+        ("me.jpg", b"\0\0\0\x18ftypheic\0\0\0\0", "save it as JPEG"),
+        ("logo.jpg", b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "without pixels"),
+        ("clip.png", b"\0\0\0\x20ftypisom\0\0\2\0", "takes films"),
+        ("text.png", b"%PDF-1.7", "is a document"),
+    ):
+        drop(page, name, data)
         page.wait_for_selector(f"#toast.shown:has-text('{words}')")
 
 
@@ -291,8 +297,8 @@ def test_another_view_is_not_disturbed_by_what_came_before(page: browsers.Page) 
     assert page.locator(".timeline [data-time]").input_value() == "0" and "0.00 px" in page.inner_text("#numbers")
 
 
-def test_restore(page: browsers.Page) -> None:
-    page.goto("/?view=restore&rlevel=300&rsamples=2")
+def test_restore_by_a_model(page: browsers.Page) -> None:
+    page.goto("/?view=restore&rpicture=degraded&rmodel=emoji&rlevel=300&rsamples=2")
     settle(page)
     page.wait_for_selector("#restored-caption:has-text('mean of the samples')")
     assert page.locator("#draws canvas").count() == 2 and "--level 300" in page.inner_text("#command")
@@ -332,8 +338,8 @@ def test_files_to_take_home(page: browsers.Page, tmp_path: Path) -> None:
 def test_narrow_windows_and_dark_mode(page: browsers.Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 360, "height": 740})
-    for view in ("story", "corrupt", "compare", "generate", "restore"):
-        page.goto(f"/?view={view}&size=128&num=4&steps=4&model=digits&rlevel=100&rsamples=1")
+    for view in ("story", "corrupt", "compare", "generate", "restore") if scheme == "light" else ("restore",):
+        page.goto(f"/?view={view}&size=128&num=4&steps=4&model=digits")
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     ground = re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))
@@ -493,22 +499,73 @@ def test_the_story(page: browsers.Page) -> None:
     assert "--peclet 2000" in page.inner_text("#command") and page.locator("#presets [aria-pressed=true]").count() == 1
 
 
+def gained(page: browsers.Page) -> bool:
+    """Whether the restored picture is nearer to the clean one than the degraded one is."""
+    clean, degraded, restored = (shown(page, name).astype(float) for name in ("clean", "degraded", "restored"))
+    return np.square(restored - clean).mean() < 0.7 * np.square(degraded - clean).mean()
+
+
 def test_degrade_a_picture_then_restore_it(page: browsers.Page) -> None:
-    page.goto("/?step=5")
+    page.goto("/?step=5&picture=astronaut")
     page.click("[data-go=restore]")
-    assert "rpicture=emoji" in page.url and "rclean=1" in page.url
-    page.goto(f"{page.url}&rlevel=300&rsamples=2")
-    settle(page)
+    assert "rpicture=astronaut" in page.url and "rclean=1" in page.url
+    page.wait_for_selector("#spread-caption:has-text('90 %')")
+    assert page.inner_text("#degraded-caption") == "Degraded: blur 1.5 px, noise 0.08 of the range. In its own size, 384 x 512 px."
+    assert shown(page, "restored").shape == shown(page, "spread").shape == (512, 384, 3) and gained(page)
+    page.goto("/?view=restore&rpicture=emoji&rmodel=emoji&rlevel=300&rsamples=2")  # it is clean
     page.wait_for_selector("#restored-caption:has-text('mean of the samples')")
     assert page.locator("#clean").is_visible() and page.inner_text("#degraded-caption").startswith("Level 300. It is")
-    clean, degraded, restored = (shown(page, name).astype(float) for name in ("clean", "degraded", "restored"))
-    assert np.square(restored - clean).mean() < 0.7 * np.square(degraded - clean).mean()
-    assert "--degrade 300" in page.inner_text("#command")
+    assert "--degrade 300" in page.inner_text("#command") and gained(page)
+    page.goto("/?view=restore&rpicture=emoji&rmodel=digits&rdegrade=3&rlevel=1&rsamples=1")
+    settle(page)
+    assert page.locator("[data-key=rdegrade]").input_value() == "3" and "--degrade 3" in page.inner_text("#command")
+
+
+def test_restore_a_photograph(page: browsers.Page, tmp_path: Path) -> None:
+    """Any picture that is dropped is one, unless it is as small as those of the other models."""
+    page.goto("/?view=restore&rmodel=digits&rpicture=degraded&rlevel=1&rsamples=1")
+    settle(page)
+    assert page.locator("[data-key=rmodel] option").first.inner_text() == "photographs: any size"
+    drop(page, "toy.png", png(16, 16))
+    page.wait_for_selector("#restored-name:has-text('toy')")
+    assert page.locator("[data-key=rmodel]").input_value() == "digits" and page.locator("[data-key=rsamples]").is_visible()
+    noisy = np.linspace(0.0, 200.0, 90)[:, None, None] + np.random.default_rng(0).normal(28.0, 12.0, (90, 120, 3))
+    data = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(data, "png")
+    drop(page, "mine.png", data.getvalue())
+    page.wait_for_selector("#spread-caption:has-text('90 %')")
+    settle(page)
+    assert page.locator("[data-key=rmodel]").input_value() == "photographs" and not page.locator("[data-key=rsamples]").is_visible()
+    assert not page.locator("#clean").is_visible() and page.locator("[data-key=rdblur]").is_disabled()
+    assert page.inner_text("#command") == "beyond-blur restore mine.png"
+    found = float(page.locator("[data-key=rnoise]").get_attribute("placeholder"))
+    assert found == pytest.approx(12.0 / 255.0, rel=0.2)
+    assert shown(page, "restored")[20:70].std(axis=1).mean() < 0.5 * shown(page, "degraded")[20:70].std(axis=1).mean()
+    # What a visitor says is in the address and in the command, and is not said of another picture.
+    set_value(page, "rblur", 0)
+    set_value(page, "rnoise", 0.1)
+    assert page.inner_text("#command") == "beyond-blur restore mine.png --blur 0 --noise 0.1"
+    assert "blurred by 0.00 (told) px, with noise of 0.100 (told)" in page.inner_text("#restored-caption")
+    before = shown(page, "restored")
+    page.click("#share")
+    page.reload()
+    settle(page)
+    assert np.array_equal(shown(page, "restored"), before) and page.locator("[data-key=rnoise]").input_value() == "0.1"
+    with page.expect_download() as download:
+        page.click("#png")
+    download.value.save_as(tmp_path / "made.png")
+    assert download.value.suggested_filename == "mine-restored-photographs.png"
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "made.png").convert("RGB")), before)
+    page.click("[data-rpicture=astronaut]")
+    assert "rnoise" not in page.url and not page.locator("[data-key=rnoise]").input_value()
 
 
 def test_a_picture_that_stays_as_it_is_has_no_empty_samples(page: browsers.Page) -> None:
-    page.goto("/?view=restore&rpicture=chelsea")
+    data = io.BytesIO()
+    Image.fromarray(to_pixels(Pipeline.from_pretrained("digits").sample(1, 5)[0])).save(data, "png")
+    page.goto("/?view=restore&rpicture=degraded&rmodel=digits&rlevel=1&rsamples=1")
     settle(page)
+    drop(page, "clean.png", data.getvalue())
     page.wait_for_selector("#restored-caption:has-text('the picture as it is')")
     assert not page.locator("#draws canvas").count() and not page.inner_text("#numbers")
 
@@ -533,13 +590,13 @@ def test_the_figure_of_the_readme(page: browsers.Page, tmp_path: Path) -> None:
     page.emulate_media(reduced_motion="no-preference")
     page.set_viewport_size({"width": 1160, "height": 620})
     strokes = "150,300,400,250,700,300,850,500 850,750,600,800,300,750,150,550"
-    pictures = []
+    folder = os.environ.get("BEYOND_BLUR_FIGURES")
+    pictures, size = [], 512 if folder else 128
     for query in ("t=0.7&peclet=2000&sigma=1.2&octaves=3&seed=5", f"t=0.75&strokes={strokes}&strokes_on=rest"):
-        page.goto(f"/?view=corrupt&size=512&{query}")
+        page.goto(f"/?view=corrupt&size={size}&{query}")
         settle(page)
         page.wait_for_timeout(1500)  # particles draw their paths
         pictures.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     both = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
-    folder = Path(os.environ.get("BEYOND_BLUR_FIGURES", tmp_path))
-    both.save(folder / "explore.jpg", quality=82)
+    both.save(Path(folder or tmp_path) / "explore.jpg", quality=82)
     assert np.asarray(pictures[0])[60:500, 300:750].std() > 20.0

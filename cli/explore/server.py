@@ -11,7 +11,8 @@ kept, in memory (``cli.explore.pictures``). Work is done in short turns (``cli.e
     GET  /api/samples       stream: scene, frame, ...; takes model, num, seed, steps, label, guidance, mode
     GET  /api/sampled-film  the same query -> MP4; with progress=1 a stream
     GET  /api/restored      stream: scene, progress, ..., estimate, frame, ..., result; takes picture, model, degrade, level,
-                            samples, seed
+                            samples, seed; with model=photographs: scene, estimate, tile, ..., result; takes picture, blur,
+                            noise, and, to degrade it first, degrade_blur, degrade_noise, seed
     POST /api/cancel        client and slot in the query (no slot: all); ends what is made there -> {ended: number}
 
 Every request may say ``client=`` (a text that a page makes up for itself) and ``slot=`` (what it is for; by default the last word
@@ -27,6 +28,7 @@ A stream is messages: the length of a JSON header (uint32, little-endian), the h
     progress   text; done, of: numbers (of = 0: not known yet); of a film also seconds
     estimate   level may be 0: nothing to restore, the result follows at once; clean: the probability of that;
                warning: null, or words to show: that, or that the picture does not look like what the model knows
+    tile       of a photograph: top, left, height, width; the bytes are its pixels, and what is not known of them, white: +- 0.3
     film       the bytes are the MP4
     cancelled  text: the last message of a stream that was ended, by a newer one or by /api/cancel
     error      text: the last message of a stream that failed
@@ -40,6 +42,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -59,7 +62,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cli.corrupt import Corrupt
 from cli.explore.pictures import Gone, check_bytes
 from cli.explore.stream import FAILED, Busy, Ended, Turns, Work, film, message, told
-from cli.explore.studio import SIZES, Samples, Studio
+from cli.explore.studio import MOST_RESTORED, SIZES, Samples, Studio
 from cli.film import FPS
 from cli.restore import Restore
 from cli.sample import Results
@@ -71,6 +74,8 @@ PAGE = Path(str(resources.files("cli.explore") / "page"))
 FILMS = "films"  # their place in the circle of clients
 MOST_ENCODERS = 2  # films that are encoded at a time; the others wait
 MOST_ARRIVING = 2**26  # bytes of pictures that are on their way here
+# Largest blur [pixels] and noise of a photograph, told or made.
+PHOTOGRAPH = {"blur": 4.0, "noise": 0.25, "degrade_blur": 4.0, "degrade_noise": 0.25}
 PATIENCE = 20.0  # for the next part of a picture [s]
 
 # Nothing is loaded from elsewhere, and no other page may show this one or send it requests.
@@ -223,12 +228,23 @@ class Desk:
 
     async def restored(self, request: Request) -> Response:
         query = request.query_params
-        level = number(query, "level", "auto", lambda text: str(int(text)))
         picture, run = Path(query.get("picture", "degraded")), query.get("model") or "emoji"
-        how = {"degrade": number(query, "degrade", None, int), "samples": number(query, "samples", Restore.samples)}
-        wanted = Restore((picture,), run, level=level, **how, seed=number(query, "seed", 0))
-        wanted.validate()
+        wanted, degrade = Restore((picture,), run, seed=number(query, "seed", 0)), number(query, "degrade", None, int)
+        check_integer("seed", wanted.seed, 0, 2**63 - 1)
+        if wanted.photographs:
+            blur, noise, *given = (ranged(query, name, most) for name, most in PHOTOGRAPH.items())
+            wanted = replace(wanted, blur=blur, noise=noise)
+        else:
+            level, count = number(query, "level", None, int), number(query, "samples", Restore.samples)
+            check_integer("number of samples", count, 1, MOST_RESTORED)
+            if level is not None:
+                check_integer("level", level, 1)
+            wanted = replace(wanted, level="auto" if level is None else str(level), samples=count, degrade=degrade)
         pipeline, read, own = await self.read(self.studio.degraded, str(picture), run)
+        if wanted.photographs:
+            return Stream(self.work(request, self.studio.photograph(pipeline, read, own, wanted, *given)))
+        if degrade is not None:
+            check_integer("level that it is degraded to", degrade, 1, pipeline.method.levels)
         return Stream(self.work(request, self.studio.restored(pipeline, read, own, wanted)))
 
     async def cancel(self, request: Request) -> Response:
@@ -282,6 +298,14 @@ def number(query: Mapping[str, str], name: str, usual: Any, kind: Callable[[str]
         return (kind or type(usual))(text) if text else usual
     except ValueError:
         raise InputError(f"{name} must be a number, got {text[:40]!r}") from None
+
+
+def ranged(query: Mapping[str, str], name: str, most: float) -> float | None:
+    """A number of the query from 0 to the largest one; None if it is not there."""
+    value = number(query, name, None, float)
+    if value is not None:
+        check_number(name.replace("_", " "), value, 0.0, most)
+    return value
 
 
 def samples(query: Mapping[str, str]) -> Samples:

@@ -216,6 +216,7 @@ class Turns:
         try:
             while (work := self._next()) is not None:
                 used = await asyncio.get_running_loop().run_in_executor(self._thread, _timed, work.turn)
+                self._thread.submit(self.give_back)
                 self.count, self.longest = self.count + 1, max(self.longest, used)
                 work.tell()
         finally:

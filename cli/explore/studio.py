@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,17 +22,23 @@ from cli.corrupt import Corrupt
 from cli.explore.pictures import Pictures, shrink
 from cli.explore.stream import PAUSE, REST, TURN, enter, leave, message, pause, steps
 from cli.film import VIDEO_SIZE
+from cli.photograph import WHITE
 from cli.restore import EXAMPLE, MOST_OWN, Restore, degraded, fitted, fitted_size, in_own_size, remarks
 from cli.sample import Film, Results
 from cli.scene import PHOTOGRAPH, FlowOptions, Scene, by_flow, by_process, frame_widths, shown
 from diffusion.data.images import Cut, fitting
 from diffusion.files import asset
 from diffusion.methods import METHODS
+from diffusion.photographs import Photographs, as_stored
+from diffusion.rng import seeds
+from diffusion.sampling import tiles
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
 from diffusion.sampling.restoration import LevelEstimator, restore
 from diffusion.size import Size
 from lbm_warp import energy_spectrum
 from lbm_warp.checks import InputError, check_integer, check_name
+from lbm_warp.heat import blur
+from lbm_warp.random import normal
 
 SIZES = (128, 256, 512)
 ASTRONAUT = asset("astronaut.jpg")
@@ -48,8 +54,11 @@ PACE = 1e9  # values of an iteration that are computed in a second, until that i
 PART = 16  # images that are in a network at a time on a CPU: as fast as all at once, equal bit for bit, in less memory
 MOST_MODELS = 2**28  # bytes of the weights in memory
 MOST_ESTIMATORS = 16
-MOST_SAMPLES = 64
+MOST_PHOTOGRAPH = 1.5e6  # pixels of a photograph that are restored here; the command takes any number
+MOST_SAMPLES, MOST_RESTORED = 64, 16
 MOST_SAMPLED_PIXELS = 64 * 64**2
+PAPER = {"Paper": "https://arxiv.org/abs/2506.16827"}
+PHOTOGRAPHS = "photographs"  # the bundled model of them
 MODES: dict[str, dict[str, Any]] = {"new": {}, "same-init": {"same_init": True}, "share-noise": {"share_noise": True}}
 
 
@@ -104,14 +113,14 @@ class Studio:
         """Compile the kernels, or load them, before the first visitor waits for them; measure how fast they are."""
         for options in (
             *(Corrupt(size=SIZES[0], peclet=1.0, process=process) for process in (None, "fluid", "beyond-blur")),
-            Corrupt(size=SIZES[-1]),
+            Corrupt(size=SIZES[-1], peclet=30.0),
         ):
             deque(self.trajectory(self.chosen(options, "chelsea", 2)), maxlen=0)
         # Not by the clock, where others may use the processor.
         now = time.process_time if self.device.type == "cpu" else time.perf_counter
         for size in SIZES:
             u0, begin = self._picture("chelsea", size), now()
-            scene = by_flow(Corrupt(peclet=300.0), u0, np.array([0.0, size / 16.0]))
+            scene = by_flow(Corrupt(peclet=300.0), u0, np.array([0.0, 16.0]))
             float(deque(scene.moments, maxlen=1)[0][1].sum())
             self.pace[size] = float(scene.effort[-1] * u0.numel() / (now() - begin))
 
@@ -135,8 +144,11 @@ class Studio:
             for name, method in METHODS.items()
             for operator in (method.operator,)
         }
-        project = metadata.metadata("beyond-blur").get_all("Project-URL") or []
-        links = dict(line.split(", ", 1) for line in project)
+        try:
+            project = metadata.metadata("beyond-blur").get_all("Project-URL") or []
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            project = []
+        links = PAPER | dict(line.split(", ", 1) for line in project)
         return {"processes": processes, "models": list(self.models()), "sizes": SIZES, "links": links}
 
     def chosen(self, options: Corrupt, name: str, frames: int) -> Chosen:
@@ -262,14 +274,83 @@ class Studio:
             InputError: if the picture is not here, or as for :meth:`model`.
         """
         pipeline = self.model(run)
-        sizes: list[Size] = []
+        photographs, sizes = isinstance(pipeline.method.denoiser, Photographs), list[Size]()
 
         def cut(own: Size) -> Cut:
             sizes.append(own)
-            return Cut(own, own) if own.height * own.width <= MOST_OWN else fitting(own, fitted_size(pipeline, own))
+            pixels = own.height * own.width
+            if photographs:
+                share = min(1.0, math.sqrt(MOST_PHOTOGRAPH / pixels))
+                middle = Size(int(share * own.height), int(share * own.width))  # resized, its blur would be another
+                return Cut(middle, middle)
+            return Cut(own, own) if pixels <= MOST_OWN else fitting(own, fitted_size(pipeline, own))
 
-        read = self.pictures.read(name, "L" if pipeline.config.channels == 1 else "RGB", cut)
+        if photographs and not Restore(run=run).photographs:
+            raise InputError(f"{run}: restores photographs only as a model that python -m tools.photographs --run makes of it")
+        mode: Literal["L", "RGB"] | None = None if photographs else "L" if pipeline.config.channels == 1 else "RGB"
+        read = self.pictures.read(name, mode, cut)
         return pipeline, read, sizes[0]
+
+    def photograph(
+        self,
+        pipeline: Pipeline,
+        clean: np.ndarray,
+        own: Size,
+        wanted: Restore,
+        degrade_blur: float | None = None,
+        degrade_noise: float | None = None,
+    ) -> Iterator[Any]:
+        """A photograph, the blur and the noise found in it, and it restored tile by tile, with what is not known.
+
+        Args:
+            pipeline, clean, own: what :meth:`degraded` gives.
+            wanted: the options of ``cli.restore``.
+            degrade_blur, degrade_noise: blur [pixels] and noise, in units of the range, that it is given first; None: it is as
+                it is.
+        """
+        size, folder = Size(*clean.shape[1:]), wanted.photographs or tiles.MODEL
+        degrade = degrade_blur is not None or degrade_noise is not None
+        words = ["beyond-blur", "restore", *(["degraded.png"] if degrade else _positional(str(wanted.pictures[0]), ""))]
+        words += ["--run", wanted.run] if wanted.run != PHOTOGRAPHS else []
+        words += _differing({"blur": (wanted.blur, None), "noise": (wanted.noise, None)})
+        about = {"kind": "scene", "count": 0, "own": list(own), "command": shlex.join(words)}
+        about |= {"height": size.height, "width": size.width}
+        if own == size:
+            about["text"] = f"In its own size, {own.width} x {own.height} px."
+        else:
+            about["text"] = f"This is the middle of {own.width} x {own.height} px; the command restores all of it."
+        picture = clean
+        if degrade:
+            blurred = []
+            for channel in torch.from_numpy(clean):  # one at a time, as they are large
+                blurred.append(blur(channel[None, None], torch.tensor([degrade_blur or 0.0]).double(), periodic=False)[0])
+                yield PAUSE
+            unit = normal(seeds(wanted.seed, "degraded"), (1, *clean.shape))[0]
+            picture = as_stored(torch.cat(blurred) + (degrade_noise or 0.0) * unit).numpy()
+        yield message(about, render.to_pixels(torch.from_numpy(picture)))
+        if degrade:
+            yield message({"kind": "clean"}, render.to_pixels(torch.from_numpy(clean)))
+        known = tiles.DegradationEstimator.load(folder)
+        sigma, noise = known(picture).given(wanted.blur, wanted.noise).moments()
+        yield message({"kind": "estimate", "sigma": sigma, "noise": noise})
+        half, inside = tiles.NINETY * known.factor(noise[0]), 0.0
+
+        def work(emit: Callable[[Any], None]) -> None:
+            enter()  # so that of several works one has the arrays of a tile
+            for tile in tiles.tiles(pipeline, picture, sigma[0], noise[0]):
+                emit(tile)
+                enter()
+
+        for made in steps(work):
+            if made in (PAUSE, REST):
+                yield made
+                continue
+            width = torch.from_numpy(half * made.deviation.mean(axis=0, keepdims=True))
+            inside += float(width.sum()) / (size.height * size.width)
+            about = {"kind": "tile", "top": made.rows.start, "left": made.columns.start, "height": width.shape[1]}
+            both = torch.from_numpy(made.mean), width / WHITE
+            yield message(about | {"width": width.shape[2]}, np.stack([render.to_pixels(one) for one in both]))
+        yield message({"kind": "result", "half_width": inside, "white": WHITE})
 
     def restored(self, pipeline: Pipeline, read: np.ndarray, own: Size, wanted: Restore) -> Iterator[Any]:
         """A degraded picture, its level if it is not given, and samples of what it may have been, step by step.
@@ -278,10 +359,9 @@ class Studio:
             pipeline, read, own: what :meth:`degraded` gives.
             wanted: the options of ``cli.restore``.
         """
-        check_integer("samples", wanted.samples, 1, 16)
         clean, size = fitted(pipeline, read)
         picture = degraded(pipeline, clean, size, wanted)
-        words = ["python", "-m", "cli.restore", *_positional(str(wanted.pictures[0]), "degraded"), "--run", wanted.run]
+        words = ["beyond-blur", "restore", *_positional(str(wanted.pictures[0]), "degraded"), "--run", wanted.run]
         options = ("degrade", "samples", "seed", "level")
         words += _differing({name: (getattr(wanted, name), getattr(Restore, name)) for name in options})
         about = {"kind": "scene", "count": wanted.samples, "own": list(own), "levels": pipeline.method.levels}
@@ -333,7 +413,7 @@ class Studio:
         Raises:
             InputError: if there is none, or it cannot be read.
         """
-        models = self.models()
+        models = self.models() | {PHOTOGRAPHS: tiles.MODEL}
         check_name("model", name, models)
         if name not in self._models:
             self._models[name] = pipeline = Pipeline.from_pretrained(models[name], device=self.device)
@@ -396,6 +476,8 @@ def _duration(seconds: float) -> str:
 
 def _drawing(pipeline: Pipeline, wanted: Samples) -> tuple[Callable[..., torch.Tensor], int, int | None]:
     """What draws the samples, their number (of rows, if they are interpolated), and the samples in a row."""
+    if isinstance(pipeline.method.denoiser, Photographs):
+        raise InputError(f"{wanted.model} restores photographs, and draws none; take another model")
     most = min(MOST_SAMPLES, MOST_SAMPLED_PIXELS // math.prod(pipeline.config.size))
     check_integer("number of samples", wanted.num, 1, max(1, most))
     check_name("mode", wanted.mode, (*MODES, "interpolate"))
@@ -419,7 +501,7 @@ def _grid(size: tuple[int, int], side: int, sigma: float = 0.0) -> tuple[tuple[i
 def command(options: Corrupt, name: str) -> str:
     """The command line that makes the files of what the page shows."""
     picture = _positional(name, "chelsea")
-    return shlex.join(["python", "-m", "cli.corrupt", *picture, *_differing(_against_defaults(options)), "--video"])
+    return shlex.join(["beyond-blur", "corrupt", *picture, *_differing(_against_defaults(options)), "--video"])
 
 
 def _against_defaults(options: Corrupt) -> dict[str, tuple[Any, Any]]:
@@ -437,7 +519,7 @@ def _sample_command(wanted: Samples, num: int, columns: int | None) -> str:
     if wanted.mode == "interpolate":
         values["interpolate"] = columns, None
     mode = [f"--{wanted.mode}"] if MODES.get(wanted.mode) else []
-    return shlex.join(["python", "-m", "cli.sample", *model, "--video", *_differing(values), *mode])
+    return shlex.join(["beyond-blur", "sample", *model, "--video", *_differing(values), *mode])
 
 
 def _differing(values: dict[str, tuple[Any, Any]]) -> list[str]:

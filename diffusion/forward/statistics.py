@@ -69,10 +69,10 @@ class Statistics:
         for numbers in tqdm(batches, desc="statistics", unit="batch", delay=1, leave=False):
             x = torch.stack([torch.from_numpy(dataset[i]) for i in numbers.tolist()]).to(device)
             flow, of_all = seeds(numbers, "statistics"), [torch.full((len(x),), level) for level in levels]
-            clean = to_modes(x.double())
+            clean = to_modes(x).double()  # products cancel, amplitudes do not
             # Level by level: all at once are too many for a processor's cache.
             for knot, y in enumerate(operator.at(x, of_all, flow)):
-                modes = to_modes(y.double())
+                modes = to_modes(y).double()
                 first[knot] += modes.sum(dim=0)
                 second[knot] += modes.square().sum(dim=0)
                 cross[knot] += (modes * clean).sum(dim=0)

@@ -15,22 +15,26 @@ const USUAL = {
   view: "story", step: "1", picture: "chelsea", size: "256", process: "", peclet: "400", sigma: "4", octaves: "4",
   turbulence: "curl-noise", time: "0", seed: "0", strokes: "", brush: "6", strokes_on: "turbulence", flow: "", speclet: "600",
   sprocess: "beyond-blur", model: "fashion", num: "36", gseed: "0", steps: "0", label: "", guidance: "1", mode: "new",
-  rpicture: "degraded", rmodel: "emoji", rclean: "", rdegrade: "300", rlevel: "", rsamples: "4", rseed: "0",
+  rpicture: "chelsea", rmodel: "photographs", rclean: "", rdegrade: "300", rlevel: "", rsamples: "4", rseed: "0",
+  rblur: "", rnoise: "", rdblur: "1.5", rdnoise: "0.08",
   st: "0.7000", t: "0.3000", ct: "0.3000", gt: "1.0000", rt: "1.0000",
   ...LIVE,
 };
+// What a visitor says of one picture is not of another.
+const UNTOLD = { rblur: "", rnoise: "", rlevel: "" };
+const TOY = 64; // largest shorter side of what is no photograph [pixels]
 const TIME = { story: "st", corrupt: "t", compare: "ct", generate: "gt", restore: "rt", live: "t" };
 const SEED = { corrupt: "seed", compare: "seed", generate: "gseed", restore: "rseed" };
 // With a change of these the browser's Back comes back to what was before.
 const PLACES = ["view", "step", "picture", "rpicture", "process", "sprocess", "model", "rmodel", "rclean"];
 // Addresses name what they like, "constructor" too: tables of such names have no prototype.
 const NAMES = { __proto__: null, chelsea: "the cat", astronaut: "an astronaut", degraded: "two emoji", emoji: "an emoji" };
-// Files that are no pictures of pixels that Pillow reads.
+// Files that are no pictures of pixels that Pillow reads: how they begin, or what their names end with.
 const OTHERS = [
-  [/\.(heic|heif)$/i, "HEIC pictures are not read here: save it as JPEG or PNG, and drop that."],
-  [/\.svgz?$/i, "An SVG is a drawing, without pixels: export it as PNG, and drop that."],
-  [/\.pdf$/i, "A PDF is a document: save its picture as PNG, and drop that."],
-  [/\.(mp4|mov|webm|mkv|avi)$/i, "This is a film. The command beyond-blur corrupt takes films; the page takes pictures."],
+  [/^.{4}ftyp(hei|hev|mif1|msf1)|\.(heic|heif)$/is, "HEIC pictures are not read here: save it as JPEG or PNG, and drop that."],
+  [/^[^\0]*<svg\b|\.svgz?$/i, "An SVG is a drawing, without pixels: export it as PNG, and drop that."],
+  [/^%PDF|\.pdf$/i, "A PDF is a document: save its picture as PNG, and drop that."],
+  [/^.{4}ftyp(isom|iso2|mp4|qt|M4V|avc1)|^\x1aE\xdf\xa3|^RIFF.{4}AVI|\.(mp4|mov|webm|mkv|avi)$/is, "This is a film. The command beyond-blur corrupt takes films; the page takes pictures."],
 ];
 const anotherSeed = () => String(Math.floor(1e6 * Math.random()));
 const $ = (id) => document.getElementById(id);
@@ -85,6 +89,7 @@ class App {
     document.querySelector("[data-key=process]")
       .append(new Option("flow and blur", ""), ...Object.keys(this.choices.processes).map(option));
     for (const select of all(".models")) select.append(...this.choices.models.map(option));
+    document.querySelector("[data-key=rmodel]").prepend(new Option("photographs: any size", "photographs"));
     this.listen();
     this.links();
     const first = !location.search && !still.matches;
@@ -98,7 +103,7 @@ class App {
   listen() {
     for (const control of all("[data-key]"))
       control.addEventListener("input", () => {
-        const value = control.type === "checkbox" ? (control.checked ? "1" : "") : control.value;
+        const value = control.type === "checkbox" ? (control.checked ? "1" : control.dataset.off ?? "") : control.value;
         this.set(this.following(control.dataset.key, value));
       });
     for (const button of all("[data-random]"))
@@ -115,7 +120,7 @@ class App {
       tabs[to].focus();
     });
     for (const button of all("[data-picture], [data-rpicture]"))
-      button.addEventListener("click", () => this.set({ ...button.dataset }));
+      button.addEventListener("click", () => this.set({ ...button.dataset, ...(button.dataset.rpicture && UNTOLD) }));
     $("share").addEventListener("click", () => {
       this.writeAddress();
       this.copy(location.href, "The address is in the clipboard.");
@@ -207,9 +212,9 @@ class App {
     for (const view of new Set([this.stage, this.views[state.view]])) view.arrange?.(idle);
     for (const control of all("[data-key]")) {
       const { key } = control.dataset, value = control.closest("label")?.querySelector(".value");
-      if (control.type === "checkbox") control.checked = Boolean(state[key]);
+      if (control.type === "checkbox") control.checked = key === "rclean" ? this.views.restore.degrades : Boolean(state[key]);
       else control.value = state[key];
-      if (value) value.textContent = Number(Number(control.value).toPrecision(4));
+      if (value) value.textContent = Number(Number(state[key]).toPrecision(4)) || state[key]; // a slider may stand at the nearest it has
       control.disabled = key in idle;
       control.title = idle[key] ?? "";
     }
@@ -259,19 +264,23 @@ class App {
 
   async add([file, ...others]) {
     if (!file) return this.say("That is no file. Save the picture first, and drop the file.");
-    const other = OTHERS.find(([pattern]) => pattern.test(file.name));
+    const head = await file.slice(0, 1024).arrayBuffer().catch(() => null);
+    if (!head) return this.say("That cannot be read. A folder is no picture: drop one of its files.");
+    const parts = [new TextDecoder("latin1").decode(head), file.name];
+    const other = OTHERS.find(([pattern]) => parts.some((part) => pattern.test(part)));
     if (other) return this.say(other[1]);
     const sign = $("drop").querySelector("span"), usual = sign.textContent;
     try {
       sign.textContent = `Reading ${file.name} …`;
       $("drop").classList.add("reading");
       await this.begun;
-      const name = await send(file), key = this.state.view === "restore" ? "rpicture" : "picture";
+      const { name, height, width } = await send(file), key = this.state.view === "restore" ? "rpicture" : "picture";
       this.files[name] = file.name;
       await keep(name, file);
       if (others.length) this.say(`The first of ${others.length + 1} files is taken.`);
       const view = this.state.view === "generate" ? "corrupt" : this.state.view;
-      if (this.state[key] !== name || this.state.view !== view) this.set({ view, [key]: name });
+      const fresh = key === "rpicture" && { ...UNTOLD, ...(Math.min(height, width) > TOY && { rmodel: "photographs" }) };
+      if (this.state[key] !== name || this.state.view !== view) this.set({ view, [key]: name, ...fresh });
       else {
         this.arrange();
         this.load();
@@ -335,8 +344,8 @@ class App {
   // What is seen as a file, as soon as it is as fine as it gets.
   async picture() {
     const { stage } = this;
-    if (stage.redraw) await this.quiet();
-    enlarged(stage.png(), !stage.pixelated).toBlob((blob) => this.save(blob, "png"));
+    if (stage.redraw || stage.whole) await this.quiet();
+    enlarged(stage.png(), !stage.pixelated, stage.least).toBlob((blob) => this.save(blob, "png"));
   }
 
   async film() {

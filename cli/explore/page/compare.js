@@ -18,7 +18,7 @@ export class Compare {
     const options = [picture === "chelsea" ? "" : ` ${picture}`, seed === "0" ? "" : ` --seed ${seed}`];
     this.app.welcome();
     this.app.player.frames = FRAMES;
-    this.app.command(`python -m cli.compare${options[0]} --size 128 --levels ${FRAMES - 1}${options[1]} --video`);
+    this.app.command(`beyond-blur compare${options[0]} --size 128 --levels ${FRAMES - 1}${options[1]} --video`);
     const processes = Object.entries(this.app.choices.processes).filter(([, { control }]) => !control);
     this.cards = processes.map(([name, { about }]) => this.card(name, about));
     this.place.replaceChildren(...this.cards.map((card) => card.figure));

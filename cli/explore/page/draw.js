@@ -13,6 +13,11 @@ function magma(share) {
 // uint8 RGB pixels, row by row, at their own resolution.
 export function showPixels(canvas, rgb, width, height) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  putPixels(canvas, rgb, width, height);
+}
+
+// The same in a part of a canvas.
+export function putPixels(canvas, rgb, width, height, left = 0, top = 0) {
   const image = new ImageData(width, height), data = image.data;
   for (let from = 0, to = 0; from < rgb.length; from += 3, to += 4) {
     data[to] = rgb[from];
@@ -20,7 +25,7 @@ export function showPixels(canvas, rgb, width, height) {
     data[to + 2] = rgb[from + 2];
     data[to + 3] = 255;
   }
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d").putImageData(image, left, top);
 }
 
 // Several pictures of one size as a sheet with gaps of a pixel.
@@ -41,9 +46,9 @@ export function pictureCanvas(rgb, width, height) {
   return canvas;
 }
 
-// A canvas enlarged by a whole factor, to a longer side of at least 1024 pixels.
-export function enlarged(canvas, smooth) {
-  const factor = Math.ceil(1024 / Math.max(canvas.width, canvas.height)), large = document.createElement("canvas");
+// A canvas enlarged by a whole factor, to a longer side of at least so many pixels.
+export function enlarged(canvas, smooth, least = 1024) {
+  const factor = Math.ceil(least / Math.max(canvas.width, canvas.height)), large = document.createElement("canvas");
   Object.assign(large, { width: factor * canvas.width, height: factor * canvas.height });
   const pen = large.getContext("2d");
   Object.assign(pen, { imageSmoothingEnabled: smooth, imageSmoothingQuality: "high" });

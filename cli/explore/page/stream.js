@@ -7,13 +7,13 @@ const client = Array.from(crypto.getRandomValues(new Uint32Array(2)), (part) => 
 
 const PATIENCE = 8; // times that a busy server is asked again, a second later each
 
-// Add a picture; its name.
+// Add a picture; its name, height and width.
 export async function send(file) {
   const headers = { "content-type": "application/octet-stream" };
   const answer = await fetch("/api/pictures", { method: "POST", body: file, headers });
   const found = await answer.json();
   if (!answer.ok) throw new Error(found.error);
-  return found.name;
+  return found;
 }
 
 // The server, until it is not busy. It may have been started anew, or have made room: this browser still has what was dropped.
