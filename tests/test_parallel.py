@@ -194,7 +194,7 @@ def torchrun(*arguments: object, **options: object) -> subprocess.Popen:
     return begin([*launcher, *map(str, arguments)], **options)
 
 
-def finish(process: subprocess.Popen, seconds: float = 180) -> tuple[str, str]:
+def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[str, str]:
     """Wait for a launch; one that hangs is ended, with all its processes."""
     try:
         return process.communicate(timeout=seconds)
