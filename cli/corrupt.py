@@ -124,8 +124,8 @@ def draw_through_air(options: Corrupt, strength: float, folder: Path) -> tuple[l
     save_row(options, folder, row, captions, f"{about}, seed {options.seed}")
     if video.video:
         moments = (replace(air, time=number / fps) for number in tqdm(range(video.frames), desc="film", unit="frame"))
-        film = (render.enlarged(render.to_pixels(one(u0, one.levels, options.seed)[0]), VIDEO_SIZE) for one in moments)
-        save_video(folder / "trajectory.mp4", there_and_back(film) if options.film.loop else film, fps)
+        frames = (render.enlarged(render.to_pixels(one(u0, one.levels, options.seed)[0]), VIDEO_SIZE) for one in moments)
+        save_video(folder / "trajectory.mp4", there_and_back(frames) if options.film.loop else frames, fps)
     made = ["strip.png", "corrupted.png", *["trajectory.mp4"] * video.video]
     return made, about_image(options, u0) | {"operator": specs.to_json(air), "tilt_rms_px": rms}
 
