@@ -108,9 +108,9 @@ def show(samples: str, report: Mapping[str, Any]) -> str:
         print(f"likelihood: at most {bits:.3f} +- {error:.3f} bits a dimension ({of})")
     for ranks in report.get("calibration", ()):
         level, error, chi_square = (ranks[name] for name in ("level", "error", "chi_square"))
-        print(
-            f"calibration from level {level}: ranks off by {100 * error:.0f} % (chi^2 over its degrees of freedom {chi_square:.2f})"
-        )
+        widths = f"; 90 % of the pixels within {found[-1]:.1f} standard deviations" if (found := ranks["half_widths"]) else ""
+        chance = f"chi^2 over its degrees of freedom {chi_square:.2f}"
+        print(f"calibration from level {level}: ranks off by {100 * error:.0f} % ({chance}){widths}")
     for degraded in report.get("restoration", ()):
         methods = ", ".join(f"{name} {score['psnr']:.1f} ({score['ssim']:.2f})" for name, score in degraded["methods"].items())
         print(

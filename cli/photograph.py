@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from cli.video import is_film, open_film, read_still
+from cli.video import is_film, open_film, remark_on_others
 from diffusion.data.images import data_errors, decoded, open_image, read_image
 from diffusion.data.pair_files import png, tiff
 from diffusion.data.products import mark, save_image
@@ -44,9 +44,9 @@ class Photograph:
     @classmethod
     def read(cls, path: Path) -> Photograph:
         """The first picture of a file."""
-        read_still(path)  # which says what it leaves out
         with data_errors(str(path)), open(path, "rb") as file:
             image: Image.Image = open_image(file, str(path))
+            remark_on_others(image, path)
             stored = _stored(image)
             layers = decoded(image, str(path), over_white=False)
         read = cls(layers, None, *stored)

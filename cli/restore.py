@@ -26,7 +26,7 @@ from diffusion.photographs import Photographs
 from diffusion.rng import seeds
 from diffusion.sampling import tiles
 from diffusion.sampling.pipeline import Pipeline
-from diffusion.sampling.restoration import LevelEstimate, LevelEstimator, as_stored, best, restore
+from diffusion.sampling.restoration import Intervals, LevelEstimate, LevelEstimator, as_stored, best, restore
 from diffusion.size import Size
 from lbm_warp.checks import InputError, check_integer, check_number
 
@@ -53,7 +53,8 @@ class Restore:
     degrade: int | None = None
     """With a run: degrade the picture first, to this level of its process: what is restored then, and what is invented?"""
     samples: int = 4
-    """With a run: number of restored pictures; how they differ shows what is not known, uncalibrated."""
+    """With a run: number of restored pictures; how they differ shows what is not known; how far to trust
+    it is known where ``cli.evaluate --calibration`` has measured the run, as of the bundled ones."""
     best: bool = False
     """With a run: take the restored picture that explains the degraded one best, instead of the mean of all."""
     seed: int = 0
@@ -118,9 +119,9 @@ def restored_into(folder: Path, path: Path, options: Restore, device: torch.devi
     """Restore the picture by a run; write the samples, what is taken, all of them side by side, and the record."""
     read_image(path)  # before the model, which takes longer
     pipeline = Pipeline.from_pretrained(options.run, device=device)
-    if isinstance(pipeline.method.denoiser, Photographs):
-        raise InputError(f"{options.run}: restores photographs only as a model that python -m tools.photographs --run makes of it")
+    check_model(options.run, pipeline)
     image = read_still(path, "L" if pipeline.config.channels == 1 else "RGB")
+    intervals = Intervals.of(pipeline)
     clean, size = fitted(pipeline, image)
     picture = degraded(pipeline, clean, size, options)
     record: dict[str, object] = {"pictures": [str(path)], "run": options.run}
@@ -151,9 +152,21 @@ def restored_into(folder: Path, path: Path, options: Restore, device: torch.devi
     first = {"clean": clean, "degraded": picture} if options.degrade else {"degraded": picture}
     panels = [*first.values(), result, *restored]
     names = [*first, "restored", *(f"sample {number}" for number in range(len(restored)))]
-    if len(restored) > 1:
-        panels.append((restored.std(dim=0).mean(dim=0, keepdim=True) / WHITE).clamp(max=1.0))
+    made = ["restored.png", "sample-*.png"]
+    if len(restored) > 1 and level:
+        spread = (intervals(restored, level) if intervals else restored.std(dim=0)).mean(dim=0, keepdim=True)
+        panels.append((spread / WHITE).clamp(max=1.0))
         names.append("spread")
+        made.append("spread.png")
+        save_image(folder / "spread.png", render.quantised(panels[-1]), "figure")
+        record |= {"half_width_90_percent" if intervals else "standard_deviation": float(spread.mean()), "white": WHITE}
+        if intervals:
+            print(
+                f"90 % of the pixels lie within +- {spread.mean():.3f} of the mean on average (spread.png: white is +- {WHITE:g})"
+            )
+        else:
+            print(f"the restored pictures differ by {spread.mean():.3f} on average (spread.png: white is {WHITE:g}); how wide")
+            print(f"intervals of 90 % are is not known: python -m cli.evaluate {options.run} --calibration measures it")
     pixels = [render.enlarged(render.to_pixels(panel), PANEL) for panel in panels]
     width = pixels[0].shape[1]
     scale = render.scale(("0", f"{WHITE:g}"), width)
@@ -165,7 +178,13 @@ def restored_into(folder: Path, path: Path, options: Restore, device: torch.devi
     save_image(folder / "restoration.png", render.grid(labelled, min(len(labelled), COLUMNS), gap=6), "grid")
     record |= {"size": size.to_json(), "level": level}
     write_json(folder / RECORD, record | {"samples": len(restored), "best": chosen, "seed": options.seed})
-    return ["restored.png", "sample-*.png"]
+    return made
+
+
+def check_model(run: str, pipeline: Pipeline) -> None:
+    """Raise InputError for a run that learned photographs, but is no model of them yet."""
+    if isinstance(pipeline.method.denoiser, Photographs) and not Restore(run=run).photographs:
+        raise InputError(f"{run}: restores photographs only as a model that python -m tools.photographs --run makes of it")
 
 
 def degraded(pipeline: Pipeline, picture: torch.Tensor, size: Size, options: Restore) -> torch.Tensor:

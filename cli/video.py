@@ -101,10 +101,14 @@ def read_still(path: Path, mode: Literal["L", "RGB"] | None = None) -> np.ndarra
     """As :func:`read_image`, with a line of what is left out: all but the first picture of a file."""
     image = read_image(path, mode)
     with open(path, "rb") as file:
-        count = getattr(open_image(file, str(path)), "n_frames", 1)
-    if count > 1:
-        print(f"{path}: only the first of its {count} pictures is used")
+        remark_on_others(open_image(file, str(path)), path)
     return image
+
+
+def remark_on_others(image: Image.Image, path: Path) -> None:
+    """Say it if all but the first picture of a file are left out."""
+    if (count := getattr(image, "n_frames", 1)) > 1:
+        print(f"{path}: only the first of its {count} pictures is used")
 
 
 def _is_animation(path: Path) -> bool:

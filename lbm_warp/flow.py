@@ -120,16 +120,19 @@ class Flow:
             ``(weights, theta, count)``: the :func:`stencil` of the images that have such iterations, the first ones of the batch;
             their lattice temperature; and their number of iterations, int32. In the order of time or, for the adjoint, against it.
         """
-        length, smooth_from, thetas = self.interval[grid], self.plan.grids[grid].smooth_from, self.plan.grids[grid].theta
-        runs = []
+        thetas, runs = self.plan.grids[grid].theta, list(self.runs(grid, first, stop))
+        for interval, row, count in reversed(runs) if adjoint else runs:
+            yield self._weights(grid, interval, row, slice(0, len(count)), adjoint), thetas[row], count
+
+    def runs(self, grid: int, first: torch.Tensor, stop: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Interval, row of the temperatures, and number of iterations of :meth:`during`, in the order of time."""
+        length, smooth_from = self.interval[grid], self.plan.grids[grid].smooth_from
         for interval in range(int(first.min()) // length, -(-int(stop.max()) // length)):
             begin, end = interval * length, min((interval + 1) * length, UNLIMITED)
             for row, low, high in ((0, begin, min(end, smooth_from)), (1, max(begin, smooth_from), end)):
                 count = stop.clamp(low, high) - first.clamp(low, high) if low < high else torch.zeros_like(first)
                 if bool(count.any()):
-                    runs.append((interval, row, count[: int(count.nonzero()[-1]) + 1]))
-        for interval, row, count in reversed(runs) if adjoint else runs:
-            yield self._weights(grid, interval, row, slice(0, len(count)), adjoint), thetas[row], count
+                    yield interval, row, count[: int(count.nonzero()[-1]) + 1]
 
     def at(
         self, grid: int, rows: slice, done: torch.Tensor, output: int, adjoint: bool = False
@@ -147,18 +150,37 @@ class Flow:
             images = slice(rows.start + begin, rows.start + end)
             yield self._weights(grid, int(interval[begin]), 2 + output, images, adjoint), slice(begin, end)
 
+    def of_grid(self, grid: int) -> tuple[torch.Tensor, dict[int, int]] | None:
+        """The weights of all iterations on a grid, if a GPU makes them at once, else None.
+
+        Returns:
+            ``(weights, entries)``: [E, 9 or 10, height, width], and the entry of the first image for each row of the temperatures.
+        """
+        if (together := self._together(grid)) is None:
+            return None
+        rows, images = together
+        sets = self._stencil(grid, self._velocity(grid, 0), images, torch.from_numpy(self._temperatures[grid][rows, images]), False)
+        return sets.flatten(0, 1), {row: place * images.stop for place, row in enumerate(rows)}
+
+    def _together(self, grid: int) -> tuple[list[int], slice] | None:
+        """The rows of the temperatures and the images of which a GPU makes all weights on a grid at once.
+
+        None on a CPU, in a flow that moves, or if they are too many.
+        """
+        if not has_blocks(torch.device(self.device)) or self.interval[grid] != UNLIMITED:
+            return None
+        there = self._temperatures[grid] >= 0.0
+        rows, images = np.flatnonzero(there.any(axis=1)).tolist(), int(np.flatnonzero(there.any(axis=0))[-1]) + 1
+        cells = math.prod(self.size) // self.plan.grids[grid].factor ** 2
+        return (rows, slice(0, images)) if len(rows) * images * cells <= TOGETHER else None
+
     def _weights(self, grid: int, interval: int, row: int, images: slice, adjoint: bool) -> torch.Tensor:
         """The weights of some images at a row of the temperatures."""
         made = self._made.get(key := (grid, interval, row, adjoint))
         if made is not None and len(made) >= images.stop:
             return made[images]
         velocity, thetas = self._velocity(grid, interval), self._temperatures[grid]
-        rows, every = [row], images
-        if has_blocks(velocity.device) and self.interval[grid] == UNLIMITED:
-            needed = np.flatnonzero((thetas > 0.0).any(axis=1)).tolist()
-            first = int(np.flatnonzero((thetas >= 0.0).any(axis=0))[-1]) + 1
-            if len(needed) * first * velocity[0, 0].numel() <= TOGETHER:
-                rows, every = needed, slice(0, first)
+        rows, every = self._together(grid) or ([row], images)
         if keep := len(rows) > 1 or row < 2:
             self._made = {}  # frees them before others are made
         sets = self._stencil(grid, velocity, every, torch.from_numpy(thetas[rows, every]), adjoint)

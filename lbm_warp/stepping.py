@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -98,33 +99,79 @@ def advance(u: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, periodi
         periodic: as for :func:`stencil`.
     """
     u = u[: len(count)]
-    pieces = Pieces.of(u, periodic) if has_blocks(u.device) else None
-    # A launch on chip does many iterations; the others swap the buffers after every one.
-    swaps = -(-count // pieces.most) if pieces else count
-    # The kernels start an odd number in the second buffer, so that all images end in the first.
-    scratch = u.clone() if bool((swaps % 2).any()) else torch.empty_like(u)
-    _iterate(u, scratch, weights, count, periodic, pieces)
+    if fits_on_chip(u):
+        advance_on_chip(u, weights, [Run(0, count)], periodic)
+    else:
+        _iterate(u, _scratch(u, count), weights, count, periodic)
+
+
+class Run(NamedTuple):
+    """Iterations with the same weights.
+
+    Attributes:
+        entry: of the weights of the first image; those of the others follow.
+        iterations: of the first images of a batch, int32 on the CPU, >= 0.
+        partial: one iteration of images in a row. The state after it is read out, and they go on from the state before.
+    """
+
+    entry: int
+    iterations: torch.Tensor
+    partial: bool = False
+
+
+def fits_on_chip(u: torch.Tensor) -> bool:
+    """Whether :func:`advance_on_chip` takes these images: not in float64, nor with a side shorter than a thread's rows."""
+    return has_blocks(u.device) and u.dtype == torch.float32 and min(u.shape[2:]) >= onchip.ROWS
+
+
+def advance_on_chip(u: torch.Tensor, weights: torch.Tensor, runs: Sequence[Run], periodic: bool) -> list[torch.Tensor]:
+    """Compute runs of iterations one after the other, in place, with as few launches as the pieces allow.
+
+    Args:
+        u: state, [M, C, H, W], contiguous.
+        weights: entries of a :func:`stencil`, [E, 9 or 10, H, W].
+        runs: the iterations.
+        periodic: as for :func:`stencil`.
+
+    Returns:
+        What is read out in each partial run, [m, C, H, W].
+    """
+    program = torch.zeros((len(runs), 2 + len(u)), dtype=torch.int32, device="cpu")
+    sizes: list[int] = []
+    for row, (entry, iterations, partial) in zip(program, runs, strict=True):
+        row[0], row[1], row[2 : 2 + len(iterations)] = entry, -len(u), iterations
+        if partial:
+            read = iterations.nonzero()
+            row[1] = sum(sizes) - read[0]
+            sizes.append(len(read))
+    program[:, 2:] = program[:, 2:].cumsum(dim=0)
+    pieces, kernel = Pieces.of(u, periodic), onchip.advance_kernel(weights.shape[1] == 10)
+    launches = -(-program[-1, 2:] // pieces.most)
+    parts, there = u.new_empty((sum(sizes), *u.shape[1:])), program.to(u.device, non_blocking=True)
+    outputs = [u, _scratch(u, launches), parts]
+    for number in range(int(launches.max())):
+        inputs = [there, weights, periodic, *pieces.counts, *pieces.lengths, *pieces.halos, pieces.most, number]
+        launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, outputs=outputs, block=pieces.threads)
+    return [part.clone() for part in parts.split(sizes)]
 
 
 def step(u: torch.Tensor, weights: torch.Tensor, periodic: bool) -> torch.Tensor:
     """One iteration of every image, as a new tensor; the arguments as for :func:`advance`, but ``u`` need not be contiguous."""
     result = torch.empty_like(u, memory_format=torch.contiguous_format)
-    _iterate(result, u.contiguous(), weights, torch.ones(len(u), dtype=torch.int32, device="cpu"), periodic, None)
+    _iterate(result, u.contiguous(), weights, torch.ones(len(u), dtype=torch.int32, device="cpu"), periodic)
     return result
 
 
-def _iterate(
-    a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, periodic: bool, pieces: Pieces | None
-) -> None:
-    """Iterations between two buffers, on chip if there are ``pieces``: from b to a if an odd number is left, else from a to b."""
+def _scratch(u: torch.Tensor, swaps: torch.Tensor) -> torch.Tensor:
+    """The second buffer. The kernels start there if the number of swaps is odd, so that all images end in the first, ``u``."""
+    return u.clone() if bool((swaps % 2).any()) else torch.empty_like(u)
+
+
+def _iterate(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, count: torch.Tensor, periodic: bool) -> None:
+    """Iterations between two buffers: from b to a if an odd number is left, else from a to b."""
     most, dtype, background = int(count.max()), WARP_DTYPES[a.dtype], weights.shape[1] == 10
     there = count.to(a.device, non_blocking=True)
-    if pieces:
-        kernel = onchip.advance_kernel(background)
-        for number in range(-(-most // pieces.most)):
-            inputs = [there, weights, periodic, *pieces.counts, *pieces.lengths, *pieces.halos, pieces.most, number]
-            launch(kernel, (pieces.blocks, pieces.threads), inputs=inputs, outputs=[a, b], block=pieces.threads)
-    elif a.device.type == "cpu":
+    if a.device.type == "cpu":
         kernel = cpu.advance_kernel(dtype, background, a.shape[1])
         phases, length = tile_rows(len(a), a.shape[2], periodic, torch.get_num_threads())
         length = min(length, max(LAUNCH // a.numel(), 1))
@@ -158,12 +205,10 @@ class Pieces(NamedTuple):
     threads: int
 
     @classmethod
-    def of(cls, u: torch.Tensor, periodic: bool) -> Pieces | None:
-        """The pieces of images [N, C, H, W]; None if a side is shorter than a thread's rows, or for float64."""
+    def of(cls, u: torch.Tensor, periodic: bool) -> Pieces:
+        """The pieces of images [N, C, H, W]."""
         images, channels, height, width = u.shape
         size = height, width
-        if u.dtype != torch.float32 or min(size) < onchip.ROWS:
-            return None
         lengths, counts, halos = size, (1, 1), (0, 0)
         if _threads(height, width) > onchip.THREADS or 2 * (height + 2) * (width + 2) > onchip.MEMORY:
             lengths = min(height, SIDE), min(width, SIDE)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
 from lbm_warp.flow import Flow
 from lbm_warp.grids import prolong, prolong_transposed, restrict_transposed
 from lbm_warp.planner import Plan
-from lbm_warp.stepping import advance, step
+from lbm_warp.stepping import Run, advance, advance_on_chip, fits_on_chip, step
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Iterate:
             advance(w, weights, count, flow.periodic)
         return w
 
+    def runs(self, flow: Flow, entries: dict[int, int]) -> list[Run]:
+        """:meth:`apply` in a steady flow, with weights at these entries."""
+        return [Run(entries[row], count) for _, row, count in flow.runs(self.grid, self.first, self.stop)]
+
 
 @dataclass(frozen=True)
 class Coarsen:
@@ -55,7 +60,7 @@ class Coarsen:
 
 @dataclass(frozen=True)
 class ReadOut:
-    """Images at a level: one partial iteration, then prolongation to the pixel grid.
+    """Images at a level on their grid: one partial iteration.
 
     Attributes:
         grid: index of the grid.
@@ -74,13 +79,16 @@ class ReadOut:
     output: int
 
     def apply(self, u: torch.Tensor, flow: Flow) -> torch.Tensor:
-        u = self._partial(u[self.rows], flow, adjoint=False)
-        for _ in range(self.grid):
-            u = prolong(u, flow.periodic)
-        return u
+        return self._partial(u[self.rows], flow, adjoint=False)
+
+    def runs(self, flow: Flow, entries: dict[int, int]) -> list[Run]:
+        """:meth:`apply` in a steady flow, with weights at these entries."""
+        count = torch.zeros(self.images, dtype=torch.int32, device="cpu")
+        count[self.rows] = 1
+        return [Run(entries[2 + self.output], count, partial=True)]
 
     def transposed(self, w: torch.Tensor | None, flow: Flow, images: torch.Tensor) -> torch.Tensor:
-        """``w`` plus what ``images``, the gradient of this output, adds to it; None stands for zero."""
+        """``w`` plus what ``images``, the gradient of this output on the pixel grid, adds to it; None stands for zero."""
         added = self._partial(self.restricted(images, flow), flow, adjoint=True)
         if w is None:
             w = added.new_zeros((self.images, *added.shape[1:]))
@@ -136,15 +144,40 @@ def forward(u: torch.Tensor, flow: Flow) -> Iterator[torch.Tensor]:
         u: clean images; overwritten.
         flow: the velocities of the batch, its levels, and the plan of its iterations.
     """
-    parts: dict[int, list[torch.Tensor]] = defaultdict(list)
-    for stage in stages(flow.plan, flow.levels):
-        if not isinstance(stage, ReadOut):
-            u = stage.apply(u, flow)
-            continue
-        parts[stage.output].insert(0, stage.apply(u, flow))
-        # The first image has the highest level; it is read out last.
-        if stage.rows.start == 0:
-            yield _joined(parts.pop(stage.output))
+    parts: dict[int, dict[int, torch.Tensor]] = defaultdict(dict)
+    for grid, of_grid in groupby(stages(flow.plan, flow.levels), key=lambda stage: stage.grid):
+        walk = list(of_grid)
+        read = _on_chip(walk, u, flow)
+        for stage in walk:
+            if isinstance(stage, ReadOut):
+                parts[stage.output][grid] = stage.apply(u, flow) if read is None else read[stage.output]
+                # The first image has the highest level; it is read out last.
+                if stage.rows.start == 0:
+                    yield _on_pixels(parts.pop(stage.output), flow.periodic)
+            elif read is None or isinstance(stage, Coarsen):
+                u = stage.apply(u, flow)
+
+
+def _on_chip(walk: Sequence[Iterate | Coarsen | ReadOut], u: torch.Tensor, flow: Flow) -> dict[int, torch.Tensor] | None:
+    """What is read out on one grid, by output, if all its iterations can be done at once; else None."""
+    made = flow.of_grid(walk[0].grid) if fits_on_chip(u) else None
+    if made is None:
+        return None
+    weights, entries = made
+    steps = [stage for stage in walk if not isinstance(stage, Coarsen)]
+    runs = [run for stage in steps for run in stage.runs(flow, entries)]
+    outputs = [stage.output for stage in steps if isinstance(stage, ReadOut)]
+    return dict(zip(outputs, advance_on_chip(u, weights, runs, flow.periodic), strict=True))
+
+
+def _on_pixels(parts: dict[int, torch.Tensor], periodic: bool) -> torch.Tensor:
+    """The images of an output on the pixel grid, from those on each grid, the finest first. Coarser ones have higher levels."""
+    grid, u = parts.popitem()
+    while grid > 0:
+        grid, u = grid - 1, prolong(u, periodic)
+        if grid in parts:
+            u = torch.cat([u, parts[grid]])
+    return u
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

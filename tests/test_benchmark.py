@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from cli.benchmark import kernels, measure, throughput
 from cli.benchmark.launches import times_of
 from cli.benchmark.operator import Operator
 from diffusion.presets import PRESETS
+from diffusion.rng import below, seeds
 from diffusion.run import RunConfig
 from diffusion.training.estimate import memory
 from diffusion.training.loop import ExecutionConfig
@@ -211,7 +213,7 @@ def test_the_verdict_on_compiling_is_the_ratio_of_speeds(
 @pytest.mark.parametrize("benchmarked", [throughput.Train(steps=1), throughput.Sample()])
 def test_turns_share_their_weights_and_compile_apart(monkeypatch: pytest.MonkeyPatch, benchmarked: throughput.Throughput) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: compiled.append(self))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, options=None: compiled.append(self))
     state = TrainingState.initial(tiny_config(), CPU)
     for way in (PLAIN, replace(PLAIN, compile=True), PLAIN):
         benchmarked.turn(tiny_config(), state, CPU, way)()
@@ -320,15 +322,14 @@ def test_times_of_kernels_are_gathered_by_name() -> None:
 def test_a_call_is_counted_without_a_device() -> None:
     """A larger image takes a second grid."""
     small, large = kernels.count_call(64, images=2), kernels.count_call(128, images=2)
-    assert 1 < small["launches"] <= 7 < large["launches"] <= 12
-    assert small["operations"] <= 14 and large["operations"] <= 21
+    assert 1 < small["launches"] <= 5 < large["launches"] <= 11
+    assert small["operations"] <= 12 and large["operations"] <= 20
 
 
 def test_a_pair_of_a_training_is_counted_without_a_device() -> None:
-    """Images of ffhq-128 at the last two levels, and at levels that are reached on each of the three grids."""
+    """Images of ffhq-128 at the last level, at levels on each of the three grids, and at those that training steps draw."""
     operator, u = PRESETS["ffhq-128"].method.operator, torch.empty((32, 3, 128, 128), device="meta")
-    last = kernels.counted(lambda: operator.pair(u, operator.levels, range(32)))
-    assert 1 < last["launches"] <= 19 and last["operations"] <= 32
-    all_over = torch.linspace(1, operator.levels, 32).long()
-    spread = kernels.counted(lambda: operator.pair(u, all_over, range(32)))
-    assert last["launches"] < spread["launches"] <= 29 and spread["operations"] <= 60
+    drawn = [below(operator.levels, seeds(seed, "image", np.arange(32)), "level") + 1 for seed in range(4)]
+    for level in (operator.levels, torch.linspace(1, operator.levels, 32).long(), *drawn):
+        pair = kernels.counted(lambda level=level: operator.pair(u, level, range(32)))
+        assert 1 < pair["launches"] <= 17 and pair["operations"] <= 47

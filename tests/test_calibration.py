@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from diffusion.evaluation.calibration import MODES, calibration, ranks_among, summarised
+from diffusion.sampling.restoration import Intervals, deviation, half_widths
 from lbm_warp.checks import InputError
 from tests.test_likelihood import exact_run, pictures
 
@@ -55,6 +57,49 @@ def test_a_pictures_ranks_are_its_own() -> None:
         return np.array(calibration(pipeline, lambda rows: x[rows].float(), index, 12).histogram)
 
     np.testing.assert_array_equal(histogram(np.arange(40)), histogram(np.arange(24)) + histogram(np.arange(24, 40)))
+
+
+def test_intervals_of_gaussians_are_students() -> None:
+    """A value less the mean of M others from one Gaussian is Student's t times s (1 + 1 / M)^(1/2). The share of 40,000 values that
+    lie in the interval is known within 4 (0.9 x 0.1 / 40,000)^(1/2) = 0.006."""
+    values = 10.0 * torch.randn((40_000, 10, 1, 1, 1), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for count, width in enumerate(half_widths(values[:, 0], values[:, 1:]), start=2):
+        student = stats.t(count - 1)
+        assert 2 * student.cdf(width / (1.0 + 1.0 / count) ** 0.5) - 1 == pytest.approx(0.9, abs=0.006)
+
+
+def test_intervals_are_those_of_the_model_as_it_is() -> None:
+    """Between measured levels they are interpolated, from those of a Gaussian at level 0 on."""
+    pipeline = exact_run("fluid", peclet=0.0)
+    of = {"model": pipeline.fingerprint, "sampling_noise": None}
+    ranks = [{"level": 2, "half_widths": [8.0, 4.0]}, {"level": 4, "half_widths": [6.0, 2.0]}]
+    pipeline.metrics = {"samples": of, "calibration": ranks}
+    found = Intervals.of(pipeline)
+    assert found is not None
+    restored = torch.tensor([0.2, 0.4, 0.6, 0.4]).view(4, 1, 1, 1)
+    for count, level, expected in (
+        (3, 3, 3.0),
+        (4, 9, 2.0),
+        (2, 2, 8.0),
+        (2, 1, 4.0 + 0.5 * 1.645 * 1.5**0.5),
+        (3, 0, 1.645 * (4 / 3) ** 0.5),
+    ):
+        torch.testing.assert_close(found(restored[:count], level), expected * deviation(restored[:count]))
+    assert deviation(torch.zeros(2, 1, 1, 1)).item() == pytest.approx(0.5 / 255)
+    for other in (
+        {},
+        {"fid": 3.0},
+        {"samples": of},
+        {"samples": of | {"model": "another"}, "calibration": ranks},
+        {"samples": of | {"sampling_noise": 1.2}, "calibration": ranks},
+        {"samples": of, "calibration": ranks, "earlier": {"calibration": {"sampling_noise": 1.2}}},
+        {"samples": of, "calibration": [{"level": 2}]},
+        {"samples": of, "calibration": [{"level": 2, "half_widths": []}]},
+        {"samples": of, "calibration": 7},
+        {"samples": "folder", "calibration": ranks},
+    ):
+        pipeline.metrics = other
+        assert Intervals.of(pipeline) is None, other
 
 
 def test_bad_input_is_refused() -> None:

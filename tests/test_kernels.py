@@ -18,7 +18,7 @@ from lbm_warp.kernels import stencil as stencils
 from lbm_warp.kernels.grids import transfers
 from lbm_warp.kernels.turbulence import curl_noise_kernel
 from lbm_warp.random import normal
-from lbm_warp.stepping import Pieces, stencil, whole
+from lbm_warp.stepping import Pieces, fits_on_chip, stencil, whole
 
 MODULES = ["hashing", "turbulence", "populations"]
 
@@ -180,18 +180,25 @@ def test_kernels_on_chip_equal_cpu_kernels(
     periodic: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Blocks of threads in fibers on one core: whole images and pieces, with and without a side that a piece goes round."""
+    """Blocks of threads in fibers on one core: whole images and pieces, with and without a side that a piece goes round.
+
+    A run of two images, a partial iteration of two with other weights, and a further run of one.
+    """
     monkeypatch.setattr(wp.config, "enable_cpu_blocks", True)
     u, weights, *_ = iterations((3, 2, *size), torch.float32, periodic, adjoint, background)
-    count = torch.tensor([0, 15, 8], dtype=torch.int32)
-    a, b = u.clone(), u.clone()
+    others = weights.flip(0)
+    first, partial, second = runs = torch.tensor([[0, 9, 8], [1, 1, 0], [0, 6, 0]], dtype=torch.int32)
+    program = torch.cat([torch.tensor([[0, -3], [3, 0], [0, -3]]), runs.cumsum(0)], dim=1).int()
+    a, b, parts = u.clone(), u.clone(), torch.empty_like(u[:2])
     kernel, threads = onchip.advance_kernel(background), 192
     blocks = 3 * 2 * counts[0] * counts[1]
-    for number in range(-(-15 // most)):
-        inputs = [count, weights, periodic, *counts, *lengths, *halos, most, number]
-        launch(kernel, (blocks, threads), inputs=inputs, outputs=[a, b], block=threads)
+    for number in range(-(-16 // most)):
+        inputs = [program, torch.cat([weights, others]), periodic, *counts, *lengths, *halos, most, number]
+        launch(kernel, (blocks, threads), inputs=inputs, outputs=[a, b, parts], block=threads)
     # The weights and their order are the same; the compiler may contract other products.
-    torch.testing.assert_close(a, on_one_core(u, weights, count, periodic), rtol=0, atol=2e-6)
+    torch.testing.assert_close(a, on_one_core(u, weights, first + second, periodic), rtol=0, atol=2e-6)
+    expected = on_one_core(on_one_core(u, weights, first, periodic), others, partial, periodic)
+    torch.testing.assert_close(parts, expected[:2], rtol=0, atol=2e-6)
     assert torch.equal(a[0], u[0]) and (a[1] - u[1]).abs().max() > 0.01
 
 
@@ -240,4 +247,4 @@ def test_pieces_fit_on_chip_and_cover_every_image(periodic: bool) -> None:
         *(torch.empty((1, 1, *size), device="meta") for size in ((7, 64), (64, 7))),
         torch.empty((1, 1, 64, 64), dtype=torch.float64, device="meta"),
     ):
-        assert Pieces.of(image, periodic) is None
+        assert not fits_on_chip(image)

@@ -18,7 +18,7 @@ from diffusion.data.images import fit, read_image, resize_shorter
 from diffusion.evaluation.restoration import score_restoration
 from diffusion.files import asset
 from diffusion.rng import seeds
-from diffusion.sampling.restoration import LevelEstimate, LevelEstimator, as_stored, best, restore
+from diffusion.sampling.restoration import Intervals, LevelEstimate, LevelEstimator, as_stored, best, restore
 from diffusion.size import Size
 from lbm_warp.checks import InputError
 from lbm_warp.heat import cosines
@@ -136,6 +136,21 @@ def test_statistics_at_another_size(digits: Pipeline) -> None:
 
 
 @pytest.mark.slow
+def test_nine_tenths_of_the_pixels_lie_in_the_intervals(digits: Pipeline, pictures: torch.Tensor) -> None:
+    """85 to 95 % of those of 16 pictures, at levels between the measured ones; in the intervals of the spread alone fewer."""
+    intervals = Intervals.of(digits)
+    assert intervals is not None
+    for level in (350, 600):
+        inside, own = [], []
+        for number, (x, z) in enumerate(zip(pictures, as_stored(degraded(digits, pictures, level)), strict=True)):
+            restored = restore(digits, z, level, 4, number)
+            error = (x - restored.mean(dim=0)).abs()
+            inside.append((error <= intervals(restored, level)).double().mean().item())
+            own.append((error <= 1.645 * restored.std(dim=0) * 1.25**0.5).double().mean().item())
+        assert 0.85 < np.mean(inside) < 0.95 and np.mean(own) < np.mean(inside) - 0.05
+
+
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: torch.Tensor, digits: Pipeline) -> None:
     """A picture that is not square (so the run knows nothing like it), its level found; the same command gives the same files."""
     monkeypatch.chdir(tmp_path)
@@ -152,6 +167,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: 
     truth = truth[0].numpy()
     assert np.square(restored - truth).mean() < 0.95 * np.square(as_stored(z)[0].numpy() - truth).mean()
     assert read_image("outputs/wide-restored/restoration.png").shape[0] == 3
+    spread = read_image("outputs/wide-restored/spread.png")
+    assert spread.shape == (1, 16, 24) and spread.mean() == pytest.approx(
+        report["half_width_90_percent"] / report["white"], abs=0.1
+    )
     first = Path("outputs/wide-restored/restored.png").read_bytes()
     shutil.rmtree("outputs")
     main(["wide.png", "--run", "digits", "--samples", "3"])

@@ -158,6 +158,7 @@ def test_the_operator_by_blocks_of_threads(size: tuple[int, int], boundary: str,
     found = *operator.pair(u0, level, seed), operator.adjoint(w, level, seed)
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=2e-6)
+        assert mine.untyped_storage().nbytes() == mine.nbytes  # keeps no other image in memory
 
 
 @pytest.mark.cuda

@@ -23,7 +23,7 @@ from cli.explore.pictures import Pictures, shrink
 from cli.explore.stream import PAUSE, REST, TURN, enter, leave, message, pause, steps
 from cli.film import VIDEO_SIZE
 from cli.photograph import WHITE
-from cli.restore import EXAMPLE, MOST_OWN, Restore, degraded, fitted, fitted_size, in_own_size, remarks
+from cli.restore import EXAMPLE, MOST_OWN, Restore, check_model, degraded, fitted, fitted_size, in_own_size, remarks
 from cli.sample import Film, Results
 from cli.scene import PHOTOGRAPH, FlowOptions, Scene, by_flow, by_process, frame_widths, shown
 from diffusion.data.images import Cut, fitting
@@ -33,7 +33,7 @@ from diffusion.photographs import Photographs, as_stored
 from diffusion.rng import seeds
 from diffusion.sampling import tiles
 from diffusion.sampling.pipeline import BUNDLED, Pipeline
-from diffusion.sampling.restoration import LevelEstimator, restore
+from diffusion.sampling.restoration import Intervals, LevelEstimator, restore
 from diffusion.size import Size
 from lbm_warp import energy_spectrum
 from lbm_warp.checks import InputError, check_integer, check_name
@@ -285,8 +285,7 @@ class Studio:
                 return Cut(middle, middle)
             return Cut(own, own) if pixels <= MOST_OWN else fitting(own, fitted_size(pipeline, own))
 
-        if photographs and not Restore(run=run).photographs:
-            raise InputError(f"{run}: restores photographs only as a model that python -m tools.photographs --run makes of it")
+        check_model(run, pipeline)
         mode: Literal["L", "RGB"] | None = None if photographs else "L" if pipeline.config.channels == 1 else "RGB"
         read = self.pictures.read(name, mode, cut)
         return pipeline, read, sizes[0]
@@ -391,6 +390,7 @@ class Studio:
         if level == 0:
             yield message({"kind": "result", "spread": 0.0}, render.to_pixels(picture)[None])
             return
+        intervals = Intervals.of(pipeline)
         pipeline = pipeline.at_size(size)
         pipeline.batch = max(pipeline.batch, wanted.samples)
 
@@ -402,10 +402,15 @@ class Studio:
                 yield made
                 continue
             at, u = made
-            about = {"kind": "frame", "level": at} if at is not None else {"kind": "result"}
-            if at is None:
-                about["spread"], u = float(u.std(dim=0, unbiased=False).mean()), u.mean(dim=0, keepdim=True)
-            yield message(about, np.stack([render.to_pixels(image) for image in u]))
+            if at is not None:
+                yield message({"kind": "frame", "level": at}, np.stack([render.to_pixels(image) for image in u]))
+                continue
+            about, shown = {"kind": "result", "spread": float(u.std(dim=0, unbiased=False).mean())}, [u.mean(dim=0)]
+            if intervals and len(u) > 1:
+                half = intervals(u, level).mean(dim=0, keepdim=True)
+                about |= {"half_width": float(half.mean()), "white": WHITE}
+                shown.append((half / WHITE).clamp(max=1.0))
+            yield message(about, np.stack([render.to_pixels(image) for image in shown]))
 
     def model(self, name: str) -> Pipeline:
         """A model by its name; its network lets others have their turns.

@@ -55,7 +55,8 @@ class EvaluationConfig(ScoringConfig):
     """Sampling noise of a run, as for cli.sample."""
     calibration: bool = False
     """Also rank 256 pictures among nine restorations each, from a quarter, half and three quarters of a run's levels: uniform ranks
-    mean that restorations vary as much as they should."""
+    mean that restorations vary as much as they should. How wide intervals about their mean must be to hold 90 % of the pixels is
+    measured, too; cli.restore uses it."""
     variance: bool = False
     """Also say how much of the variance of a run's samples is due to the start, the flow and the noise: 216 samples."""
     restoration: bool = False

@@ -9,6 +9,10 @@ that explains it better.
 
 Whether it looks like what the run knows is asked at the level that is found: by those numbers (the squared Mahalanobis distance,
 which is one per number on average), and by how far its thumbnail is from the mean one, in units of the variance of each pixel.
+
+How restorations differ says what is not known, but they may differ too little. How wide an interval about their mean must be to
+hold 90 % of the pixels is measured on pictures that are known, in units of the standard deviation of the restorations (conformal
+prediction with a score in units of the spread, Lei et al. 2018).
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ BANDS, MOST = 8, 200
 UNLIKE, THUMBNAIL, LEAST = 4.0, 8, 0.02
 # Times that the pixels which were cut are drawn anew, given what the network makes of the others.
 ROUNDS = 3
+# Share of the pixels in an interval, half its width for a Gaussian in standard deviations, and the smallest spread that counts,
+# half a grey level.
+SHARE, GAUSSIAN, ROUNDING = 0.9, 1.645, 0.5 / 255.0
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,64 @@ def best(pipeline: Pipeline, picture: torch.Tensor, level: int, restored: torch.
     """Which of the restored pictures [N, C, H, W] is nearest to the picture if it is degraded again, without flow and noise."""
     again = pipeline.method.operator.still()(restored, level, 0)
     return int((again.clamp(0.0, 1.0) - picture).flatten(1).norm(dim=1).argmin())
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Intervals about the mean of restorations that hold 90 % of the pixels of pictures that are like the measured ones.
+
+    Attributes:
+        level: levels that were restored from, int64 [L], rising from 0.
+        widths: their half widths in units of :func:`deviation`, of 2, 3, ... restorations, float64 [L, M - 1].
+    """
+
+    level: np.ndarray
+    widths: np.ndarray
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Intervals | None:
+        """Those that ``cli.evaluate --calibration`` has measured with the run as it is now; None if it has not.
+
+        At level 0 they are those of a Gaussian: of weak noise a sampler knows how much it does not know.
+
+        Args:
+            pipeline: the run at the size that it was trained at.
+        """
+        report = pipeline.metrics
+        try:
+            level = np.array([0, *(int(ranks["level"]) for ranks in report["calibration"])])
+            measured = np.array([ranks["half_widths"] for ranks in report["calibration"]], dtype=np.float64)
+            drawn = report.get("earlier", {}).get("calibration", report["samples"])
+            # Not with another amount of the sampler's noise.
+            if not measured.size or drawn["sampling_noise"] is not None or report["samples"]["model"] != pipeline.fingerprint:
+                return None
+        except (KeyError, TypeError, AttributeError, ValueError):  # without it, or of something else
+            return None
+        # At level 0 those of a value beyond M others, all from one Gaussian.
+        gaussian = GAUSSIAN * np.sqrt(1.0 + 1.0 / np.arange(2, 2 + measured.shape[1]))
+        return cls(level, np.vstack([gaussian, measured]))
+
+    def __call__(self, restored: torch.Tensor, level: int) -> torch.Tensor:
+        """Half widths for two or more restorations [M, C, H, W] from a level, [C, H, W]; between measured levels interpolated."""
+        widths = self.widths[:, min(len(restored) - 2, self.widths.shape[1] - 1)]
+        return float(np.interp(level, self.level, widths)) * deviation(restored)
+
+
+def deviation(restored: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of restorations [..., M, C, H, W] and of what rounding hides, [..., C, H, W]."""
+    return (restored.var(dim=-4) + ROUNDING**2).sqrt()
+
+
+def half_widths(x: torch.Tensor, restored: torch.Tensor) -> tuple[float, ...]:
+    """Half widths of the intervals about the mean of the first 2, 3, ..., M restorations that hold 90 % of the pixels, in units of
+    :func:`deviation`.
+
+    Args:
+        x: pictures [N, C, H, W].
+        restored: their restorations [N, M, C, H, W].
+    """
+    some = (restored[:, :count] for count in range(2, restored.shape[1] + 1))
+    return tuple(float(np.quantile((x - part.mean(dim=1)).abs() / deviation(part), SHARE)) for part in some)
 
 
 def _check(pipeline: Pipeline, picture: torch.Tensor) -> None:

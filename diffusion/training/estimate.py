@@ -105,16 +105,18 @@ def operations(config: RunConfig) -> int:
     return counter.get_total_flops()
 
 
-def compile_mode(config: RunConfig, ranks: Ranks, images: int) -> str | None:
-    """How torch.compile runs a network in training, ``images`` at a time: as a CUDA graph where its steps are small.
+def compile_options(config: RunConfig, ranks: Ranks, images: int) -> dict[str, int]:
+    """Options of torch.compile for a network in training, ``images`` at a time: as a CUDA graph where its steps are small.
 
     Only where one backward pass makes a step's gradients: those of a graph lie where its next pass puts them.
     """
+    graph = False
     with suppress(InputError):
         whole = ranks.count == 1 and images == config.training.batch
-        if ranks.device.type == "cuda" and whole and 3 * images * operations(config) < SMALL:
-            return "reduce-overhead"
-    return None
+        graph = ranks.device.type == "cuda" and whole and 3 * images * operations(config) < SMALL
+    # A value is made again where it is used if it takes at most so many tensors. Normalised features take seven (theirs, mean, r,
+    # and two each for weight and bias); by default, 4, the backward pass would write them to memory, in float32.
+    return {"triton.cudagraphs": graph, "realize_reads_threshold": 8}
 
 
 def peak(device: torch.device, precision: str) -> float | None:

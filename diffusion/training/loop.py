@@ -28,7 +28,7 @@ from diffusion.sampling.prior import Prior, load_prior
 from diffusion.specs import classes
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.dry_step import check_step
-from diffusion.training.estimate import Work, accumulation, compile_mode
+from diffusion.training.estimate import Work, accumulation, compile_options
 from diffusion.training.interrupts import uninterrupted
 from diffusion.training.log import StepLog, Stopwatch
 from diffusion.training.observers import SCORE, MetricsFile, Observer, Progress
@@ -520,7 +520,7 @@ class Trainer:
         self.unproven = self.compiled
         if self.compiled:
             # In place, so the names in the state dict stay the same.
-            state.network.compile(mode=compile_mode(config, ranks, self.part))
+            state.network.compile(options=compile_options(config, ranks, self.part))
         model = MixedPrecision(state.network) if self.precision == "bf16" else state.network
         self.model = ranks.prepare(model, execution.bf16_gradients)
 

@@ -5,6 +5,11 @@ A ring of ghost cells surrounds the piece: beyond a wall the mirror image, on a 
 the ghost cells hold nothing of use, so the outermost cells become wrong, one more with every iteration. So pieces overlap: each has
 a halo as wide as a launch has iterations, which is not written back.
 
+The images follow a program, int32 [S, 2 + N]. For each of S runs of iterations with the same weights it has the entry of the first
+image in the stencils, that in the parts (those of other images follow), and the number of iterations of every image up to its end.
+A run of one partial iteration writes the state into the parts, and the image goes on from the state before. The entries of other
+runs in the parts are negative.
+
 The same source runs on a CPU with ``wp.config.enable_cpu_blocks``, which is how it is tested without a device.
 """
 
@@ -64,13 +69,16 @@ def wrapped(i: wp.int32, size: wp.int32) -> wp.int32:
 @wp.func_native(
     snippet="""
 #if defined(__CUDA_ARCH__)
-    asm volatile("" : "+r"(i));
+    asm volatile("{ .reg .u32 zero; mov.u32 zero, %%tid.z; add.u32 %0, %0, zero; }" : "+r"(i));
 #endif
     return i;
 """
 )
 def kept(i: wp.int32) -> wp.int32:
-    """The same number, which the compiler then keeps in a register: it must not compute it anew in every iteration."""
+    """The same number, which the compiler then keeps in a register: it must not compute or copy it anew in every iteration.
+
+    The compiler does not know that threads have no third index. So the number seems to differ among them.
+    """
     ...
 
 
@@ -118,15 +126,111 @@ def write_with_ghosts(memory: wp.uint64, start: wp.int32, column: Column, value:
             write(memory, last + column.to_bottom_ghost + column.to_side_ghost, value[ROWS - 1])
 
 
+@wp.func_native(
+    snippet="""
+#if defined(__CUDA_ARCH__)
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+#endif
+    return block;
+"""
+)
+def block_again(block: wp.int32) -> wp.int32:
+    """The number of the block, asked of the device: what follows from it then takes no register in the iterations before."""
+    ...
+
+
+@wp.func_native(
+    snippet="""
+#if defined(__CUDA_ARCH__)
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+#endif
+    return thread;
+"""
+)
+def thread_again(thread: wp.int32) -> wp.int32:
+    """The number of the thread, as :func:`block_again`."""
+    ...
+
+
+@wp.struct
+class Cut:
+    """The batch, and how its images are cut: see ``stepping.Pieces``."""
+
+    channels: wp.int32
+    height: wp.int32
+    width: wp.int32
+    periodic: wp.bool
+    down: wp.int32
+    across: wp.int32
+    rows: wp.int32
+    columns: wp.int32
+    halo_y: wp.int32
+    halo_x: wp.int32
+
+
+@wp.struct
+class Cells:
+    """The cells of a thread.
+
+    Image and channel; whether it has cells of its own; where the first one is in the piece and in the image, or beyond it on a
+    periodic axis; and which of them, from ``begin`` to ``end`` - 1, the piece writes back.
+    """
+
+    n: wp.int32
+    c: wp.int32
+    has_cells: wp.bool
+    top: wp.int32
+    side: wp.int32
+    y: wp.int32
+    x: wp.int32
+    begin: wp.int32
+    end: wp.int32
+
+
+@wp.func
+def cells_of(block: wp.int32, thread: wp.int32, cut: Cut) -> Cells:
+    """Blocks are numbered by image, channel, and row and column of the piece.
+
+    The last threads of a column may share cells with those before them, which compute the same; a thread without cells of its own
+    computes along, and writes nothing.
+    """
+    image = block / (cut.across * cut.down)
+    j = (block / cut.across) % cut.down
+    i = block % cut.across
+    group = thread / cut.columns
+    has_cells = group * ROWS < cut.rows
+    top = wp.where(has_cells, wp.min(group * ROWS, cut.rows - ROWS), 0)
+    side = thread % cut.columns
+    # On a periodic axis a piece may begin before the image or end beyond it.
+    own_rows = cut.rows - 2 * cut.halo_y
+    own_columns = cut.columns - 2 * cut.halo_x
+    y = top + wp.where(cut.periodic, j * own_rows - cut.halo_y, wp.min(j * own_rows, cut.height - cut.rows))
+    x = side + wp.where(cut.periodic, i * own_columns - cut.halo_x, wp.min(i * own_columns, cut.width - cut.columns))
+    begin = own_from(j, cut.down, own_rows, cut.halo_y, cut.height, cut.periodic) - y
+    end = own_from(j + 1, cut.down, own_rows, cut.halo_y, cut.height, cut.periodic) - y
+    left = own_from(i, cut.across, own_columns, cut.halo_x, cut.width, cut.periodic)
+    right = own_from(i + 1, cut.across, own_columns, cut.halo_x, cut.width, cut.periodic)
+    end = wp.where(has_cells and x >= left and x < right, end, 0)
+    return Cells(image / cut.channels, image % cut.channels, has_cells, top, side, y, x, begin, end)
+
+
+@wp.func
+def write_own(cells: Cells, value: cells_of_thread, n: wp.int32, target: wp.array4d[wp.float32]):
+    """Write a number for each cell of a thread that its piece writes back."""
+    for r in range(ROWS):
+        if r >= cells.begin and r < cells.end:
+            target[n, cells.c, cells.y + r, cells.x] = value[r]
+
+
 @functools.cache
 def advance_kernel(background: bool) -> wp.Kernel:
-    """``count[n]`` iterations of image n; ``background``: the stencils have a source."""
+    """The iterations of a program for every image; ``background``: the stencils have a source."""
 
     @wp.kernel(
         module="unique", enable_backward=False, grid_stride=False, launch_bounds=(THREADS, 1), module_options={"max_unroll": 16}
     )
     def advance(
-        count: wp.array[wp.int32],
+        program: wp.array2d[wp.int32],
         stencil: wp.array4d[wp.float32],
         periodic: wp.bool,
         down: wp.int32,
@@ -140,55 +244,40 @@ def advance_kernel(background: bool) -> wp.Kernel:
         # inputs and outputs
         a: wp.array4d[wp.float32],
         b: wp.array4d[wp.float32],
+        # outputs
+        parts: wp.array4d[wp.float32],
     ):
         """Iterations ``launch`` x ``most`` and up to ``most`` - 1 further ones; for float32.
 
         An image needs some number of launches. Its state starts in ``b`` if that is odd, otherwise in ``a``; it ends in ``a``.
-        The pieces, ``down`` x ``across`` of them, have ``rows`` x ``columns`` cells; blocks are numbered by image, channel, and
-        row and column of the piece.
+        The pieces, ``down`` x ``across`` of them, have ``rows`` x ``columns`` cells.
         """
         block, thread = wp.tid()
-        channels = a.shape[1]
         height = a.shape[2]
         width = a.shape[3]
-        i = block % across
-        j = (block / across) % down
-        c = (block / (across * down)) % channels
-        n = block / (across * down * channels)
-
+        cut = Cut(a.shape[1], height, width, periodic, down, across, rows, columns, halo_y, halo_x)
+        cells = cells_of(block, thread, cut)
+        n = cells.n
+        total = program[program.shape[0] - 1, 2 + n]
         done = launch * most
-        if done >= count[n]:
+        if done >= total:
             return
-        steps = wp.min(count[n] - done, most)
-        launches_left = (count[n] - done - 1) / most + 1
+        launches_left = (total - done - 1) / most + 1
 
-        # On a periodic axis a piece may begin before the image or end beyond it.
-        own_rows = rows - 2 * halo_y
-        own_columns = columns - 2 * halo_x
-        y0 = wp.where(periodic, j * own_rows - halo_y, wp.min(j * own_rows, height - rows))
-        x0 = wp.where(periodic, i * own_columns - halo_x, wp.min(i * own_columns, width - columns))
         pitch = kept(columns + 2)
         ring = kept((rows + 2) * pitch)
         wraps_y = periodic and rows == height
         wraps_x = periodic and columns == width
-
-        x = thread % columns
-        # The last threads of a column may share cells with those before them, which compute the same; a thread without cells of its
-        # own computes along, and writes nothing.
-        group = thread / columns
-        has_cells = group * ROWS < rows
-        top = wp.where(has_cells, wp.min(group * ROWS, rows - ROWS), 0)
         memory = shared_memory()
-        corner = top * pitch + x
-        here = wrapped(x0 + x, width)
+        corner = cells.top * pitch + cells.side
         column = Column(
             corner + pitch + 1,
             pitch,
-            has_cells,
-            x == 0 or x == columns - 1,
-            top == 0,
-            top + ROWS == rows,
-            kept(wp.where(x == 0, wp.where(wraps_x, columns, -1), wp.where(wraps_x, -columns, 1))),
+            cells.has_cells,
+            cells.side == 0 or cells.side == columns - 1,
+            cells.top == 0,
+            cells.top + ROWS == rows,
+            kept(wp.where(cells.side == 0, wp.where(wraps_x, columns, -1), wp.where(wraps_x, -columns, 1))),
             kept(wp.where(wraps_y, rows, -1) * pitch),
             kept(wp.where(wraps_y, -rows, 1) * pitch),
         )
@@ -196,65 +285,75 @@ def advance_kernel(background: bool) -> wp.Kernel:
         value = cells_of_thread()
         weights = weights_of_thread()
         extra = cells_of_thread()
+        x = wrapped(cells.x, width)
         for r in range(ROWS):
-            y = wrapped(y0 + top + r, height)
+            y = wrapped(cells.y + r, height)
             if launches_left % 2 == 0:
-                value[r] = a[n, c, y, here]
+                value[r] = a[n, cells.c, y, x]
             else:
-                value[r] = b[n, c, y, here]
-            for k in range(9):
-                weights[9 * r + k] = stencil[n, k, y, here]
-            if wp.static(background):
-                extra[r] = stencil[n, 9, y, here]
-        for step in range(steps):
-            # The state, with its ghost cells, into one half of the memory.
-            place = (step % 2) * ring
-            write_with_ghosts(memory, place, column, value)
-            synchronise()
-            place += corner
-            # The three rows around a cell move down with it, so that a thread reads every cell once.
-            high_left = read(memory, place)
-            high = read(memory, place + 1)
-            high_right = read(memory, place + 2)
-            place += pitch
-            left = read(memory, place)
-            centre = read(memory, place + 1)
-            right = read(memory, place + 2)
-            for r in range(ROWS):
-                place += pitch
-                low_left = read(memory, place)
-                low = read(memory, place + 1)
-                low_right = read(memory, place + 2)
-                value[r] = (
-                    extra[r]
-                    + weights[9 * r] * high_left
-                    + weights[9 * r + 1] * high
-                    + weights[9 * r + 2] * high_right
-                    + weights[9 * r + 3] * left
-                    + weights[9 * r + 4] * centre
-                    + weights[9 * r + 5] * right
-                    + weights[9 * r + 6] * low_left
-                    + weights[9 * r + 7] * low
-                    + weights[9 * r + 8] * low_right
-                )
-                high_left = left
-                high = centre
-                high_right = right
-                left = low_left
-                centre = low
-                right = low_right
+                value[r] = b[n, cells.c, y, x]
+        half = wp.int32(0)
+        for run in range(program.shape[0]):
+            stop = wp.min(program[run, 2 + n], (launch + 1) * most)
+            if stop > done:
+                entry = program[run, 0] + n
+                cells = cells_of(block_again(block), thread_again(thread), cut)
+                x = wrapped(cells.x, width)
+                for r in range(ROWS):
+                    y = wrapped(cells.y + r, height)
+                    for k in range(9):
+                        weights[9 * r + k] = stencil[entry, k, y, x]
+                    if wp.static(background):
+                        extra[r] = stencil[entry, 9, y, x]
+                for _ in range(done, stop):
+                    # The state, with its ghost cells, into the other half of the memory.
+                    half = ring - half
+                    write_with_ghosts(memory, half, column, value)
+                    synchronise()
+                    place = half + corner
+                    # The three rows around a cell move down with it, so that a thread reads every cell once.
+                    high_left = read(memory, place)
+                    high = read(memory, place + 1)
+                    high_right = read(memory, place + 2)
+                    place += pitch
+                    left = read(memory, place)
+                    centre = read(memory, place + 1)
+                    right = read(memory, place + 2)
+                    for r in range(ROWS):
+                        place += pitch
+                        low_left = read(memory, place)
+                        low = read(memory, place + 1)
+                        low_right = read(memory, place + 2)
+                        value[r] = (
+                            extra[r]
+                            + weights[9 * r] * high_left
+                            + weights[9 * r + 1] * high
+                            + weights[9 * r + 2] * high_right
+                            + weights[9 * r + 3] * left
+                            + weights[9 * r + 4] * centre
+                            + weights[9 * r + 5] * right
+                            + weights[9 * r + 6] * low_left
+                            + weights[9 * r + 7] * low
+                            + weights[9 * r + 8] * low_right
+                        )
+                        high_left = left
+                        high = centre
+                        high_right = right
+                        left = low_left
+                        centre = low
+                        right = low_right
+                done = stop
+                part = program[run, 1] + n
+                if part >= 0:
+                    cells = cells_of(block_again(block), thread_again(thread), cut)
+                    write_own(cells, value, part, parts)
+                    for r in range(ROWS):
+                        value[r] = read(memory, half + column.place + r * pitch)
 
-        # The piece without its halo.
-        own_y0 = own_from(j, down, own_rows, halo_y, height, periodic)
-        own_y1 = own_from(j + 1, down, own_rows, halo_y, height, periodic)
-        own_x0 = own_from(i, across, own_columns, halo_x, width, periodic)
-        own_x1 = own_from(i + 1, across, own_columns, halo_x, width, periodic)
-        for r in range(ROWS):
-            y = y0 + top + r
-            if has_cells and y >= own_y0 and y < own_y1 and x0 + x >= own_x0 and x0 + x < own_x1:
-                if launches_left % 2 == 0:
-                    b[n, c, y, x0 + x] = value[r]
-                else:
-                    a[n, c, y, x0 + x] = value[r]
+        cells = cells_of(block_again(block), thread_again(thread), cut)
+        if launches_left % 2 == 0:
+            write_own(cells, value, n, b)
+        else:
+            write_own(cells, value, n, a)
 
     return advance

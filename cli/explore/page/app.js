@@ -120,7 +120,7 @@ class App {
       tabs[to].focus();
     });
     for (const button of all("[data-picture], [data-rpicture]"))
-      button.addEventListener("click", () => this.set({ ...button.dataset, ...(button.dataset.rpicture && UNTOLD) }));
+      button.addEventListener("click", () => this.set({ ...button.dataset }));
     $("share").addEventListener("click", () => {
       this.writeAddress();
       this.copy(location.href, "The address is in the clipboard.");
@@ -180,6 +180,7 @@ class App {
 
   // Change the state; what depends on it follows.
   set(changes) {
+    if ("rpicture" in changes) changes = { ...UNTOLD, ...changes };
     const changed = Object.keys(changes).filter((key) => this.state[key] !== changes[key]);
     if (!changed.length) return;
     const place = changed.some((key) => PLACES.includes(key)), view = this.state.view;
@@ -279,8 +280,8 @@ class App {
       await keep(name, file);
       if (others.length) this.say(`The first of ${others.length + 1} files is taken.`);
       const view = this.state.view === "generate" ? "corrupt" : this.state.view;
-      const fresh = key === "rpicture" && { ...UNTOLD, ...(Math.min(height, width) > TOY && { rmodel: "photographs" }) };
-      if (this.state[key] !== name || this.state.view !== view) this.set({ view, [key]: name, ...fresh });
+      const model = key === "rpicture" && Math.min(height, width) > TOY && { rmodel: "photographs" };
+      if (this.state[key] !== name || this.state.view !== view) this.set({ view, [key]: name, ...model });
       else {
         this.arrange();
         this.load();

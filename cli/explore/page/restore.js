@@ -159,12 +159,16 @@ export class Restore {
 
   // Of a picture that stays as it is there are no samples.
   result({ body, spread, half_width, white }) {
-    if (this.photographs) {
+    const { width, height } = this.about;
+    if (half_width !== undefined)
       $("spread-caption").textContent =
         `what is not known: 90 % of the pixels lie within ± ${half_width.toFixed(3)} on average; white is ± ${white}`;
-      return this.app.numbers({});
+    if (this.photographs) return this.app.numbers({});
+    if (half_width !== undefined) {
+      $("spread-figure").hidden = false;
+      showPixels($("spread"), body.subarray(3 * width * height), width, height);
     }
-    showPixels($("restored"), body, this.about.width, this.about.height);
+    showPixels($("restored"), body.subarray(0, 3 * width * height), width, height);
     $("restored-caption").textContent = `restored: mean of the samples; they differ by ${spread.toFixed(3)}`;
     if (this.frames.length) return;
     $("restored-caption").textContent = "the picture as it is";

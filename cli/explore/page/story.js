@@ -33,7 +33,7 @@ export class Story {
     $("next").addEventListener("click", () => this.go(this.number + 1));
     for (const button of document.querySelectorAll("[data-process]"))
       button.addEventListener("click", () => app.set({ sprocess: button.dataset.process }));
-    const degraded = () => ({ rpicture: app.state.picture, rclean: "1", rmodel: "photographs", rblur: "", rnoise: "" });
+    const degraded = () => ({ rpicture: app.state.picture, rclean: "1", rmodel: "photographs" });
     for (const button of document.querySelectorAll("[data-go]"))
       button.addEventListener("click", () =>
         app.set({ view: button.dataset.go, ...(button.dataset.go === "restore" && degraded()) }));
