@@ -121,6 +121,7 @@ def restored_photograph(
     blur: float | None,
     noise: float | None,
     sampling: float | None,
+    ensemble: bool,
 ) -> list[str]:
     """Restore a photograph in tiles; write it with its own bits and transparency, the map of what is not known, and the record.
 
@@ -132,6 +133,7 @@ def restored_photograph(
         device: where the network works.
         blur, noise: of a picture, if they are known.
         sampling: of the camera of frames, if it is known: lambda / D in pixels.
+        ensemble: average over the eight orientations of a tile.
 
     Returns:
         Names of what it wrote.
@@ -152,7 +154,7 @@ def restored_photograph(
             aligned = burst.align(frames, callback=lambda *_: bar.update())
         read = Photograph.of_burst(aligned.picture.numpy(), pictures[0])
         made = [read.write(folder, "aligned", read.quantised(read.pixels))]
-        found, half = burst.restored(pipeline, known, aligned, sampling), tiles.NINETY
+        found, half = burst.restored(pipeline, known, aligned, sampling, ensemble), tiles.NINETY
         shift, strength = aligned.tilt**0.5, aligned.air(sampling).strength
         print(f"shifts of {shift:.2f} px: D / r0 = {strength:.1f}, if lambda / D is {sampling:g} px (--sampling)")
         if strength > 10.0:
@@ -161,7 +163,7 @@ def restored_photograph(
     else:
         read, made = Photograph.read(pictures[0]), []
         (sigma, sigma_spread), (noise, noise_spread) = known(read.pixels).given(blur, noise).moments()
-        found, half = tiles.tiles(pipeline, read.pixels, sigma, noise), tiles.NINETY * known.factor(noise)
+        found, half = tiles.tiles(pipeline, read.pixels, sigma, noise, ensemble=ensemble), tiles.NINETY * known.factor(noise)
         print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
         record |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
     restored, spread = np.empty(read.pixels.shape, read.dtype), np.empty(read.pixels.shape[1:], np.uint8)
@@ -174,5 +176,8 @@ def restored_photograph(
     made = [read.write(folder, "restored", restored), *made, "spread.png"]
     save_image(folder / "spread.png", spread[..., None], "figure")
     print(f"90 % of the pixels lie within +- {inside:.3f} on average (spread.png: white is +- {WHITE:g})")
-    write_json(folder / RECORD, record | {"size": list(spread.shape), "half_width_90_percent": inside, "white": WHITE})
+    write_json(
+        folder / RECORD,
+        record | {"size": list(spread.shape), "ensemble": ensemble, "half_width_90_percent": inside, "white": WHITE},
+    )
     return made

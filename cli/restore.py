@@ -68,6 +68,9 @@ class Restore:
     sampling: float | None = None
     """Of several frames: lambda / D of the lens in pixels, which is wavelength times f-number over the pitch of the pixels. By
     default 1.5, as of many long lenses; it matters most where the air is weak."""
+    ensemble: bool = False
+    """Of photographs: average what the model makes of the eight orientations of the picture: 0.1 to 0.2 dB better, in eight times
+    the time."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture>-restored by default."""
     device: str = "auto"
@@ -85,6 +88,8 @@ class Restore:
         check_integer("--seed", self.seed, 0, 2**63 - 1)
         if not re.fullmatch(r"auto|[1-9]\d{0,8}", self.level, re.ASCII):
             raise InputError(f"--level takes auto or a number from 1, got {self.level!r}")
+        if not self.photographs and self.ensemble:
+            raise InputError("--ensemble is for photographs, which go without --run; a run draws --samples")
         if not self.photographs and (self.blur is not None or self.noise is not None):
             raise InputError("--blur and --noise are for photographs; the level of a run's process has both: --level")
         if self.sampling is not None:
@@ -108,8 +113,8 @@ def restore_picture(options: Restore) -> None:
     with owned(out), products(out, RECORD, *names) as folder:
         device = console.pick_device(options.device)
         if options.photographs:
-            known = options.blur, options.noise, options.sampling
-            made = restored_photograph(folder, options.pictures, options.photographs, device, *known)
+            how = options.blur, options.noise, options.sampling, options.ensemble
+            made = restored_photograph(folder, options.pictures, options.photographs, device, *how)
         else:
             made = restored_into(folder, picture, options, device)
     print(f"wrote {', '.join(str(out / name) for name in made)} and {out / RECORD}")

@@ -246,8 +246,8 @@ def planned(options: Sweep, training: Sequence[str]) -> Plan:
 
     def suited(process: str, peclet: float) -> train.Train:
         first = folder / f"{process}-Pe{number(peclet)}-seed{options.seed}"
-        parsed = train.parse([*arguments(process, peclet), "--out", str(first)])
-        return parsed.suited(dataset.channels, train.count_of(dataset), probes)
+        words = (*arguments(process, peclet), "--out", str(first))
+        return replace(chosen[0], words=words, out=first).suited(dataset.channels, train.count_of(dataset), probes)
 
     try:
         still = suited(STILL, 0.0)

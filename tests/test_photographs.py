@@ -116,6 +116,17 @@ def test_it_restores_better_than_a_linear_filter_and_knows_how_well(model: Pipel
         assert 0.8 < (np.abs(mean - cat) < NINETY * estimator.factor(noise) * deviation).mean() < 0.98
 
 
+def test_an_ensemble_is_better_and_turns_with_the_picture(model: Pipeline, cat: np.ndarray) -> None:
+    x = cat[:, :40, :72]
+    z = degraded(x, 1.0, 0.05)
+    (one,), (all_eight,) = (tiles(model, z, 1.0, 0.05, ensemble=ensemble) for ensemble in (False, True))
+    assert psnr(x, all_eight.mean) > psnr(x, one.mean) + 0.05
+    for turned in (lambda a: a.transpose(0, 2, 1), lambda a: a[:, ::-1], lambda a: a[:, :, ::-1]):
+        (tile,) = tiles(model, np.ascontiguousarray(turned(z)), 1.0, 0.05, ensemble=True)
+        assert np.abs(tile.mean - turned(all_eight.mean)).max() < 1e-4
+        assert np.abs(tile.deviation - turned(all_eight.deviation)).max() < 1e-4
+
+
 def test_blur_and_noise_are_found(cat: np.ndarray) -> None:
     estimator = DegradationEstimator.load()
     for sigma, noise in ((1.5, 0.05), (2.5, 0.02), (0.0, 0.1)):
@@ -170,6 +181,7 @@ def test_what_does_not_go_is_said(model: Pipeline, tmp_path: Path, capsys: pytes
     for words, message in (
         (["--blur", "1", "--run", "digits"], "--blur and --noise are for photographs"),
         (["--level", "3"], "photographs have --blur and --noise"),
+        (["--ensemble", "--run", "digits"], "--ensemble is for photographs"),
         (["--blur", "9"], "blur must be from 0 to 4"),
         (["--noise", "-1"], "noise must be from 0 to 0.25"),
         (["--run", "photographs", "--best"], "photographs have --blur and --noise"),

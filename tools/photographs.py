@@ -1,7 +1,7 @@
 """Write pieces of photographs that Debian's packages carry, for the preset photographs, and whole ones that are never learned.
 
     python -m tools.photographs data/photographs                    # pieces.zip, test/*.png, sources.json
-    python -m cli.train --preset photographs --data data/photographs/pieces.zip --no-grids --precision bf16 --hours 3
+    python -m cli.train --preset photographs --data data/photographs/pieces.zip --no-grids --precision bf16 --hours 4
     python -m tools.photographs data/photographs --run runs/pieces-photographs      # the model that is bundled
 
 Every picture is shrunk by a half at least, each pixel the mean of those that it covers, so that marks of JPEG and of the camera's

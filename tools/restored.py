@@ -34,6 +34,7 @@ from tools.photographs import COMPARED, degraded, middle
 
 SETTINGS = ((1.0, 0.02), (1.5, 0.05), (2.5, 0.02), (0.0, 0.06), (0.0, 0.1), (0.0, 0.2))
 SIDE, TUNED_SIDE, PAD = 192, 128, 32
+OURS = "ours", "ours, --ensemble", "ours, estimated level"
 # Photographs of scikit-image that its package has; the methods are compared on them and on those of the folder that are COMPARED.
 OF_SKIMAGE = ("astronaut", "camera", "chelsea", "coffee", "rocket")
 TUNING = ("erase-24", "explore_monuments-22", "explore_farm_animals-7")
@@ -82,15 +83,17 @@ def run(options: Restored) -> None:
 
 
 def ours(model: Path, test: list[np.ndarray]) -> dict[str, list[list[float]]]:
-    """Scores of the model, told blur and noise and not told; with the share of values inside the 90 % intervals."""
+    """Scores of the model, told blur and noise, in eight orientations too, and not told; with the share of values inside the 90 %
+    intervals."""
     pipeline, estimator = Pipeline.from_pretrained(model), DegradationEstimator.load(model)
     scores: dict[str, list[list[float]]] = {}
     for sigma, noise in SETTINGS:
         for i, x in enumerate(test):
             z = given(x, sigma, noise, i)
             (found, _), (found_noise, _) = estimator(z).moments()
-            for name, told in (("ours", (sigma, noise)), ("ours, estimated level", (found, found_noise))):
-                tile = next(tiles(pipeline, z, *told))
+            numbers = (sigma, noise), (sigma, noise), (found, found_noise)
+            for name, told, ensemble in zip(OURS, numbers, (False, True, False), strict=True):
+                tile = next(tiles(pipeline, z, *told, ensemble=ensemble))
                 inside = np.abs(tile.mean - x) <= NINETY * estimator.factor(told[1]) * tile.deviation
                 scores.setdefault(f"{name} {sigma:g} {noise:g}", []).append([*score(x, tile.mean), float(inside.mean())])
     return scores
@@ -218,7 +221,7 @@ def table(scores: dict[str, list[list[float]]]) -> str:
             psnr, similarity, sharpness, *_ = np.mean(rows, axis=0) if rows else (np.nan,) * 3
             cells.append(f"{psnr:.2f} / {similarity:.3f} / {sharpness:.2f}" if rows else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for name in ("ours", "ours, estimated level"):
+    for name in OURS:
         shares = [np.mean(scores[f"{name} {sigma:g} {noise:g}"], axis=0)[3] for sigma, noise in SETTINGS]
         lines.append(f"| {name}: inside 90 % | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |")
     return "\n".join(lines)

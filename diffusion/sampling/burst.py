@@ -152,13 +152,16 @@ def align(frames: Frames, callback: Callable[[int, torch.Tensor], None] | None =
     return Aligned(scene, error, ways, noise)
 
 
-def restored(pipeline: Pipeline, estimator: DegradationEstimator, aligned: Aligned, sampling: float = SAMPLING) -> Iterator[Tile]:
+def restored(
+    pipeline: Pipeline, estimator: DegradationEstimator, aligned: Aligned, sampling: float = SAMPLING, ensemble: bool = False
+) -> Iterator[Tile]:
     """Restore the scene of a burst by a model of photographs, tile by tile.
 
     Args:
         pipeline, estimator: the model.
         aligned: the burst.
         sampling: lambda / D in pixels: wavelength times f-number over the pitch of the pixels.
+        ensemble: as for :func:`diffusion.sampling.tiles.tiles`.
 
     Returns:
         Tiles as those of :func:`diffusion.sampling.tiles.tiles`, but about 90 % of the scene lie within ``NINETY`` deviations. They
@@ -169,7 +172,7 @@ def restored(pipeline: Pipeline, estimator: DegradationEstimator, aligned: Align
     """
     picture, sigma, noise = _as_gaussian(pipeline, aligned, sampling)
     factor, shift = FACTOR * estimator.factor(noise), torch.tensor([aligned.unseen]).double().sqrt()
-    for tile in tiles(pipeline, picture.cpu().numpy(), sigma, noise):
+    for tile in tiles(pipeline, picture.cpu().numpy(), sigma, noise, ensemble=ensemble):
         x = torch.from_numpy(tile.mean)[None]
         # Mean of (x(place + shift) - x(place))^2 over a Gaussian shift.
         moved = (blur(x.square(), shift, False) - 2.0 * x * blur(x, shift, False) + x.square())[0].clamp_min(0.0)
