@@ -67,6 +67,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of cli.corrupt are empty: drawing takes most of its time, and other tests look at them."""
+    # Imported here: what needs no figure does not wait for matplotlib.
+    from matplotlib.figure import Figure
+
+    from cli import figures
+
+    for name in ("strip", "velocity_and_spectrum"):
+        monkeypatch.setattr(figures, name, lambda *_: Figure(figsize=(1, 1)))
+
+
 @pytest.fixture(scope="module")
 def browser_arguments() -> list[str]:
     """More arguments for Chromium, for the tests of a file that need some."""

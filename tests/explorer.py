@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import struct
@@ -10,13 +11,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 
 @contextmanager
@@ -71,3 +75,13 @@ def streamed(address: str, what: str, query: Mapping[str, object]) -> Iterator[d
 def pictures(message: Mapping[str, Any], *shape: int) -> np.ndarray:
     """The pixels of a message, uint8 in this shape."""
     return np.frombuffer(message["body"][: int(np.prod(shape))], np.uint8).reshape(shape)
+
+
+def array_of(page: Page, script: str, argument: object = None, kind: type = np.float32) -> np.ndarray:
+    """The typed array that a script gives, flat. It comes as text: a list of so many numbers takes seconds to come."""
+    text = page.evaluate(
+        f"""argument => {{ const bytes = new Uint8Array(({script})(argument).buffer);
+                          return btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join('')); }}""",
+        argument,
+    )
+    return np.frombuffer(base64.b64decode(text), kind)

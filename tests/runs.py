@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
+from cli.jobs import Job
 from diffusion.denoisers import Remainder
 from diffusion.density import LogNormal
 from diffusion.forward.operators import FlowAndBlur, Sine
@@ -56,6 +58,13 @@ def exit_code(main: Callable[[list[str]], None], *arguments: object) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def in_this_process(jobs: Sequence[Job], devices: Sequence[str]) -> Iterator[tuple[Job, str]]:
+    """As cli.jobs.side_by_side, one job after the other, without processes that import torch again."""
+    for job in jobs:
+        commands = ((import_module(module).main, *arguments, "--device", devices[0]) for _, module, *arguments in job.commands)
+        yield job, "it failed" if any(exit_code(*command) for command in commands) else ""
 
 
 def files(folder: Path) -> dict[str, bytes]:

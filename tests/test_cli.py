@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -20,11 +21,10 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from cli import __main__ as cli
-from cli import archives, figures, render, scene, train
+from cli import archives, render, scene, train
 from diffusion import CleanImage, ConstantNoise, Operator, Resample, Uniform, methods
 from diffusion.augmentation import GeometricAugmentation
 from diffusion.data.dataset import open_dataset
@@ -67,10 +67,10 @@ def picture(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of cli.corrupt are empty: drawing takes most of its time, and other tests look at them."""
-    for name in ("strip", "velocity_and_spectrum"):
-        monkeypatch.setattr(figures, name, lambda *_: Figure(figsize=(1, 1)))
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are not estimated, which takes a second or two: another test looks at what is said of them."""
+    monkeypatch.setattr(train, "seconds_per_image", lambda *_: 1e-3)
+    monkeypatch.setattr(train, "predicted_seconds", lambda _: None)
 
 
 @pytest.mark.slow
@@ -126,7 +126,9 @@ def test_compilation_is_announced_once_and_only_where_it_happens(tmp_path: Path,
     """With a kernel cache of its own the first call compiles, the second finds everything there."""
     said = []
     for _ in range(2):
-        command = [sys.executable, "-m", "cli.corrupt", str(picture), "--levels", "2", "--columns", "2", "--device", "cpu"]
+        # A command that draws no streamlines, which take longer than all the rest.
+        command = [sys.executable, "-m", "cli.compare", str(picture), "--size", "16", "--levels", "2", "--columns", "2"]
+        command += ["--processes", "beyond-blur-curl", "--device", "cpu"]
         environment = os.environ | {"WARP_CACHE_PATH": str(tmp_path / "kernels"), "PYTHONPATH": str(ROOT)}
         said.append(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stderr)
     assert [text.count("compiling kernels") for text in said] == [1, 0]
@@ -402,6 +404,7 @@ def test_help_shows_the_values_of_the_preset(call: Call) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in OWN])
 def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_path: Path, name: str) -> None:
     """Without the pictures."""
@@ -419,6 +422,7 @@ def test_a_dry_run_says_what_a_preset_takes_and_writes_nothing(call: Call, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_dry_run_knows_every_process(call: Call, name: str) -> None:
     """Its own numbers; no lattice iterations where nothing flows."""
@@ -701,7 +705,7 @@ def test_a_picture_is_corrupted_and_restored(call: Call, picture: Path, tmp_path
 
 def sampling_process(folder: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, *launcher, "-m", "cli.sample", *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
@@ -723,7 +727,7 @@ def test_two_processes_share_the_images(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on_to_the_same_images(tmp_path: Path) -> None:
+def test_a_killed_command_goes_on_to_the_same_images(call: Call, tmp_path: Path) -> None:
     options = ["--steps", "20", "--num", "48", "--batch", "4"]
     process = sampling_process(tmp_path, *options, "--out", "killed")
     images = tmp_path / "killed" / "images"
@@ -734,10 +738,9 @@ def test_a_killed_command_goes_on_to_the_same_images(tmp_path: Path) -> None:
     process.communicate()
     made = {file.name: file.read_bytes() for file in images.glob("0*.png")}
     assert 5 < len(made) < 48 and not (tmp_path / "killed" / "grid.png").exists()
-    out, _ = sampling_process(tmp_path, *options, "--out", "killed").communicate(timeout=240)
-    assert f"48 images, {48 - len(made)} new" in out
+    assert f"48 images, {48 - len(made)} new" in call("sample", *options, "--out", "killed")[1]
     assert all((images / name).read_bytes() == content for name, content in made.items())
-    sampling_process(tmp_path, *options, "--out", "whole").communicate(timeout=240)
+    assert call("sample", *options, "--out", "whole")[0] == 0
     for file in (tmp_path / "whole" / "images").iterdir():
         assert (images / file.name).read_bytes() == file.read_bytes()
 
@@ -789,18 +792,24 @@ def test_a_run_on_ones_own_pictures_goes_on_whatever_the_device_and_the_number_o
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_run_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "cli.train", *SMALL_RUN, "--images", "1000000", "--out", str(tmp_path / "run")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + number and b"interrupted and saved" in out
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+def test_a_signal_saves_the_run_and_the_same_command_goes_on(call: Call, tmp_path: Path, number: signal.Signals) -> None:
+    """A signal to this process, in which the command runs."""
+    metrics, ended = tmp_path / "run" / "metrics.jsonl", threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.02):
+            if metrics.exists() and metrics.read_text():
+                os.kill(os.getpid(), number)
+                return
+
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    code, out, _ = call("train", *SMALL_RUN, "--images", 100_000, "--out", "run")
+    ended.set()
+    sender.join()
+    assert code == 128 + number and "interrupted and saved" in out
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert call("train", *SMALL_RUN, "--images", int(saved.stem) + 32, "--out", "run")[0] == 0
 
 
 STUCK = """

@@ -15,7 +15,7 @@ import tyro
 from PIL import Image
 
 from cli import sweep
-from tests.runs import exit_code, said, stripes
+from tests.runs import exit_code, in_this_process, said, stripes
 from tools import evidence
 from tools.evidence import STUDIES, Study
 
@@ -50,6 +50,8 @@ def test_studies_end_in_a_page_of_what_could_be_carried_out(
         )
     }
     monkeypatch.setattr(evidence, "STUDIES", studies)
+    for module in (evidence, sweep):
+        monkeypatch.setattr(module, "side_by_side", in_this_process)
     assert exit_code(evidence.main, "--runs", "runs", "--out", "page", "--device", "cpu") == 2
     assert "1 of 2 sweeps failed (both: long one)" in said(capsys.readouterr())[1]
     text = (place / "page" / "README.md").read_text()

@@ -22,7 +22,7 @@ from cli.explore.export import export
 from lbm_warp import AdvectionDiffusion, CurlNoise, GivenVelocity, Schedule, StrokeFlow, solenoidal
 from lbm_warp.checks import InputError
 from lbm_warp.planner import Plan
-from tests.explorer import serving
+from tests.explorer import array_of, serving
 
 ITERATIONS = 100
 Opener = Callable[..., browsers.Page]
@@ -61,7 +61,7 @@ def opens(browser: browsers.Browser, exported: Path) -> Iterator[Opener]:
 
 def numbers(page: browsers.Page, script: str, argument: object = None) -> np.ndarray:
     """What a script gives, an array of floats, flat."""
-    return np.array(page.evaluate(f"argument => Array.from(({script})(argument))", argument), np.float32)
+    return array_of(page, f"argument => Float32Array.from(({script})(argument))", argument).copy()
 
 
 def cells(page: browsers.Page, script: str, argument: object = None) -> torch.Tensor:

@@ -30,12 +30,9 @@ from diffusion.methods import METHODS, named_method
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.sampling.restoration import restore
 from lbm_warp import AdvectionDiffusion, CurlNoise, Schedule, StrokeFlow
-from tests.explorer import serving
+from tests.explorer import array_of, serving
 
 pytestmark = pytest.mark.slow
-# Read back what a canvas shows, as red, green, blue of every pixel.
-PIXELS = """id => { const c = document.getElementById(id), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-                    return [c.height, c.width, Array.from(d).filter((_, i) => i % 4 < 3)]; }"""
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +66,10 @@ def settle(page: browsers.Page) -> None:
 
 
 def shown(page: browsers.Page, canvas: str) -> np.ndarray:
-    height, width, data = page.evaluate(PIXELS, canvas)
-    return np.array(data, np.uint8).reshape(height, width, 3)
+    """What a canvas shows, uint8 [H, W, 3]: red, green, blue."""
+    height, width = page.evaluate("id => { const c = document.getElementById(id); return [c.height, c.width]; }", canvas)
+    read = "([id, height, width]) => document.getElementById(id).getContext('2d').getImageData(0, 0, width, height).data"
+    return array_of(page, read, [canvas, height, width], np.uint8).reshape(height, width, 4)[..., :3]
 
 
 def expected(share: float, frames: int = 96, seed: int = 0, peclet: float = 400.0, turbulence=None, size: int = 128) -> np.ndarray:
@@ -125,7 +124,7 @@ def test_load_scrub_and_turn_the_knobs(page: browsers.Page) -> None:
 
 
 def test_the_address_brings_everything_back(page: browsers.Page, browser: browsers.Browser) -> None:
-    page.goto("/?view=corrupt")
+    page.goto("/?view=corrupt&peclet=0")
     settle(page)
     set_value(page, "size", 128)
     set_value(page, "peclet", 77)
@@ -310,7 +309,8 @@ def test_restore_by_a_model(page: browsers.Page) -> None:
     )
 
 
-def test_files_to_take_home(page: browsers.Page, tmp_path: Path) -> None:
+def test_files_to_take_home(page: browsers.Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.explore.studio.VIDEO_SIZE", 128)  # encoded sooner
     page.goto("/?view=corrupt&size=128&t=0.5")
     settle(page)
     with page.expect_download() as download:
@@ -595,7 +595,7 @@ def test_the_figure_of_the_readme(page: browsers.Page, tmp_path: Path) -> None:
     for query in ("t=0.7&peclet=2000&sigma=1.2&octaves=3&seed=5", f"t=0.75&strokes={strokes}&strokes_on=rest"):
         page.goto(f"/?view=corrupt&size={size}&{query}")
         settle(page)
-        page.wait_for_timeout(1500)  # particles draw their paths
+        page.wait_for_timeout(1500 if folder else 100)  # particles draw their paths
         pictures.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     both = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
     both.save(Path(folder or tmp_path) / "explore.jpg", quality=82)

@@ -136,7 +136,8 @@ def test_the_wheel_works_in_an_empty_folder_beside_files_of_the_same_names(envir
         return done.stdout if done.returncode == 0 else f"{done.returncode}: {done.stderr}"
 
     assert run("beyond-blur", "--help").startswith("usage: beyond-blur COMMAND")
-    assert "wrote out/strip.png" in run("beyond-blur", "corrupt", "small.png", "--levels", "2", "--out", "out")
+    small = ("--size", "16", "--levels", "2", "--columns", "2", "--processes", "fluid")
+    assert "wrote out/comparison.png" in run("beyond-blur", "compare", "small.png", *small, "--out", "out")
     trained = run("beyond-blur", "train", "--process", "ihd", "--images", "64", "--out", "run", "--no-grids")
     assert "sample with: beyond-blur sample run" in trained
     assert "wrote" in run("beyond-blur", "sample", "run", "--num", "2", "--steps", "2")

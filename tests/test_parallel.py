@@ -25,11 +25,12 @@ from diffusion.training.observers import EarlyStop, Observer
 from diffusion.training.ranks import Ranks
 from diffusion.weighting import LearnedWeighting, Weighting
 from lbm_warp.checks import InputError
-from tests.runs import stripes, tiny_config, without_dropout
+from tests.runs import exit_code, stripes, tiny_config, without_dropout
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
-FEW = {"batch": 5, "weighting": Weighting()}
+MANY = 8
+FEW = {"batch": 5, "weighting": Weighting()}  # fewer images than processes
 LONG = ["--images", "1000000", "--batch", "32", "--network.width", "8", "--levels", "5", "--device", "cpu", "--out"]
 
 
@@ -88,7 +89,7 @@ class Counting(Observer):
         self.steps.append(self.reductions)
 
 
-def eight(folder: Path, ranks: Ranks) -> None:
+def many(folder: Path, ranks: Ranks) -> None:
     config, dataset, said = odd_config(), stripes(19), {}
 
     def refused(name: str, *arguments: object, **options: object) -> None:
@@ -96,7 +97,7 @@ def eight(folder: Path, ranks: Ranks) -> None:
             train(*arguments, **options)
         said[name] = str(error.value)
 
-    train(config, dataset, folder / "eight", CPU, ExecutionConfig(checkpoint_every=16))
+    train(config, dataset, folder / "many", CPU, ExecutionConfig(checkpoint_every=16))
     counting = Counting()
     train(odd_config(**FEW), dataset, folder / "few", CPU, observers=[counting])
     said["reductions"] = [b - a for a, b in zip(counting.steps, counting.steps[1:], strict=False)]
@@ -106,7 +107,7 @@ def eight(folder: Path, ranks: Ranks) -> None:
     train(odd_config(images=24), dataset, folder / "handed", CPU)
     train(config, dataset, folder / "tuned", CPU, init=folder / "one")
 
-    said["scattered"] = ranks.scatter(list(range(8)) if ranks.main else None)
+    said["scattered"] = ranks.scatter(list(range(MANY)) if ranks.main else None)
     refused("data", config, Broken(ranks), folder / "broken", CPU, ExecutionConfig(checkpoint_every=8))
     refused("nan", tiny_config(learning_rate=1.0, images=4000, clip=1e30), dataset, folder / "nan", CPU)
     refused("write", config, dataset, folder / "full", CPU, observers=[Full()])
@@ -129,6 +130,12 @@ def three(folder: Path, ranks: Ranks) -> None:
 def long_command(folder: Path, ranks: Ranks) -> None:
     sys.stderr = open(folder / f"stderr{ranks.rank}.txt", "w")
     command.main([*LONG, str(folder / "killed"), "--checkpoint-minutes", "0.01"])
+
+
+def wrong_command(folder: Path, ranks: Ranks) -> None:
+    os.chdir(folder)
+    sys.stderr = open(f"wrong{ranks.rank}.txt", "w")
+    command.main(["--data", "nowhere"])
 
 
 def start(count: int, work: Callable[[Path, Ranks], None], folder: Path) -> list[int]:
@@ -157,8 +164,9 @@ def work(folder: Path) -> None:
     """All launches, one after the other, in a process without threads."""
     torch.set_num_threads(1)
     __import__("torch._dynamo")  # as Adam does, in a second; the processes have it then
-    found = {"eight": codes(start(8, eight, folder)), "three": codes(start(3, three, folder))}
-    pids, deadline = start(8, long_command, folder), time.monotonic() + 60
+    found = {"many": codes(start(MANY, many, folder)), "three": codes(start(3, three, folder))}
+    found["wrong"] = codes(start(MANY, wrong_command, folder))
+    pids, deadline = start(MANY, long_command, folder), time.monotonic() + 60
     while not list((folder / "killed" / "checkpoints").glob("0*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(pids[5], signal.SIGKILL)
@@ -170,15 +178,15 @@ def work(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What many processes wrote; ``one`` and ``five``: the same runs by this process alone."""
+    """What many processes wrote; ``one`` and ``alone``: the same runs by this process alone."""
     folder = tmp_path_factory.mktemp("launched")
     train(odd_config(), stripes(19), folder / "one", CPU, ExecutionConfig(checkpoint_every=16))
-    train(odd_config(**FEW), stripes(19), folder / "five", CPU)
+    train(odd_config(**FEW), stripes(19), folder / "alone", CPU)
     train(odd_config(images=32), stripes(19), folder / "begun", CPU)
     words = [sys.executable, "-c", "import sys; from tests.test_parallel import Path, work; work(Path(sys.argv[1]))", str(folder)]
     _, err = finish(begin(words))
     found = json.loads((folder / "codes.json").read_text()) if (folder / "codes.json").exists() else {}
-    assert not any(found.get("eight", [1]) + found.get("three", [1])), err[-3000:]
+    assert not any(found.get("many", [1]) + found.get("three", [1])), err[-3000:]
     return folder
 
 
@@ -209,15 +217,15 @@ def curve(folder: Path, name: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "alone"), [("eight", "one"), ("few", "five"), ("three", "one"), ("begun", "one"), ("handed", "one")]
+    ("name", "alone"), [("many", "one"), ("few", "alone"), ("three", "one"), ("begun", "one"), ("handed", "one")]
 )
 def test_many_processes_train_what_one_trains(launched: Path, name: str, alone: str) -> None:
     """Also where they are more than the images of a batch, share it unevenly, or go on with what others began. Sums are rounded to
     float32 in another order: relative 2^-24 in a step, of which eight steps of Adam make about 1e-5."""
-    if name == "eight":
-        assert curve(launched / "one", "images") == curve(launched / "eight", "images") == [16, 32, 48, 57]
+    if name == "many":
+        assert curve(launched / "one", "images") == curve(launched / "many", "images") == [16, 32, 48, 57]
         for value in ("loss", "gradient_norm", "learning_rate"):
-            assert curve(launched / "eight", value) == pytest.approx(curve(launched / "one", value), rel=1e-5), value
+            assert curve(launched / "many", value) == pytest.approx(curve(launched / "one", value), rel=1e-5), value
     for file in ("model.safetensors", "ema.safetensors"):
         one, other = (load_tensors(launched / run / file) for run in (alone, name))
         for key in one:
@@ -236,7 +244,7 @@ def test_gradients_in_bfloat16_are_rounded_and_no_more(launched: Path) -> None:
 @pytest.mark.slow
 def test_every_process_stops_with_the_same_words(launched: Path) -> None:
     """Rank 0, which writes the checkpoints, adds which is the last."""
-    first, *others = (json.loads((launched / f"rank{rank}.json").read_text()) for rank in range(8))
+    first, *others = (json.loads((launched / f"rank{rank}.json").read_text()) for rank in range(MANY))
     for name, said in (
         ("data", "picture 7 cannot be read"),
         ("nan", "the loss is "),
@@ -246,7 +254,7 @@ def test_every_process_stops_with_the_same_words(launched: Path) -> None:
         reason, _, checkpoint = first[name].rpartition("; ") if name != "options" else (first[name], "", "")
         assert reason.startswith(said) and {other[name] for other in others} == {reason}
         assert checkpoint.startswith({"nan": "there is no checkpoint yet", "options": ""}.get(name, "the last good checkpoint is"))
-    assert [said["scattered"] for said in (first, *others)] == list(range(8))
+    assert [said["scattered"] for said in (first, *others)] == list(range(MANY))
     assert not (launched / "refused").exists() and not (launched / "nan" / "checkpoints").exists()
 
 
@@ -268,7 +276,7 @@ def test_where_one_process_is_killed_the_others_end_with_one_line(launched: Path
     """The command, without a launcher that would end them."""
     found = json.loads((launched / "codes.json").read_text())
     assert found["killed"] == [2, 2, 2, 2, 2, -signal.SIGKILL, 2, 2]
-    said = [(launched / f"stderr{rank}.txt").read_text().splitlines() for rank in range(8)]
+    said = [(launched / f"stderr{rank}.txt").read_text().splitlines() for rank in range(MANY)]
     (line,) = [line for line in said[0] if line.startswith("error:")]
     assert line.startswith("error: another process of this training has ended; the same command goes on with it; the last good")
     assert not any(said[1:]) and "Traceback" not in "".join(said[0])
@@ -283,7 +291,7 @@ def test_many_processes_begin_from_the_weights_that_one_begins_from(launched: Pa
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_launched_run_and_one_process_can_go_on(tmp_path: Path) -> None:
+def test_sigterm_saves_a_launched_run_and_one_process_can_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command itself, under torchrun: one voice, one checkpoint, and the device count is free when it goes on."""
     options = [*LONG, str(tmp_path / "run")]
     process = torchrun("-m", "cli.train", *options, cwd=tmp_path)
@@ -305,22 +313,16 @@ def test_sigterm_saves_a_launched_run_and_one_process_can_go_on(tmp_path: Path) 
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     images = int(saved.stem)
 
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cli.train", *options, "--images", str(images + 64)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "trained" in done.stdout
+    assert exit_code(command.main, *options, "--images", images + 64) == 0 and "trained" in capsys.readouterr().out
     assert curve(tmp_path / "run", "images")[-1] == images + 64
 
 
 @pytest.mark.slow
-def test_an_error_of_a_launched_command_is_said_once(tmp_path: Path) -> None:
-    process = torchrun("-m", "cli.train", "--data", "nowhere", cwd=tmp_path)
-    _, err = finish(process)
-    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
-    assert line.startswith("error: nowhere: no such folder or archive; expected ")
-    # The launcher's own report names the exit code of the process that ended first.
-    assert process.returncode != 0 and "exitcode  : 2" in err
-    assert not (tmp_path / "runs").exists()
+def test_an_error_of_a_launched_command_is_said_once(launched: Path) -> None:
+    said = [(launched / f"wrong{rank}.txt").read_text() for rank in range(MANY)]
+    assert said[0].startswith("error: nowhere: no such folder or archive; expected ") and said[0].count("\n") == 1
+    assert not any(said[1:]) and json.loads((launched / "codes.json").read_text())["wrong"] == MANY * [2]
+    assert not (launched / "runs").exists()
 
 
 def test_alone_every_share_is_the_whole() -> None:

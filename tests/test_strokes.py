@@ -84,6 +84,7 @@ def test_bad_strokes_are_refused(text: str, message: str) -> None:
     assert message in str(refused.value)
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_the_command_takes_strokes_and_octaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = {}
     painted = ("--strokes", "100,500,900,500")

@@ -28,7 +28,7 @@ from diffusion.methods import METHODS
 from diffusion.run import load_config, save_config
 from diffusion.size import Size
 from diffusion.training.observers import grid
-from tests.runs import SIZE, exit_code, files, said, stripes
+from tests.runs import SIZE, exit_code, files, in_this_process, said, stripes
 
 ROOT = Path(__file__).parent.parent
 PICTURES = np.rint(255 * np.stack(stripes(41))).astype(np.uint8)
@@ -236,8 +236,8 @@ def test_means_and_deviations_in_json_and_table(call: Call, swept: Path, carried
 @pytest.mark.slow
 def test_scores_by_network_calls_are_added_to_finished_runs(call: Call, swept: Path, carried_out: list[str]) -> None:
     calls = ("--network-calls", 2, 4)
-    assert call(*PAIR, *calls)[0] == 143 and carried_out == [run.folder.name for run in planned(*PAIR).runs()]
     runs = planned(*PAIR, *calls).runs()
+    assert call(*PAIR, *calls)[0] == 143 and carried_out == [run.folder.name for run in runs]
     # A finished training ends at once; its own scores are kept, and only those that are missing are made.
     for run in runs:
         train, *scorings = run.job.commands
@@ -392,12 +392,14 @@ def test_help_says_where_the_other_options_are(call: Call) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_as_a_whole(call: Call, place: Path) -> None:
-    """One run in the terminal; then one more, of two at a time, which leaves the first as it is."""
-    assert call(*SMALL, "--peclet", 0.1)[0] == 0
+def test_a_sweep_as_a_whole(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run; then one more, of two at a time, which leaves the first as it is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "side_by_side", in_this_process)
+        assert call(*SMALL, "--peclet", 0.1)[0] == 0
     first = files(place / "out" / NAMES[1])
     assert call(*SMALL, "--peclet", 0, 0.1, "--jobs", 2)[0] == 0
-    assert files(place / "out" / NAMES[1]) == first and "log.txt" not in first
+    assert files(place / "out" / NAMES[1]) == first
     whole, names = found(place), NAMES[:2]
     assert list(whole["runs"]) == names and "training" in (place / "out" / NAMES[0] / "log.txt").read_text()
     for name, process, peclet in zip(names, ("ihd", "beyond-blur"), (0.0, 0.1), strict=True):
