@@ -290,7 +290,8 @@ def _numbers(forward: ForwardProcess, u: torch.Tensor, level: Level) -> tuple[to
     return torch.from_numpy(widths)[level], torch.from_numpy(forward.noise)[level]
 
 
-@functools.lru_cache(maxsize=16)
+# A large picture has tiles of four sizes, and pieces of one; 4 MB each.
+@functools.lru_cache(maxsize=5)
 def _squares(size: Size) -> torch.Tensor:
     """Squares of the wavenumbers of the cosine modes [1 / pixel^2], float64 [1, 1, H, W]."""
     ky, kx = (cosines(side)[0].square() for side in size)

@@ -82,7 +82,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
                 torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
-@functools.lru_cache(maxsize=32)
+# 4 MB for a side of 1,000 pixels.
+@functools.lru_cache(maxsize=8)
 @torch.inference_mode(False)  # a later call may be outside of it
 def _modes(size: int, periodic: bool, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Wavenumbers [1 / pixel] and orthonormal modes, [size] and [size, size], one mode per row."""
