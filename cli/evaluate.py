@@ -76,6 +76,8 @@ def earlier_results(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     try:
         there = read_json(out)
         if subject(there) != subject(report):
+            if lost := [name for name in ON_REQUEST if name in there and name not in report]:
+                print(f"not kept of an earlier evaluation, with another model, pictures or features: {', '.join(lost)}")
             return {}
         kept = [name for name in ON_REQUEST if name in there and name not in report]
         how = {name: there["samples"][name] for name in SAMPLED}

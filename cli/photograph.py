@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from cli.video import is_film, open_film, remark_on_others
+from cli.video import is_film, open_film, pictures_in, remark_on_others
 from diffusion.data.images import data_errors, decoded, open_image, read_image
 from diffusion.data.pair_files import png, tiff
 from diffusion.data.products import mark, save_image
@@ -21,6 +22,8 @@ from diffusion.sampling.pipeline import Pipeline
 from lbm_warp.checks import InputError, amount
 
 RECORD = "restoration.json"
+# Noise that does not tell a blurred picture from a soft one.
+LITTLE = 0.01
 # What is drawn white in a map of what is not known, in units of the range.
 WHITE = 0.3
 
@@ -54,7 +57,7 @@ class Photograph:
 
     @classmethod
     def of_burst(cls, pixels: np.ndarray, path: Path) -> Photograph:
-        """What became of frames, with the bits and the kind of file of the first; of those of a folder or film, 8 and PNG."""
+        """What became of frames, with the bits and the kind of file of the first; of those of a film, 8 and PNG."""
         if is_film(path):
             return cls(pixels, None, np.uint8, False)
         with data_errors(str(path)), open(path, "rb") as file:
@@ -89,22 +92,27 @@ class Frames:
     Attributes:
         count: how many.
         read: makes an iterator of them, float32 [C, H, W] in [0, 1].
+        first: the file whose bits and kind what becomes of them has.
     """
 
     count: int
     read: Callable[[], Iterator[np.ndarray]]
+    first: Path
 
     @classmethod
     def of(cls, pictures: tuple[Path, ...]) -> Frames | None:
         """Those of several pictures, of a folder or of a film; None for a single picture."""
-        if len(pictures) > 1:
-            return cls(len(pictures), lambda: (read_image(path) for path in pictures))
-        if not is_film(pictures[0]):
-            return None
-        film = open_film(pictures[0])
-        for remark in film.remarks:
-            print(f"{pictures[0]}: {remark}")
-        return cls(film.count, film.read)
+        place = pictures[0]
+        if len(pictures) == 1:
+            if not is_film(place):
+                return None
+            film = open_film(place)
+            for remark in film.remarks:
+                print(f"{place}: {remark}")
+            if not place.is_dir():
+                return cls(film.count, film.read, place)
+            pictures = tuple(pictures_in(place)[0])  # in their own colours
+        return cls(len(pictures), lambda: (read_image(path) for path in pictures), pictures[0])
 
     def __len__(self) -> int:
         return self.count
@@ -150,9 +158,12 @@ def restored_photograph(
     sampling = burst.SAMPLING if sampling is None else sampling
     pipeline, known = Pipeline.from_pretrained(model, device=device), tiles.DegradationEstimator.load(model)
     if frames:
+        first, *others = islice(frames, 2)
+        if others and all(torch.equal(first, other) for other in frames):
+            raise InputError("the frames are all equal; air and noise are found by how frames differ: restore one of them alone")
         with tqdm(total=burst.ROUNDS, unit="round", desc=f"aligning {amount(len(frames), 'frame')}") as bar:
             aligned = burst.align(frames, callback=lambda *_: bar.update())
-        read = Photograph.of_burst(aligned.picture.numpy(), pictures[0])
+        read = Photograph.of_burst(aligned.picture.numpy(), frames.first)
         made = [read.write(folder, "aligned", read.quantised(read.pixels))]
         found, half = burst.restored(pipeline, known, aligned, sampling, ensemble), tiles.NINETY
         shift, strength = aligned.tilt**0.5, aligned.air(sampling).strength
@@ -165,6 +176,11 @@ def restored_photograph(
         (sigma, sigma_spread), (noise, noise_spread) = known(read.pixels).given(blur, noise).moments()
         found, half = tiles.tiles(pipeline, read.pixels, sigma, noise, ensemble=ensemble), tiles.NINETY * known.factor(noise)
         print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
+        if noise < LITTLE and blur is None:
+            print(
+                "a soft picture and a blurred one look alike with so little noise: this is a guess, and what follows from it may be"
+            )
+            print("wrong; if you know blur or noise, say --blur and --noise")
         record |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
     restored, spread = np.empty(read.pixels.shape, read.dtype), np.empty(read.pixels.shape[1:], np.uint8)
     inside = 0.0

@@ -85,6 +85,8 @@ class Restore:
     def validate(self) -> None:
         """Raise InputError if an option is out of its range."""
         console.check_at_least(self, samples=1)
+        if self.steps is not None:
+            console.check_at_least(self, steps=1)
         check_integer("--seed", self.seed, 0, 2**63 - 1)
         if not re.fullmatch(r"auto|[1-9]\d{0,8}", self.level, re.ASCII):
             raise InputError(f"--level takes auto or a number from 1, got {self.level!r}")
@@ -98,6 +100,8 @@ class Restore:
             check_number("--sampling [pixels]", self.sampling, 0.1, 100.0)
         if self.photographs and (self.level != "auto" or self.degrade is not None or self.best or self.steps is not None):
             raise InputError("--level, --degrade, --best and --steps go with --run; photographs have --blur and --noise")
+        if self.photographs and self.samples != Restore.samples:
+            raise InputError("--samples goes with --run; a photograph is restored in one way")
         if not self.photographs and len(self.pictures) > 1:
             raise InputError(f"a run restores one picture, got {len(self.pictures)}; frames of one scene go without --run")
 
@@ -126,7 +130,7 @@ def restored_into(folder: Path, path: Path, options: Restore, device: torch.devi
     pipeline = Pipeline.from_pretrained(options.run, device=device)
     check_model(options.run, pipeline)
     image = read_still(path, "L" if pipeline.config.channels == 1 else "RGB")
-    intervals = Intervals.of(pipeline)
+    intervals = Intervals.of(pipeline) if options.steps is None else None
     clean, size = fitted(pipeline, image)
     picture = degraded(pipeline, clean, size, options)
     record: dict[str, object] = {"pictures": [str(path)], "run": options.run}
@@ -166,12 +170,13 @@ def restored_into(folder: Path, path: Path, options: Restore, device: torch.devi
         save_image(folder / "spread.png", render.quantised(panels[-1]), "figure")
         record |= {"half_width_90_percent" if intervals else "standard_deviation": float(spread.mean()), "white": WHITE}
         if intervals:
-            print(
-                f"90 % of the pixels lie within +- {spread.mean():.3f} of the mean on average (spread.png: white is +- {WHITE:g})"
-            )
+            print(f"90 % of the pixels lie within +- {spread.mean():.3f} of the mean on average, if the picture is like those of")
+            print(f"{intervals.data} (spread.png: white is +- {WHITE:g})")
         else:
+            why = f"python -m cli.evaluate {options.run} --calibration measures it"
+            why = "it is measured with the sampler's own steps: leave out --steps" if options.steps else why
             print(f"the restored pictures differ by {spread.mean():.3f} on average (spread.png: white is {WHITE:g}); how wide")
-            print(f"intervals of 90 % are is not known: python -m cli.evaluate {options.run} --calibration measures it")
+            print(f"intervals of 90 % are is not known: {why}")
     pixels = [render.enlarged(render.to_pixels(panel), PANEL) for panel in panels]
     width = pixels[0].shape[1]
     scale = render.scale(("0", f"{WHITE:g}"), width)

@@ -73,9 +73,11 @@ def test_intervals_are_those_of_the_model_as_it_is() -> None:
     pipeline = exact_run("fluid", peclet=0.0)
     of = {"model": pipeline.fingerprint, "sampling_noise": None}
     ranks = [{"level": 2, "half_widths": [8.0, 4.0]}, {"level": 4, "half_widths": [6.0, 2.0]}]
-    pipeline.metrics = {"samples": of, "calibration": ranks}
+    pipeline.metrics = {"samples": of, "reference": {"data": "stripes"}, "calibration": ranks}
     found = Intervals.of(pipeline)
-    assert found is not None
+    assert found is not None and found.data == "stripes"
+    with pytest.raises(InputError, match="two or more restorations"):
+        found(torch.zeros(1, 1, 2, 2), 2)
     restored = torch.tensor([0.2, 0.4, 0.6, 0.4]).view(4, 1, 1, 1)
     for count, level, expected in (
         (3, 3, 3.0),
@@ -96,6 +98,10 @@ def test_intervals_are_those_of_the_model_as_it_is() -> None:
         {"samples": of, "calibration": [{"level": 2}]},
         {"samples": of, "calibration": [{"level": 2, "half_widths": []}]},
         {"samples": of, "calibration": 7},
+        {"samples": of, "reference": {"data": "x"}, "calibration": [{"level": 2, "half_widths": 5.0}]},
+        {"samples": of, "reference": {"data": "x"}, "calibration": [{"level": 2, "half_widths": [[3.0]]}]},
+        {"samples": of, "reference": {"data": "x"}, "calibration": [{"level": 2, "half_widths": [float("nan"), 2.0]}]},
+        {"samples": of, "reference": {"data": "x"}, "calibration": ranks[::-1]},
         {"samples": "folder", "calibration": ranks},
     ):
         pipeline.metrics = other

@@ -184,7 +184,7 @@ def test_the_range_is_that_of_most_pictures(extremes: list, expected: tuple[floa
     assert value_range(extremes, "set") == expected
 
 
-@pytest.mark.parametrize("extremes", [[(0, 3.7)], [(-2, 2)], [(0, 0.5), (0, 200)], [(-100, 100)], [(0, 1e6)]])
+@pytest.mark.parametrize("extremes", [[(0, 3.7)], [(-2, 2)], [(0, 0.5), (0, 200)], [(-100, 100)], [(0, 1e6)], [(-0.06, 1)]])
 def test_no_range_is_guessed(extremes: list) -> None:
     with fails("set: values from", "; expected 0 to 1, -1 to 1 or 0 to 255; rescale or clip them"):
         value_range(extremes, "set")

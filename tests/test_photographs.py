@@ -181,6 +181,7 @@ def test_what_does_not_go_is_said(model: Pipeline, tmp_path: Path, capsys: pytes
     for words, message in (
         (["--blur", "1", "--run", "digits"], "--blur and --noise are for photographs"),
         (["--level", "3"], "photographs have --blur and --noise"),
+        (["--samples", "7"], "--samples goes with --run"),
         (["--ensemble", "--run", "digits"], "--ensemble is for photographs"),
         (["--blur", "9"], "blur must be from 0 to 4"),
         (["--noise", "-1"], "noise must be from 0 to 0.25"),

@@ -280,7 +280,9 @@ def value_range(
     for black, white in RANGES:
         slack = overshoot * white
         dark = DARK * white if white > 1.0 else black  # the first two ranges are taken however dark the pictures are
-        if 2 * sum(black - slack <= low and dark <= high <= white + slack for low, high in told) > len(told) or not told:
+        fits = 2 * sum(black - slack <= low and dark <= high <= white + slack for low, high in told) > len(told)
+        # A little below 0 is noise about black, not grey.
+        if not told or (fits and (black == 0.0 or min(low for low, _ in told) <= 0.5 * black)):
             return black, white
     low, high = min(low for low, _ in told), max(high for _, high in told)
     ends = [next((f" ({one})" for one, pair in zip(names, extremes, strict=False) if end in pair), "") for end in (low, high)]

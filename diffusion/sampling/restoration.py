@@ -122,10 +122,19 @@ class LevelEstimator:
                 means.append(features.mean(dim=0))
                 covariances.append(torch.cov(features.T) + 1e-3 * torch.eye(features.shape[1], dtype=features.dtype))
         self._means, self._covariances = torch.stack(means), torch.stack(covariances)
-        self.images, self._shape = images, (clean.shape[2], clean.shape[3])
+        self.images, self._channels, self._shape = images, clean.shape[1], (clean.shape[2], clean.shape[3])
 
     def __call__(self, picture: torch.Tensor) -> LevelEstimate:
-        """The level of a picture, float32 [C, H, W] with the shorter side of the run's images; the longer one may differ."""
+        """The level of a picture, float32 [C, H, W] with the shorter side of the run's images; the longer one may differ.
+
+        Raises:
+            InputError: if it has other channels, or values outside [0, 1].
+        """
+        if picture.ndim != 3 or len(picture) != self._channels or not bool(((picture >= 0.0) & (picture <= 1.0)).all()):
+            raise InputError(
+                f"the picture must have {self._channels} channels and values from 0 to 1, got {list(picture.shape)}, "
+                f"{float(picture.min()):g} to {float(picture.max()):g}"
+            )
         difference, n = _features(picture[None], self.stored) - self._means, self.images
         both = difference[0].isfinite()  # what pictures of both sizes have
         factor = torch.linalg.cholesky(self._covariances[:, both][:, :, both])
@@ -239,10 +248,12 @@ class Intervals:
     Attributes:
         level: levels that were restored from, int64 [L], rising from 0.
         widths: their half widths in units of :func:`deviation`, of 2, 3, ... restorations, float64 [L, M - 1].
+        data: name of the pictures that they were measured with.
     """
 
     level: np.ndarray
     widths: np.ndarray
+    data: str = ""
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Intervals | None:
@@ -259,16 +270,32 @@ class Intervals:
             measured = np.array([ranks["half_widths"] for ranks in report["calibration"]], dtype=np.float64)
             drawn = report.get("earlier", {}).get("calibration", report["samples"])
             # Not with another amount of the sampler's noise.
-            if not measured.size or drawn["sampling_noise"] is not None or report["samples"]["model"] != pipeline.fingerprint:
+            if drawn["sampling_noise"] is not None or report["samples"]["model"] != pipeline.fingerprint:
                 return None
+            data = str(report["reference"]["data"])
         except (KeyError, TypeError, AttributeError, ValueError):  # without it, or of something else
+            return None
+        if (
+            measured.ndim != 2
+            or not measured.size
+            or not (np.isfinite(measured) & (measured > 0.0)).all()
+            or (np.diff(level) <= 0).any()
+        ):
             return None
         # At level 0 those of a value beyond M others, all from one Gaussian.
         gaussian = GAUSSIAN * np.sqrt(1.0 + 1.0 / np.arange(2, 2 + measured.shape[1]))
-        return cls(level, np.vstack([gaussian, measured]))
+        return cls(level, np.vstack([gaussian, measured]), data)
 
     def __call__(self, restored: torch.Tensor, level: int) -> torch.Tensor:
-        """Half widths for two or more restorations [M, C, H, W] from a level, [C, H, W]; between measured levels interpolated."""
+        """Half widths for two or more restorations [M, C, H, W] from a level, [C, H, W]; between measured levels interpolated.
+
+        They are of a sampler with its own number of steps.
+
+        Raises:
+            InputError: if there are fewer.
+        """
+        if restored.ndim != 4 or len(restored) < 2:
+            raise InputError(f"intervals need two or more restorations [M, C, H, W], got {list(restored.shape)}")
         widths = self.widths[:, min(len(restored) - 2, self.widths.shape[1] - 1)]
         return float(np.interp(level, self.level, widths)) * deviation(restored)
 
@@ -293,6 +320,8 @@ def half_widths(x: torch.Tensor, restored: torch.Tensor) -> tuple[float, ...]:
 def _check(pipeline: Pipeline, picture: torch.Tensor) -> None:
     if tuple(picture.shape) != pipeline.config.shape:
         raise InputError(f"the picture must have shape {list(pipeline.config.shape)}, got {list(picture.shape)}")
+    if not bool(picture.isfinite().all()):
+        raise InputError("the picture has values that are NaN or infinite; repair it")
 
 
 def _features(z: torch.Tensor, stored: bool) -> torch.Tensor:
