@@ -76,7 +76,11 @@ def test_earlier_results_of_the_same_model_stay(runs: Path, tmp_path: Path, caps
     assert later["earlier"] == {"likelihood": {"seed": 0, "steps": None, "sampling_noise": None}}
     weights = load_tensors(run / "ema.safetensors")
     save_tensors(run / "ema.safetensors", {name: 0.9 * tensor for name, tensor in weights.items()})
-    assert "likelihood" not in call()[0]
+    found, out = call()
+    assert (
+        "likelihood" not in found
+        and "not kept of an earlier evaluation, with another model, pictures or features: likelihood" in out
+    )
     write_json(run / "metrics.json", later)
     other, out = call("--split", "odd")
     assert "likelihood" not in other and other["learned"] == "none" and "memorisation" in other and "was trained on" not in out
