@@ -53,8 +53,7 @@ class Restore:
     degrade: int | None = None
     """With a run: degrade the picture first, to this level of its process: what is restored then, and what is invented?"""
     samples: int = 4
-    """With a run: number of restored pictures; how they differ shows what is not known; how far to trust
-    it is known where ``cli.evaluate --calibration`` has measured the run, as of the bundled ones."""
+    """With a run: number of restored pictures; how they differ shows what is not known."""
     best: bool = False
     """With a run: take the restored picture that explains the degraded one best, instead of the mean of all."""
     seed: int = 0
@@ -69,8 +68,7 @@ class Restore:
     """Of several frames: lambda / D of the lens in pixels, which is wavelength times f-number over the pitch of the pixels. By
     default 1.5, as of many long lenses; it matters most where the air is weak."""
     ensemble: bool = False
-    """Of photographs: average what the model makes of the eight orientations of the picture: 0.1 to 0.2 dB better, in eight times
-    the time."""
+    """Of photographs: the mean over eight orientations of a picture: 0.1 to 0.2 dB better, in eight times the time."""
     out: Path | None = None
     """Folder for the results; outputs/<name of the picture>-restored by default."""
     device: str = "auto"

@@ -221,6 +221,7 @@ class Turns:
                 work.tell()
         finally:
             self._task = None
+            asyncio.get_running_loop().call_later(1.1 * TIDY, self._thread.submit, self.give_back)  # what the last turns left
 
     def _next(self) -> Work | None:
         """The first of the circle that is ready; it goes to the end of the circle."""
