@@ -37,6 +37,8 @@ BANDS, MOST = 8, 200
 # What the run knows is at most so many standard deviations from what it draws; the shorter side of thumbnails; and what is added to
 # the standard deviation of their pixels, which may never change.
 UNLIKE, THUMBNAIL, LEAST = 4.0, 8, 0.02
+# Beyond [0, 1], a value that noise does not reach.
+FAR = 1e3
 # Times that the pixels which were cut are drawn anew, given what the network makes of the others.
 ROUNDS = 3
 # Share of the pixels in an interval, half its width for a Gaussian in standard deviations, and the smallest spread that counts,
@@ -128,13 +130,12 @@ class LevelEstimator:
         """The level of a picture, float32 [C, H, W] with the shorter side of the run's images; the longer one may differ.
 
         Raises:
-            InputError: if it has other channels, or values outside [0, 1].
+            InputError: if it has other channels, or values far outside [0, 1].
         """
-        if picture.ndim != 3 or len(picture) != self._channels or not bool(((picture >= 0.0) & (picture <= 1.0)).all()):
-            raise InputError(
-                f"the picture must have {self._channels} channels and values from 0 to 1, got {list(picture.shape)}, "
-                f"{float(picture.min()):g} to {float(picture.max()):g}"
-            )
+        low, high = (-0.5, 1.5) if self.stored else (-FAR, 1.0 + FAR)  # as resizing leaves them
+        if picture.ndim != 3 or len(picture) != self._channels or not bool(((picture >= low) & (picture <= high)).all()):
+            shown = f"{list(picture.shape)}, {float(picture.min()):g} to {float(picture.max()):g}"
+            raise InputError(f"the picture must have {self._channels} channels and values from {low:g} to {high:g}, got {shown}")
         difference, n = _features(picture[None], self.stored) - self._means, self.images
         both = difference[0].isfinite()  # what pictures of both sizes have
         factor = torch.linalg.cholesky(self._covariances[:, both][:, :, both])
