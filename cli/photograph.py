@@ -155,7 +155,7 @@ def restored_photograph(
         raise InputError("--blur and --noise are of one photograph; blur and noise of several frames follow from how they differ")
     if not frames and sampling is not None:
         raise InputError("--sampling goes with several frames; one photograph has --blur and --noise")
-    sampling = burst.SAMPLING if sampling is None else sampling
+    sampling, guessed = burst.SAMPLING if sampling is None else sampling, False
     pipeline, known = Pipeline.from_pretrained(model, device=device), tiles.DegradationEstimator.load(model)
     if frames:
         first, *others = islice(frames, 2)
@@ -176,11 +176,9 @@ def restored_photograph(
         (sigma, sigma_spread), (noise, noise_spread) = known(read.pixels).given(blur, noise).moments()
         found, half = tiles.tiles(pipeline, read.pixels, sigma, noise, ensemble=ensemble), tiles.NINETY * known.factor(noise)
         print(f"blur {sigma:.2f} +- {sigma_spread:.2f} px, noise {noise:.3f} +- {noise_spread:.3f} of the range")
-        if noise < LITTLE and blur is None:
-            print(
-                "a soft picture and a blurred one look alike with so little noise: this is a guess, and what follows from it may be"
-            )
-            print("wrong; if you know blur or noise, say --blur and --noise")
+        if guessed := noise < LITTLE and blur is None:
+            print("with so little noise a blurred picture looks like a soft one: this is a guess; if you know blur or noise, say")
+            print("--blur and --noise")
         record |= {"sigma": [sigma, sigma_spread], "noise": [noise, noise_spread]}
     restored, spread = np.empty(read.pixels.shape, read.dtype), np.empty(read.pixels.shape[1:], np.uint8)
     inside = 0.0
@@ -191,7 +189,8 @@ def restored_photograph(
         inside += float(width.sum()) / spread.size
     made = [read.write(folder, "restored", restored), *made, "spread.png"]
     save_image(folder / "spread.png", spread[..., None], "figure")
-    print(f"90 % of the pixels lie within +- {inside:.3f} on average (spread.png: white is +- {WHITE:g})")
+    begin = "if it is right, " if guessed else ""
+    print(f"{begin}90 % of the pixels lie within +- {inside:.3f} on average (spread.png: white is +- {WHITE:g})")
     write_json(
         folder / RECORD,
         record | {"size": list(spread.shape), "ensemble": ensemble, "half_width_90_percent": inside, "white": WHITE},
