@@ -75,11 +75,11 @@ def earlier_results(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         there = read_json(out)
-        if subject(there) != subject(report):
-            if lost := [name for name in ON_REQUEST if name in there and name not in report]:
-                print(f"not kept of an earlier evaluation, with another model, pictures or features: {', '.join(lost)}")
-            return {}
         kept = [name for name in ON_REQUEST if name in there and name not in report]
+        if subject(there) != subject(report):
+            if kept:
+                print(f"not kept of an earlier evaluation, with another model, pictures or features: {', '.join(kept)}")
+            return {}
         how = {name: there["samples"][name] for name in SAMPLED}
         how_each = {name: there.get("earlier", {}).get(name, how) for name in kept}
     except (InputError, FileNotFoundError, KeyError, TypeError, AttributeError):  # none, another file, or samples of no run

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -103,16 +102,24 @@ class Frames:
     def of(cls, pictures: tuple[Path, ...]) -> Frames | None:
         """Those of several pictures, of a folder or of a film; None for a single picture."""
         place = pictures[0]
-        if len(pictures) == 1:
-            if not is_film(place):
-                return None
+        if len(pictures) > 1:
+            return cls.of_files(pictures)
+        if place.is_dir():
+            files, remarks = pictures_in(place)
+            found = cls.of_files(files)
+        elif is_film(place):
             film = open_film(place)
-            for remark in film.remarks:
-                print(f"{place}: {remark}")
-            if not place.is_dir():
-                return cls(film.count, film.read, place)
-            pictures = tuple(pictures_in(place)[0])  # in their own colours
-        return cls(len(pictures), lambda: (read_image(path) for path in pictures), pictures[0])
+            found, remarks = cls(film.count, film.read, place), film.remarks
+        else:
+            return None
+        for remark in remarks:
+            print(f"{place}: {remark}")
+        return found
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path]) -> Frames:
+        """Those of pictures, in their own colours."""
+        return cls(len(files), lambda: (read_image(path) for path in files), files[0])
 
     def __len__(self) -> int:
         return self.count
@@ -158,8 +165,9 @@ def restored_photograph(
     sampling, guessed = burst.SAMPLING if sampling is None else sampling, False
     pipeline, known = Pipeline.from_pretrained(model, device=device), tiles.DegradationEstimator.load(model)
     if frames:
-        first, *others = islice(frames, 2)
-        if others and all(torch.equal(first, other) for other in frames):
+        others = iter(frames)
+        first = next(others)
+        if len(frames) > 1 and all(torch.equal(first, other) for other in others):
             raise InputError("the frames are all equal; air and noise are found by how frames differ: restore one of them alone")
         with tqdm(total=burst.ROUNDS, unit="round", desc=f"aligning {amount(len(frames), 'frame')}") as bar:
             aligned = burst.align(frames, callback=lambda *_: bar.update())
